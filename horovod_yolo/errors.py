@@ -1,0 +1,21 @@
+"""The one error class that is the user's to mend."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave us: command line, files, data.
+
+    Its text is one line that says what is wrong, where, and what to do. The command line prints
+    it without a traceback and exits with code 2.
+    """
+
+    def __init__(self, what: str, *, where: object = None, fix: str = "") -> None:
+        parts = [what if where is None else f"{where}: {what}"]
+        if fix:
+            parts.append(fix)
+        super().__init__(". ".join(part.strip().rstrip(".") for part in parts).replace("\n", " "))
+
+
+class NonFiniteError(RuntimeError):
+    """Training diverged: too many steps in a row had infinite or NaN gradients."""

@@ -1,0 +1,125 @@
+"""Data that passes between the parts, and the legend of shapes.
+
+Shape legend, used in names and docstrings everywhere:
+
+====  ===========================================================
+B     images in the batch (of this rank, unless it says global)
+N     boxes of the batch, all images together
+n     boxes of one image
+C     classes
+A     anchors per level (3)
+L     levels (3 for P3-P5, 4 for P3-P6)
+H, W  pixels of the network's input; ``H_l, W_l`` cells of level l
+====  ===========================================================
+
+Boxes are float32. Their format is part of the name: ``boxes_xyxy`` are corners in pixels,
+``boxes_xywh`` centre and size in pixels, ``boxes_xywhn`` the same as a share of the image's size,
+``boxes_ltwh`` COCO's left, top, width, height in pixels. Images are RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Image = NDArray[np.uint8]  # (H, W, 3) RGB
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+class SampleKey(NamedTuple):
+    """Names one training sample completely: with the seed, every pixel of it follows from this."""
+
+    epoch: int
+    index: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How an image was fitted into the network's input: ``x_input = x_original * gain + pad``."""
+
+    height: int  # of the original
+    width: int
+    gain_x: float
+    gain_y: float
+    pad_left: float
+    pad_top: float
+
+    def to_original(self, boxes_xyxy: Tensor) -> Tensor:
+        """Map (n, 4) boxes from input pixels to original pixels, clipped to the original image."""
+        if boxes_xyxy.numel() == 0:
+            return boxes_xyxy
+        pad = boxes_xyxy.new_tensor([self.pad_left, self.pad_top] * 2)
+        gain = boxes_xyxy.new_tensor([self.gain_x, self.gain_y] * 2)
+        limit = boxes_xyxy.new_tensor([self.width, self.height] * 2)
+        return ((boxes_xyxy - pad) / gain).clamp(min=0).minimum(limit)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """All ground-truth boxes of a batch, flat."""
+
+    image: Tensor  # (N,) int64, position of the box's image in the batch
+    classes: Tensor  # (N,) int64
+    boxes_xywhn: Tensor  # (N, 4) float32
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Targets:
+        """Copy to a device."""
+        return Targets(
+            *(t.to(device, non_blocking=non_blocking) for t in (self.image, self.classes, self.boxes_xywhn))
+        )
+
+    def pin_memory(self) -> Targets:
+        """Copy to page-locked memory (the DataLoader calls this)."""
+        return Targets(*(t.pin_memory() for t in (self.image, self.classes, self.boxes_xywhn)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's slice of one global batch. B may be 0: a rank without a share still takes part."""
+
+    images: Tensor  # (B, 3, H, W) uint8
+    targets: Targets
+    indices: Tensor  # (B,) int64, position in the index
+    letterboxes: Sequence[Letterbox]  # B of them; meaningful in validation only
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """Copy images and targets to a device."""
+        return Batch(
+            self.images.to(device, non_blocking=non_blocking),
+            self.targets.to(device, non_blocking),
+            self.indices,
+            self.letterboxes,
+        )
+
+    def pin_memory(self) -> Batch:
+        """Copy to page-locked memory (the DataLoader calls this)."""
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.letterboxes)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What the network found in one image, best score first."""
+
+    boxes_xyxy: Tensor  # (n, 4) float32
+    scores: Tensor  # (n,) float32
+    classes: Tensor  # (n,) int64
+
+    def __len__(self) -> int:
+        return int(self.scores.shape[0])
+
+
+# Raw output of an anchor-based head: one tensor (B, A, H_l, W_l, 5 + C) a level, finest level first.
+# Channels: tx, ty, tw, th, objectness logit, C class logits.
+Predictions = list[Tensor]
