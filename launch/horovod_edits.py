@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""The edits that make Horovod 0.28.1's sources build on today's stack, and three mends of its Gloo code.
+
+Run as ``horovod_edits.py SOURCE_DIR``. Standard library only: it runs before anything is installed.
+Every edit must match exactly once; nothing is written unless all of them do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Edit(NamedTuple):
+    """Replace ``old`` by ``new``, once, in ``file`` (relative to the source folder)."""
+
+    file: str
+    old: str
+    new: str
+    why: str
+
+
+class EditError(ValueError):
+    """An edit did not match exactly once: these are not the sources it was written for."""
+
+
+EDITS = (
+    Edit(
+        "CMakeLists.txt",
+        "set(CMAKE_CXX_STANDARD 14)",
+        "set(CMAKE_CXX_STANDARD 17)",
+        "torch >= 2.1 needs C++17; one standard everywhere, or gloo is compiled twice and the link fails",
+    ),
+    Edit(
+        "CMakeLists.txt",
+        "set(CMAKE_CXX_EXTENSIONS OFF)\n",
+        "set(CMAKE_CXX_EXTENSIONS OFF)\n"
+        "set(CMAKE_BUILD_WITH_INSTALL_RPATH TRUE)\n"
+        'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../../.." "$ORIGIN/../../torch/lib")\n'
+        "set(CMAKE_INSTALL_RPATH_USE_LINK_PATH TRUE)\n",
+        "a cached wheel must find MPI and torch of the environment it is installed in, not of the one it was built in",
+    ),
+    Edit(
+        "horovod/torch/CMakeLists.txt",
+        "set(CMAKE_CXX_STANDARD 14)",
+        "set(CMAKE_CXX_STANDARD 17)",
+        "torch >= 2.1 needs C++17",
+    ),
+    Edit(
+        "horovod/common/common.h",
+        "#include <memory>\n#include <string>\n",
+        "#include <memory>\n#include <stdexcept>\n#include <string>\n",
+        "GCC >= 13 no longer includes it by the way",
+    ),
+    Edit(
+        "horovod/common/group_table.h",
+        "#include <queue>\n",
+        "#include <queue>\n#include <string>\n",
+        "GCC >= 13 no longer includes it by the way",
+    ),
+    Edit(
+        "horovod/torch/cuda_util.cc",
+        'dlopen("libcuda.so", RTLD_LAZY)',
+        'dlopen("libcuda.so.1", RTLD_LAZY)',
+        "the driver installs libcuda.so.1; the bare name comes with a toolkit only",
+    ),
+    Edit(
+        "horovod/runner/js_run.py",
+        "from distutils.spawn import find_executable\n",
+        "from shutil import which as find_executable\n",
+        "Python 3.12 has no distutils, and horovodrun imports this module",
+    ),
+    Edit(
+        "horovod/torch/CMakeLists.txt",
+        "from distutils.sysconfig import get_python_inc; print(get_python_inc())",
+        "import sysconfig; print(sysconfig.get_path('include'))",
+        "Python 3.12 has no distutils",
+    ),
+    Edit(
+        "third_party/gloo/CMakeLists.txt",
+        "cmake_minimum_required(VERSION 2.8.12 FATAL_ERROR)",
+        "cmake_minimum_required(VERSION 3.13 FATAL_ERROR)",
+        "CMake >= 4 refuses projects written for less than 3.5",
+    ),
+    Edit(
+        "cmake/Modules/FindNCCL.cmake",
+        'set(NCCL_LIBNAME "nccl")',
+        "set(NCCL_LIBNAME nccl libnccl.so.2)",
+        "the pip wheel of NCCL has libnccl.so.2 and no libnccl.so",
+    ),
+    Edit(
+        "horovod/common/gloo/gloo_context.cc",
+        "  assert(global_context.IsEnabled());\n",
+        "  assert(global_context.IsEnabled());\n  Enable();\n",
+        "without it Finalize() returns early, a survivor's sockets stay open and the others wait for a time-out",
+    ),
+    Edit(
+        "horovod/common/gloo/gloo_context.cc",
+        "  device_attr.iface = gloo_iface_;\n"
+        "  device_attr.ai_family = AF_UNSPEC;\n"
+        "  auto dev = CreateDevice(device_attr);\n"
+        "\n"
+        "  global_ctx = global_context.ctx;\n",
+        "  gloo_iface_ = global_context.gloo_iface_;\n"
+        "  device_attr.iface = gloo_iface_;\n"
+        "  device_attr.ai_family = AF_UNSPEC;\n"
+        "  auto dev = CreateDevice(device_attr);\n"
+        "\n"
+        "  global_ctx = global_context.ctx;\n",
+        "a process set bound to the host name's address, whatever --network-interfaces said",
+    ),
+    Edit(
+        "horovod/common/gloo/gloo_controller.cc",
+        "global_ranks_.reserve(size_);",
+        "global_ranks_.resize(size_);",
+        "the vector stayed empty, so the stall check could not name a rank and never ended a job",
+    ),
+)
+
+
+def edited_texts(root: Path, edits: Sequence[Edit]) -> dict[Path, str]:
+    """The new text of every file that the edits touch; nothing is written.
+
+    Raises:
+        EditError: a file is missing, or holds an edit's old text not exactly once.
+    """
+    texts: dict[Path, str] = {}
+    for edit in edits:
+        path = root / edit.file
+        if path not in texts:
+            if not path.is_file():
+                raise EditError(f"{edit.file}: no such file in {root}; it should hold {edit.old!r}")
+            texts[path] = path.read_text(encoding="utf-8")
+        found = texts[path].count(edit.old)
+        if found != 1:
+            raise EditError(f"{edit.file}: {found} matches instead of 1 for {edit.old!r}")
+        texts[path] = texts[path].replace(edit.old, edit.new)
+    return texts
+
+
+def apply_edits(root: Path, edits: Sequence[Edit] = EDITS) -> None:
+    """Edit the sources under ``root`` in place, all of them or none.
+
+    Raises:
+        EditError: as in :func:`edited_texts`.
+    """
+    for path, text in edited_texts(root, edits).items():
+        path.write_text(text, encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line: one argument, the folder of the unpacked sources."""
+    if len(argv) != 1:
+        print("usage: horovod_edits.py SOURCE_DIR", file=sys.stderr)
+        return 2
+    try:
+        apply_edits(Path(argv[0]))
+    except EditError as error:
+        print(f"horovod_edits: {error}. Nothing was changed", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
