@@ -1,0 +1,137 @@
+"""The building blocks of the networks.
+
+Parameter names inside a block (``conv``, ``bn``, ``cv1`` ...) and their order are those of published YOLOv5
+checkpoints, which is what lets an importer pair the two one to one. Every block accepts B = 0 (in training
+only if its batch norm does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The published checkpoints were trained with these; other values would change what their statistics mean.
+BATCH_NORM_EPS = 1e-3
+BATCH_NORM_MOMENTUM = 0.03
+
+
+class Part(nn.Module):
+    """A part of a network whose children are layers of the published layer table.
+
+    ``published`` gives each child's row in that table; children are made in the order of the rows.
+    """
+
+    published: ClassVar[Mapping[str, int]]
+
+
+class Neck(Part):
+    """Joins the backbone's maps across scales; ``channels`` are those of its outputs, finest level first."""
+
+    channels: tuple[int, ...]
+
+
+class Conv(nn.Module):
+    """Convolution, batch norm, SiLU: (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, padding: int | None = None
+    ) -> None:
+        super().__init__()
+        pad = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, pad, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        return F.silu(self.bn(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1 then 3x3 convolution, added to the input where ``shortcut`` is set and the widths agree."""
+
+    def __init__(self, c_in: int, c_out: int, shortcut: bool = True, expansion: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c_out * expansion)
+        self.cv1 = Conv(c_in, hidden, 1)
+        self.cv2 = Conv(hidden, c_out, 3)
+        self.add = shortcut and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) -> (B, c_out, H, W)."""
+        y: Tensor = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+class C3(nn.Module):
+    """Cross stage partial block: bottlenecks on one half of the channels, the other half passes by.
+
+    Wang et al., "CSPNet: a new backbone that can enhance learning capability of CNN", 2020, in the form
+    with three convolutions.
+    """
+
+    def __init__(self, c_in: int, c_out: int, repeats: int = 1, shortcut: bool = True) -> None:
+        super().__init__()
+        hidden = c_out // 2
+        self.cv1 = Conv(c_in, hidden, 1)
+        self.cv2 = Conv(c_in, hidden, 1)
+        self.cv3 = Conv(2 * hidden, c_out, 1)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, 1.0) for _ in range(repeats)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) -> (B, c_out, H, W)."""
+        y: Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))
+        return y
+
+
+class SPP(nn.Module):
+    """Spatial pyramid pooling: the map beside its maxima over windows of several sizes.
+
+    He et al., "Spatial pyramid pooling in deep convolutional networks for visual recognition", 2014.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernels: Sequence[int] = (5, 9, 13)) -> None:
+        super().__init__()
+        hidden = c_in // 2
+        self.cv1 = Conv(c_in, hidden, 1)
+        self.cv2 = Conv(hidden * (len(kernels) + 1), c_out, 1)
+        self.kernels = tuple(kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) -> (B, c_out, H, W)."""
+        x = self.cv1(x)
+        pooled = [F.max_pool2d(x, k, stride=1, padding=k // 2) for k in self.kernels]
+        y: Tensor = self.cv2(torch.cat([x, *pooled], dim=1))
+        return y
+
+
+class SPPF(nn.Module):
+    """SPP with windows k, 2k - 1 and 3k - 2, by three small poolings in a row: same result, less work."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 5) -> None:
+        super().__init__()
+        hidden = c_in // 2
+        self.cv1 = Conv(c_in, hidden, 1)
+        self.cv2 = Conv(hidden * 4, c_out, 1)
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) -> (B, c_out, H, W)."""
+        pyramid = [self.cv1(x)]
+        for _ in range(3):
+            pyramid.append(F.max_pool2d(pyramid[-1], self.kernel, stride=1, padding=self.kernel // 2))
+        y: Tensor = self.cv2(torch.cat(pyramid, dim=1))
+        return y
+
+
+def upsample(x: Tensor) -> Tensor:
+    """(B, c, H, W) -> (B, c, 2H, 2W), nearest neighbour."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def concat(*maps: Tensor) -> Tensor:
+    """Maps of one size side by side: (B, c_i, H, W) each -> (B, sum of c_i, H, W)."""
+    return torch.cat(maps, dim=1)
