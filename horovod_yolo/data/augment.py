@@ -1,0 +1,327 @@
+"""From one image of the data set to one training or validation sample.
+
+Every random number of a sample comes from one generator keyed by (seed, epoch, index), so a sample
+is the same whichever worker or rank makes it, and after a resume. What happens, in order: mosaic (or
+letterbox), random perspective, mixup, the albumentations set, HSV, flips. The set of augmentations
+and their defaults are those of YOLOv5's ``hyp.scratch-low``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox, resize_to_fit
+from horovod_yolo.data.sampler import Stream, keyed_generator
+from horovod_yolo.types import Floats, Image, Ints, Letterbox, SampleKey
+
+if TYPE_CHECKING:
+    from horovod_yolo.data.index import Index
+
+Load = Callable[[int], Image]
+Matrix = NDArray[np.float64]  # (3, 3) homogeneous
+
+MIN_SIDE = 2.0  # pixels; a box narrower or lower than this after the warp is dropped
+MIN_AREA_SHARE = 0.1  # of the box's area before the warp (scaled alike) that must remain in view
+MAX_ASPECT = 100.0
+ALBUMENTATIONS_PROBABILITY = 0.01  # of each of the four
+
+
+@dataclass(frozen=True)
+class AugmentParams:
+    """Strength of each augmentation; the names are YOLOv5's hyperparameters."""
+
+    hsv_h: float = 0.015  # largest relative change of hue
+    hsv_s: float = 0.7
+    hsv_v: float = 0.4
+    degrees: float = 0.0  # largest rotation, either way
+    translate: float = 0.1  # largest shift as a share of the input
+    scale: float = 0.5  # zoom within 1 - scale .. 1 + scale
+    shear: float = 0.0  # degrees
+    perspective: float = 0.0  # 1 / pixel, 0 to 0.001
+    flipud: float = 0.0  # probability
+    fliplr: float = 0.5
+    mosaic: float = 1.0
+    mixup: float = 0.0
+    albumentations: bool = True
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as the network will see it, with its boxes."""
+
+    image: Image  # (height, width, 3) exactly as the key asks
+    classes: Ints  # (n,)
+    boxes_xyxy: Floats  # (n, 4) input pixels
+    letterbox: Letterbox  # of validation samples; the identity for training samples
+    index: int
+
+
+class _Scene(NamedTuple):
+    """An image with its boxes, in the image's own pixels."""
+
+    image: Image  # (H, W, 3)
+    classes: Ints  # (n,)
+    boxes_xyxy: Floats  # (n, 4)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """`augment` with everything but the key bound, for the loader. Picklable if ``load`` is."""
+
+    index: Index
+    load: Load
+    params: AugmentParams
+    seed: int
+
+    def __call__(self, key: SampleKey) -> Sample:
+        """Make the training sample that the key names."""
+        return augment(key, self.index, self.load, self.params, self.seed)
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """`evaluation_sample` with everything but the key bound, for the loader."""
+
+    index: Index
+    load: Load
+    longest_side: int | None = None
+
+    def __call__(self, key: SampleKey) -> Sample:
+        """Make the validation sample that the key names."""
+        return evaluation_sample(key, self.index, self.load, self.longest_side)
+
+
+def evaluation_sample(key: SampleKey, index: Index, load: Load, longest_side: int | None = None) -> Sample:
+    """Letterbox one image: nothing random, all its boxes (crowds too), none clipped or dropped.
+
+    Args:
+        key: names the image and the input's size; the epoch is ignored.
+        index: the data set.
+        load: gives the (H, W, 3) image of a position in the index, at its size or scaled.
+        longest_side: see `letterbox`; by default the image fills the input.
+    """
+    record, image = index.records[key.index], load(key.index)
+    canvas, fit = letterbox(
+        image,
+        key.height,
+        key.width,
+        original=(record.height, record.width),
+        longest_side=longest_side,
+        antialias=True,
+    )
+    return Sample(canvas, record.classes, boxes_to_input(record.boxes_xyxy, fit), fit, key.index)
+
+
+def augment(key: SampleKey, index: Index, load: Load, params: AugmentParams, seed: int) -> Sample:
+    """Make one training sample: a pure function of its arguments and the images on disk.
+
+    Args:
+        key: epoch, position in the index, and (height, width) of the input in pixels.
+        index: the data set; partners of mosaic and mixup come from all of it.
+        load: gives the (H, W, 3) image of a position in the index, at its size or scaled.
+        params: strengths and probabilities.
+        seed: of the run.
+
+    Returns:
+        A sample without crowd boxes, its boxes inside the input.
+    """
+    rng = keyed_generator(seed, Stream.SAMPLE, key.epoch, key.index)
+    if rng.random() < params.mosaic:
+        scene = _warped_mosaic(rng, key, index, load, params)
+        if rng.random() < params.mixup:
+            partner = key._replace(index=int(rng.integers(len(index.records))))
+            scene = _mixup(rng, scene, _warped_mosaic(rng, partner, index, load, params))
+    else:
+        scene = _warp(rng, _letterboxed(key, index, load), key.height, key.width, params)
+    image = _albumentations(rng, scene.image) if params.albumentations else scene.image
+    image = _hsv(rng, image, params)
+    scene = _flip(rng, scene._replace(image=image), params)
+    identity = Letterbox(key.height, key.width, 1.0, 1.0, 0.0, 0.0)
+    return Sample(np.ascontiguousarray(scene.image), scene.classes, scene.boxes_xyxy, identity, key.index)
+
+
+def _ground_truth(index: Index, position: int) -> tuple[Ints, Floats]:
+    """Classes and boxes to train on: a crowd's box surrounds no single object."""
+    record = index.records[position]
+    single = ~record.crowd
+    return record.classes[single], record.boxes_xyxy[single]
+
+
+def _letterboxed(key: SampleKey, index: Index, load: Load) -> _Scene:
+    record = index.records[key.index]
+    classes, boxes_xyxy = _ground_truth(index, key.index)
+    image, fit = letterbox(load(key.index), key.height, key.width, original=(record.height, record.width))
+    return _Scene(image, classes, boxes_to_input(boxes_xyxy, fit))
+
+
+def _warped_mosaic(
+    rng: np.random.Generator, key: SampleKey, index: Index, load: Load, params: AugmentParams
+) -> _Scene:
+    return _warp(rng, _mosaic(rng, key, index, load), key.height, key.width, params)
+
+
+def _mosaic(rng: np.random.Generator, key: SampleKey, index: Index, load: Load) -> _Scene:
+    """Put four images around a random point of a canvas twice the input's size.
+
+    Introduced as "Mosaic" by Bochkovskiy et al., "YOLOv4", 2020, section 3.4.
+    """
+    height, width = key.height, key.width
+    centre_x, centre_y = (int(v) for v in rng.uniform((width / 2, height / 2), (1.5 * width, 1.5 * height)))
+    positions = rng.permutation([key.index, *rng.integers(len(index.records), size=3)])
+    canvas = np.full((2 * height, 2 * width, 3), GREY, np.uint8)
+    classes, boxes = [], []
+    for corner, position in enumerate(positions.tolist()):
+        tile = resize_to_fit(load(position), height, width)
+        rows, columns = tile.shape[:2]
+        left = centre_x - (0 if corner % 2 else columns)
+        top = centre_y - (0 if corner // 2 else rows)
+        x1, x2 = max(left, 0), min(left + columns, 2 * width)
+        y1, y2 = max(top, 0), min(top + rows, 2 * height)
+        canvas[y1:y2, x1:x2] = tile[y1 - top : y2 - top, x1 - left : x2 - left]
+        record = index.records[position]
+        fit = Letterbox(record.height, record.width, columns / record.width, rows / record.height, left, top)
+        tile_classes, tile_boxes_xyxy = _ground_truth(index, position)
+        classes.append(tile_classes)
+        boxes.append(boxes_to_input(tile_boxes_xyxy, fit))
+    boxes_xyxy = _clip(np.concatenate(boxes), 2 * height, 2 * width)
+    return _Scene(canvas, np.concatenate(classes), boxes_xyxy)
+
+
+def _clip(boxes_xyxy: Floats, height: int, width: int) -> Floats:
+    return np.asarray(np.clip(boxes_xyxy, 0, _row(width, height, width, height)), np.float32)
+
+
+def _shift(x: float, y: float) -> Matrix:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def _random_homography(
+    rng: np.random.Generator, canvas: tuple[int, int], height: int, width: int, params: AugmentParams
+) -> tuple[Matrix, float]:
+    """Draw the map from a (rows, columns) canvas to the input, and its zoom.
+
+    The canvas is centred, bent, rotated and zoomed, sheared, and then set down near the middle of
+    the input. Coordinates are continuous: pixel i covers i to i + 1.
+    """
+    bend_x, bend_y = rng.uniform(-params.perspective, params.perspective, 2)
+    angle = rng.uniform(-params.degrees, params.degrees)
+    zoom = float(rng.uniform(1 - params.scale, 1 + params.scale))
+    shear_x, shear_y = np.tan(np.radians(rng.uniform(-params.shear, params.shear, 2)))
+    to_x, to_y = rng.uniform(0.5 - params.translate, 0.5 + params.translate, 2) * (width, height)
+    bend = np.array([[1, 0, 0], [0, 1, 0], [bend_x, bend_y, 1]])
+    turn = np.vstack((cv2.getRotationMatrix2D((0, 0), angle, zoom), (0, 0, 1)))
+    slant = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
+    centre = _shift(-canvas[1] / 2, -canvas[0] / 2)
+    return _shift(to_x, to_y) @ slant @ turn @ bend @ centre, zoom
+
+
+def _warp(rng: np.random.Generator, scene: _Scene, height: int, width: int, params: AugmentParams) -> _Scene:
+    """Random rotation, zoom, shear, shift and perspective, cut to height x width."""
+    rows, columns = scene.image.shape[:2]
+    homography, zoom = _random_homography(rng, (rows, columns), height, width, params)
+    # OpenCV puts coordinate i on the middle of pixel i, boxes put it on the pixel's edge.
+    pixels = _shift(-0.5, -0.5) @ homography @ _shift(0.5, 0.5)
+    border = (GREY, GREY, GREY)
+    if params.perspective:
+        image = cv2.warpPerspective(
+            scene.image, pixels, (width, height), flags=cv2.INTER_LINEAR, borderValue=border
+        )
+    else:
+        image = cv2.warpAffine(
+            scene.image, pixels[:2], (width, height), flags=cv2.INTER_LINEAR, borderValue=border
+        )
+    boxes_xyxy = _clip(_warp_boxes(scene.boxes_xyxy, homography), height, width)
+    keep = _still_visible(scene.boxes_xyxy * np.float32(zoom), boxes_xyxy)
+    return _Scene(np.asarray(image, np.uint8), scene.classes[keep], boxes_xyxy[keep])
+
+
+def _warp_boxes(boxes_xyxy: Floats, homography: Matrix) -> Floats:
+    """The upright boxes around the mapped corners of (n, 4) boxes.
+
+    What a strong perspective puts behind the viewer goes far out in its own direction instead of
+    coming back mirrored.
+    """
+    corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2).astype(np.float64)
+    mapped = np.column_stack((corners, np.ones(len(corners)))) @ homography.T
+    points: NDArray[np.float64] = (mapped[:, :2] / mapped[:, 2:].clip(1e-3)).reshape(-1, 4, 2)
+    return np.concatenate((points.min(1), points.max(1)), axis=1).astype(np.float32)
+
+
+def _still_visible(before_xyxy: Floats, after_xyxy: Floats) -> NDArray[np.bool_]:
+    """Which boxes are worth keeping after the warp, (n,): large enough, not mostly cut off, no slivers."""
+    before = before_xyxy[:, 2:] - before_xyxy[:, :2]
+    after = after_xyxy[:, 2:] - after_xyxy[:, :2]
+    large = (after > MIN_SIDE).all(1)
+    whole = after.prod(1) > MIN_AREA_SHARE * before.prod(1)
+    compact = after.max(1) < MAX_ASPECT * after.min(1)
+    return np.asarray(large & whole & compact)
+
+
+def _mixup(rng: np.random.Generator, first: _Scene, second: _Scene) -> _Scene:
+    """Blend two scenes of one size and keep the boxes of both.
+
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; the ratio is Beta(32, 32), near 1/2.
+    """
+    ratio = rng.beta(32.0, 32.0)
+    image = cv2.addWeighted(first.image, ratio, second.image, 1 - ratio, 0)
+    classes = np.concatenate((first.classes, second.classes))
+    return _Scene(np.asarray(image, np.uint8), classes, np.concatenate((first.boxes_xyxy, second.boxes_xyxy)))
+
+
+def _albumentations(rng: np.random.Generator, image: Image) -> Image:
+    """Blur, median blur, grey and CLAHE, each one time in a hundred.
+
+    Which of them apply is drawn here, so that the slow import and the call happen only then. The
+    library gets a seed of its own and touches no global random state.
+    """
+    chosen = rng.random(4) < ALBUMENTATIONS_PROBABILITY
+    seed = int(rng.integers(2**32))
+    if not chosen.any():
+        return image
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks PyPI for a newer version
+    import albumentations
+
+    transforms = (albumentations.Blur, albumentations.MedianBlur, albumentations.ToGray, albumentations.CLAHE)
+    pipeline = albumentations.Compose(
+        [make(p=1.0) for make, wanted in zip(transforms, chosen, strict=True) if wanted], seed=seed
+    )
+    return np.asarray(pipeline(image=image)["image"], np.uint8)
+
+
+def _hsv(rng: np.random.Generator, image: Image, params: AugmentParams) -> Image:
+    """Turn the hue and stretch saturation and value by random factors, through 8-bit tables."""
+    strength = np.array((params.hsv_h, params.hsv_s, params.hsv_v))
+    hue, saturation, value = 1 + rng.uniform(-1, 1, 3) * strength
+    if not strength.any():
+        return image
+    levels = np.arange(256)
+    tables = np.empty((1, 256, 3), np.uint8)
+    tables[0, :, 0] = (levels * hue) % 180  # OpenCV's 8-bit hue counts in steps of two degrees
+    tables[0, :, 1] = (levels * saturation).clip(0, 255)
+    tables[0, :, 2] = (levels * value).clip(0, 255)
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+
+
+def _flip(rng: np.random.Generator, scene: _Scene, params: AugmentParams) -> _Scene:
+    image, classes, boxes_xyxy = scene
+    height, width = image.shape[:2]
+    upside_down, mirrored = rng.random(2) < (params.flipud, params.fliplr)
+    if upside_down:
+        image = image[::-1]
+        boxes_xyxy = _row(0, height, 0, height) + _row(1, -1, 1, -1) * boxes_xyxy[:, [0, 3, 2, 1]]
+    if mirrored:
+        image = image[:, ::-1]
+        boxes_xyxy = _row(width, 0, width, 0) + _row(-1, 1, -1, 1) * boxes_xyxy[:, [2, 1, 0, 3]]
+    return _Scene(image, classes, boxes_xyxy)
+
+
+def _row(*values: float) -> Floats:
+    return np.array(values, np.float32)

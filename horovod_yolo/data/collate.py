@@ -1,0 +1,48 @@
+"""From samples to the batch that goes to the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from horovod_yolo.boxes import xyxy_to_xywh
+from horovod_yolo.data.augment import Sample
+from horovod_yolo.types import Batch, Targets
+
+
+def collate(samples: Sequence[Sample], height: int, width: int) -> Batch:
+    """Stack samples of one input size, in order.
+
+    Args:
+        samples: B of them; none at all gives a batch of images (0, 3, height, width).
+        height: of the input, pixels.
+        width: of the input, pixels.
+
+    Raises:
+        ValueError: an image of another size.
+    """
+    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
+    for row, sample in zip(images.numpy(), samples, strict=True):
+        if sample.image.shape != (height, width, 3):
+            raise ValueError(f"sample {sample.index} is {sample.image.shape}, not {(height, width, 3)}")
+        row[:] = sample.image.transpose(2, 0, 1)
+    return Batch(
+        images,
+        _targets(samples, height, width),
+        torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        tuple(sample.letterbox for sample in samples),
+    )
+
+
+def _targets(samples: Sequence[Sample], height: int, width: int) -> Targets:
+    counts = [len(sample.classes) for sample in samples]
+    classes = np.concatenate([np.empty(0, np.int64), *(sample.classes for sample in samples)])
+    boxes_xyxy = np.concatenate([np.empty((0, 4), np.float32), *(sample.boxes_xyxy for sample in samples)])
+    boxes_xywhn = xyxy_to_xywh(boxes_xyxy) / np.array([width, height] * 2, np.float32)
+    return Targets(
+        torch.from_numpy(np.repeat(np.arange(len(samples), dtype=np.int64), counts)),
+        torch.from_numpy(classes.astype(np.int64, copy=False)),
+        torch.from_numpy(boxes_xywhn.astype(np.float32, copy=False)),
+    )

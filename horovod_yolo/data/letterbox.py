@@ -1,0 +1,68 @@
+"""Fit an image of any size into the network's input, and remember how."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from horovod_yolo.types import Floats, Image, Letterbox
+
+GREY = 114  # what fills the input around an image, in all three channels
+
+
+def resize_to_fit(image: Image, height: int, width: int, antialias: bool = False) -> Image:
+    """Scale an (H, W, 3) image, up or down, to the largest size of its shape inside height x width.
+
+    ``antialias`` averages over the area of each new pixel where the image shrinks: better, slower.
+    """
+    gain = min(height / image.shape[0], width / image.shape[1])
+    size = (
+        max(1, min(width, round(image.shape[1] * gain))),
+        max(1, min(height, round(image.shape[0] * gain))),
+    )
+    if size == (image.shape[1], image.shape[0]):
+        return image
+    interpolation = cv2.INTER_AREA if antialias and gain < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
+
+
+def letterbox(
+    image: Image,
+    height: int,
+    width: int,
+    *,
+    original: tuple[int, int] | None = None,
+    longest_side: int | None = None,
+    antialias: bool = False,
+) -> tuple[Image, Letterbox]:
+    """Centre an image on a grey input of exactly height x width, keeping its shape.
+
+    Args:
+        image: (H, W, 3).
+        height: of the input, pixels.
+        width: of the input, pixels.
+        original: (height, width) that the boxes refer to, where ``image`` is a scaled copy of it.
+        longest_side: the image's longest side gets no longer than this, so that ``height`` and
+            ``width`` may add a margin (YOLOv5 validates ``--rect`` with half a stride of it).
+        antialias: see `resize_to_fit`.
+
+    Returns:
+        The (height, width, 3) input and the mapping from original pixels to it. Rounding to whole
+        pixels is part of the mapping, so it is exact.
+    """
+    limit = max(height, width) if longest_side is None else longest_side
+    fitted = resize_to_fit(image, min(height, limit), min(width, limit), antialias)
+    rows, columns = fitted.shape[:2]
+    top, left = (height - rows) // 2, (width - columns) // 2
+    canvas = np.full((height, width, 3), GREY, np.uint8)
+    canvas[top : top + rows, left : left + columns] = fitted
+    original_height, original_width = original or (image.shape[0], image.shape[1])
+    gain_x, gain_y = columns / original_width, rows / original_height
+    return canvas, Letterbox(original_height, original_width, gain_x, gain_y, float(left), float(top))
+
+
+def boxes_to_input(boxes_xyxy: Floats, fit: Letterbox) -> Floats:
+    """Map (n, 4) boxes from original pixels to input pixels."""
+    gain = np.array([fit.gain_x, fit.gain_y] * 2, np.float32)
+    pad = np.array([fit.pad_left, fit.pad_top] * 2, np.float32)
+    return boxes_xyxy * gain + pad
