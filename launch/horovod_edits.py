@@ -40,7 +40,7 @@ EDITS = (
         "set(CMAKE_BUILD_WITH_INSTALL_RPATH TRUE)\n"
         'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../../.." "$ORIGIN/../../torch/lib")\n'
         "set(CMAKE_INSTALL_RPATH_USE_LINK_PATH TRUE)\n",
-        "a cached wheel must find MPI and torch of the environment it is installed in, not of the one it was built in",
+        "a cached wheel must find the MPI and torch of the environment it is installed in",
     ),
     Edit(
         "horovod/torch/CMakeLists.txt",
@@ -94,7 +94,7 @@ EDITS = (
         "horovod/common/gloo/gloo_context.cc",
         "  assert(global_context.IsEnabled());\n",
         "  assert(global_context.IsEnabled());\n  Enable();\n",
-        "without it Finalize() returns early, a survivor's sockets stay open and the others wait for a time-out",
+        "without it Finalize() returns early: a survivor's sockets stay open and others wait for a time-out",
     ),
     Edit(
         "horovod/common/gloo/gloo_context.cc",
