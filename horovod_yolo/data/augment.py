@@ -250,8 +250,9 @@ def _warp_boxes(boxes_xyxy: Floats, homography: Matrix) -> Floats:
     """
     corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2).astype(np.float64)
     mapped = np.column_stack((corners, np.ones(len(corners)))) @ homography.T
-    points: NDArray[np.float64] = (mapped[:, :2] / mapped[:, 2:].clip(1e-3)).reshape(-1, 4, 2)
-    return np.concatenate((points.min(1), points.max(1)), axis=1).astype(np.float32)
+    points = (mapped[:, :2] / mapped[:, 2:].clip(1e-3)).reshape(-1, 4, 2)
+    boxes: Floats = np.concatenate((points.min(1), points.max(1)), axis=1).astype(np.float32)
+    return boxes
 
 
 def _still_visible(before_xyxy: Floats, after_xyxy: Floats) -> NDArray[np.bool_]:
