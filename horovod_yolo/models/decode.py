@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from horovod_yolo.boxes import xywh_to_xyxy
+from horovod_yolo.boxes import pairwise_iou, xywh_to_xyxy
 from horovod_yolo.types import Detections, Predictions
 
 try:  # a torchvision that does not fit the torch beside it raises RuntimeError, not ImportError
@@ -16,6 +17,7 @@ except (ImportError, RuntimeError):
     torchvision_nms = None
 
 MAX_CANDIDATES = 30_000  # an image; those of the lowest scores are left out
+BLOCK = 256  # candidates compared at once
 
 
 def decode(predictions: Predictions, anchors_px: Tensor, strides: Sequence[int]) -> Tensor:
@@ -117,22 +119,30 @@ def _greedy_nms(boxes_xyxy: Tensor, iou_threshold: float, limit: int) -> Tensor:
 
 
 def greedy_nms(boxes_xyxy: Tensor, iou_threshold: float, limit: int) -> Tensor:
-    """The same without torchvision: O(n) memory, at most ``limit`` passes over what is left of the n boxes."""
-    left = torch.arange(len(boxes_xyxy), device=boxes_xyxy.device)
-    corners = boxes_xyxy.T.contiguous()  # (4, n): each pass reads whole rows
-    keep = []
-    while len(keep) < limit and left.numel():
-        keep.append(left[0])
-        survives = _overlap_with_first(corners)[1:] <= iou_threshold
-        left, corners = left[1:][survives], corners[:, 1:][:, survives]
-    return torch.stack(keep) if keep else left
+    """The same without torchvision. Candidates are taken in blocks, so memory stays at block times ``limit``.
+
+    A block is first held against all that is kept, then its survivors against each other: it ends as soon
+    as ``limit`` boxes are kept, mostly long before the last candidate.
+    """
+    kept = torch.empty(0, dtype=torch.int64, device=boxes_xyxy.device)
+    for start in range(0, len(boxes_xyxy), BLOCK):
+        if len(kept) >= limit:
+            break
+        block = torch.arange(start, min(start + BLOCK, len(boxes_xyxy)), device=boxes_xyxy.device)
+        free = (pairwise_iou(boxes_xyxy[block], boxes_xyxy[kept]) <= iou_threshold).all(dim=1)
+        block = block[free]
+        overlaps = pairwise_iou(boxes_xyxy[block], boxes_xyxy[block]) > iou_threshold
+        kept = torch.cat((kept, block[_first_of_each(overlaps).to(block.device)]))
+    return kept[:limit]
 
 
-def _overlap_with_first(corners: Tensor) -> Tensor:
-    """(4, n) corners -> (n,) IoU with box 0; 0 where both are empty."""
-    x1, y1, x2, y2 = corners
-    width = (x2.minimum(x2[0]) - x1.maximum(x1[0])).clamp(min=0)
-    height = (y2.minimum(y2[0]) - y1.maximum(y1[0])).clamp(min=0)
-    inter = width * height
-    area = (x2 - x1) * (y2 - y1)
-    return (inter / (area + area[0] - inter)).nan_to_num(nan=0.0)
+def _first_of_each(overlaps: Tensor) -> Tensor:
+    """(k, k) which of k sorted boxes overlap -> indices of those that no earlier survivor overlaps."""
+    matrix = overlaps.cpu().numpy()
+    dropped = np.zeros(len(matrix), dtype=bool)
+    survivors = []
+    for i, row in enumerate(matrix):
+        if not dropped[i]:
+            survivors.append(i)
+            dropped |= row
+    return torch.tensor(survivors, dtype=torch.int64)

@@ -1,0 +1,166 @@
+"""The loss of YOLOv5 and YOLOv3: CIoU, objectness and class cross-entropy.
+
+It is computed in two stages. Every mean in it is over the *global* batch, whose sizes no rank knows alone:
+`AnchorLoss.match` finds this rank's matches, `AnchorLoss.normalisers` counts them, the caller sums the counts
+over the ranks, and `AnchorLoss.__call__` divides by the sums. The ranks' losses and gradients then add up to
+those of one process with the whole batch, whatever the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from horovod_yolo.boxes import complete_iou
+from horovod_yolo.losses.assign import LevelMatch, assign
+from horovod_yolo.types import Predictions, Targets
+
+# Finer levels have more cells, nearly all of them empty; these weights keep their objectness in proportion.
+BALANCE_OF_THREE = (4.0, 1.0, 0.4)
+BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)
+FOCAL_ALPHA = 0.25
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Gains and options of the loss; the names are those of YOLOv5's hyperparameter files."""
+
+    box: float = 0.05
+    obj: float = 1.0
+    cls: float = 0.5
+    cls_pw: float = 1.0  # weight of positive class targets
+    obj_pw: float = 1.0  # weight of positive objectness targets
+    fl_gamma: float = 0.0  # focal loss exponent, 0 for none
+    label_smoothing: float = 0.0
+    anchor_t: float = 4.0  # a box and its anchor differ by less than this factor
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """This rank's share of the loss. Summed over the ranks it is the value of the global batch."""
+
+    total: Tensor  # () times the images of the global batch; call backward on it
+    parts: Tensor  # (3,) box, obj, cls with their gains, detached, a mean and so not times the images
+
+
+def scale_weights(weights: LossWeights, num_classes: int, levels: int, imgsz: int) -> LossWeights:
+    """Gains for a model and image size, from gains for 3 levels, 80 classes and 640 pixels."""
+    per_level = 3 / levels
+    return replace(
+        weights,
+        box=weights.box * per_level,
+        obj=weights.obj * per_level * (imgsz / 640) ** 2,
+        cls=weights.cls * per_level * num_classes / 80,
+    )
+
+
+class AnchorLoss:
+    """Loss of anchor-based predictions. ``strides`` are the model's, finest level first.
+
+    The total is ``images * (box + obj + cls)``, each the sum over the levels of
+
+    - box: mean of 1 - CIoU over the level's matches;
+    - obj: mean over the level's cells and anchors of the cross-entropy with the matched prediction's CIoU
+      (0 where nothing is matched, the best where several boxes match), times the level's balance;
+    - cls: mean over matches and classes of the cross-entropy; left out for one class.
+
+    A level without a match in the global batch adds nothing to box and cls.
+    """
+
+    def __init__(self, weights: LossWeights, num_classes: int, strides: Sequence[int]) -> None:
+        self.weights = weights
+        self.num_classes = num_classes
+        self.strides = tuple(strides)
+        self.balance = BALANCE_OF_THREE if len(self.strides) == 3 else BALANCE[: len(self.strides)]
+
+    def match(self, targets: Targets, predictions: Predictions, anchors_px: Tensor) -> list[LevelMatch]:
+        """This rank's matches, a level each. Of the predictions only shapes matter; anchors are (L, A, 2)."""
+        sizes = [(int(p.shape[2]), int(p.shape[3])) for p in predictions]
+        anchors_wh = anchors_px / anchors_px.new_tensor(self.strides).view(-1, 1, 1)
+        return assign(targets, anchors_wh, sizes, self.weights.anchor_t)
+
+    def normalisers(self, matches: Sequence[LevelMatch], batch_size: int) -> Tensor:
+        """(L + 1,) float64 counts of this rank, to be summed over all: matches of each level, then images."""
+        counts = [*(len(m) for m in matches), batch_size]
+        return torch.tensor(counts, dtype=torch.float64, device=matches[0].image.device)
+
+    def __call__(self, predictions: Predictions, matches: Sequence[LevelMatch], totals: Tensor) -> LossParts:
+        """This rank's share of the loss, given `normalisers` summed over all ranks.
+
+        It is connected to every prediction even without a target and with B = 0, so that every rank has a
+        gradient for every parameter. Computed in float32 (float64 if the predictions are).
+        """
+        wide = [p if p.dtype == torch.float64 else p.float() for p in predictions]
+        totals = totals.to(wide[0])
+        images = totals[-1].clamp(min=1)
+        levels = zip(wide, matches, totals[:-1], self.balance, strict=True)
+        shares = [self._level(p, match, count, images, weight) for p, match, count, weight in levels]
+        gains = totals.new_tensor([self.weights.box, self.weights.obj, self.weights.cls])
+        parts = torch.stack(shares).sum(dim=0) * gains
+        return LossParts(parts.sum() * images, parts.detach())
+
+    def _level(
+        self, prediction: Tensor, match: LevelMatch, count: Tensor, images: Tensor, weight: float
+    ) -> Tensor:
+        """(3,) box, obj, cls of one level, without gains."""
+        # A count below 1 means no match on any rank; the sums are then 0 and stay so.
+        count = count.clamp(min=1)
+        matched = prediction[match.image, match.anchor, match.grid_y, match.grid_x]  # (K, 5 + C)
+        ciou = complete_iou(_boxes_in_cells(matched, match.anchors_wh), match.boxes_xywh.to(matched))
+        box = (1 - ciou).sum() / count
+        cls = self._class_sum(matched[:, 5:], match.classes) / (count * self.num_classes)
+
+        logits = prediction[..., 4]
+        entropy = self._cross_entropy(logits, _objectness(logits, match, ciou), self.weights.obj_pw)
+        cells = logits.shape[1] * logits.shape[2] * logits.shape[3]
+        obj = entropy.sum() / (images * cells) * weight
+        return torch.stack((box, obj, cls))
+
+    def _class_sum(self, logits: Tensor, classes: Tensor) -> Tensor:
+        if self.num_classes == 1:
+            return logits.new_zeros(())
+        # Smoothing as in Szegedy et al., 2016, but for independent classes: towards 1/2.
+        negative = self.weights.label_smoothing / 2
+        goal = torch.full_like(logits, negative)
+        goal.scatter_(1, classes[:, None], 1 - negative)
+        return self._cross_entropy(logits, goal, self.weights.cls_pw).sum()
+
+    def _cross_entropy(self, logits: Tensor, goal: Tensor, positive_weight: float) -> Tensor:
+        pos_weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+        entropy = F.binary_cross_entropy_with_logits(logits, goal, pos_weight=pos_weight, reduction="none")
+        return (
+            entropy * focal_factor(logits, goal, self.weights.fl_gamma) if self.weights.fl_gamma else entropy
+        )
+
+
+def focal_factor(logits: Tensor, goal: Tensor, gamma: float) -> Tensor:
+    """alpha_t (1 - p_t)^gamma of Lin et al., "Focal loss for dense object detection", 2017, equation 5.
+
+    For goals between 0 and 1, alpha_t and p_t are interpolated. Any shape; differentiable.
+    """
+    # 1 - p_t from sigmoids of both signs is exact where p_t is near 1; the power of 0 would have no gradient.
+    miss = goal * torch.sigmoid(-logits) + (1 - goal) * torch.sigmoid(logits)
+    alpha = goal * FOCAL_ALPHA + (1 - goal) * (1 - FOCAL_ALPHA)
+    return alpha * miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma
+
+
+def _boxes_in_cells(matched: Tensor, anchors_wh: Tensor) -> Tensor:
+    """(K, 5 + C) raw -> (K, 4) centre relative to the cell's corner and size, in cells."""
+    p = matched[:, :4].sigmoid() * 2
+    return torch.cat((p[:, :2] - 0.5, p[:, 2:].square() * anchors_wh.to(matched)), dim=1)
+
+
+def _objectness(logits: Tensor, match: LevelMatch, ciou: Tensor) -> Tensor:
+    """Goal of each cell and anchor, (B, A, H_l, W_l): the best CIoU that was matched there, at least 0.
+
+    The maximum does not depend on the order of the matches, so neither does the loss.
+    """
+    goal = logits.new_zeros(logits.shape)
+    _, per_level, height, width = logits.shape
+    cell = ((match.image * per_level + match.anchor) * height + match.grid_y) * width + match.grid_x
+    goal.view(-1).scatter_reduce_(0, cell, ciou.detach().clamp(min=0), reduce="amax")
+    return goal
