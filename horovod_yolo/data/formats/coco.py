@@ -1,0 +1,307 @@
+"""COCO JSON labels: one file for a whole set.
+
+An image's file is looked for in this order, and all files of a set need not lie in one of them:
+
+1. the JSON's own folder (Roboflow's exports)
+2. the set's root (``path:`` in data.yaml), then ``images/`` below it
+3. below the JSON's folder, its parent and the root: ``images/<name>/`` and ``<name>/``, where name is
+   what the JSON's name says (``train2017`` of ``instances_train2017.json``), then the split
+
+Categories become classes by name. When no name agrees, the i-th category by id is class i, leaving out
+the unused category that only heads the others (Roboflow writes one); the counts must be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from horovod_yolo.data.formats import (
+    Entry,
+    Folders,
+    Labels,
+    Problem,
+    Row,
+    class_ids,
+    is_file_name,
+    read_bytes,
+    settle,
+    size_problem,
+)
+from horovod_yolo.errors import UserError
+
+Key = int | str  # of an image or a category
+
+MAX_JSON_BYTES = 4 << 30  # COCO's largest is 0.5 GB, LVIS's 1.1 GB
+
+
+@dataclass(frozen=True)
+class CocoRow:
+    """What matters of one annotation, unchecked."""
+
+    name: str
+    class_id: int
+    bbox_ltwh: object
+    area: object
+    crowd: bool
+
+
+@dataclass(frozen=True)
+class CocoLabels:
+    """The annotations of one image."""
+
+    file: Path
+    rows: tuple[CocoRow, ...]
+    stated_size: tuple[int, int] | None = None  # (height, width)
+
+    def read(self, names: Sequence[str], height: int, width: int) -> tuple[Labels | None, list[Problem]]:
+        """See ``LabelSource``. The classes were mapped when the file was listed."""
+        rows: list[Row] = []
+        problems = size_problem(str(self.file), self.stated_size, height, width)
+        for raw in self.rows:
+            checked = _check_row(raw)
+            if isinstance(checked, str):
+                problems.append(Problem(str(self.file), None, f"{raw.name}: {checked}"))
+            else:
+                rows.append(checked)
+        labels, more = settle(rows, height, width, str(self.file))
+        return labels, problems + more
+
+
+@dataclass
+class CocoImage:
+    """One image as the file describes it."""
+
+    image_id: int | str
+    file_name: str
+    stated_size: tuple[int, int] | None
+    rows: list[CocoRow] = field(default_factory=list)
+
+
+def list_file(
+    file: Path, root: Path, split: str, names: Sequence[str], folders: Folders
+) -> tuple[list[Entry], list[Problem]]:
+    """An entry for each image of a COCO JSON.
+
+    Raises:
+        UserError: the file is unreadable or not COCO's, its categories do not fit the names, or none of
+            its images is found.
+    """
+    try:
+        data = read_bytes(file, MAX_JSON_BYTES)
+    except OSError as error:
+        fix = "give a COCO annotation file"
+        raise UserError(f"cannot be read: {error.strerror or error}", where=file, fix=fix) from error
+    images, problems = parse(data, str(file), names)
+    places = _places(file, root, split)
+    entries = []
+    found = False
+    for image in images:
+        path = _locate(image.file_name, places, folders)
+        found = found or path is not None
+        labels = CocoLabels(file, tuple(image.rows), image.stated_size)
+        entries.append(Entry(path or places[0] / image.file_name, labels, image.image_id, str(file)))
+    if images and not found:
+        raise UserError(
+            f"image {images[0].file_name!r}, like all others the file names, is in none of "
+            + ", ".join(str(place) for place in places),
+            where=file,
+            fix="put the images into one of these folders",
+        )
+    return entries, problems
+
+
+def parse(data: bytes, file: str, names: Sequence[str]) -> tuple[list[CocoImage], list[Problem]]:
+    """The content of a COCO JSON -> its images with their annotations, and what belongs to no image.
+
+    Raises:
+        UserError: it is not JSON, not COCO's layout, or its categories do not fit the names.
+    """
+    content = _load(data, file)
+    annotations = content["annotations"]
+    used = {
+        key for a in annotations if isinstance(a, dict) and (key := _key(a.get("category_id"))) is not None
+    }
+    classes = map_categories(content["categories"], used, names, file)
+    images, problems = _images(content["images"], file)
+    left_out: dict[str, list[str]] = {}
+    for position, annotation in enumerate(annotations):
+        if reason := _attach(annotation, position, images, classes):
+            left_out.setdefault(reason, []).append(_name(annotation, position))
+    for reason, rows in left_out.items():
+        others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        problems.append(Problem(file, None, f"{rows[0]}{others}: {reason}"))
+    return list(images.values()), problems
+
+
+def map_categories(
+    categories: Sequence[object], used: set[Key], names: Sequence[str], file: str
+) -> dict[Key, int]:
+    """Category id -> class. ``used`` holds the category ids that annotations have.
+
+    Raises:
+        UserError: neither the names nor the counts agree.
+    """
+    known = {key: c for c in categories if isinstance(c, dict) and (key := _key(c.get("id"))) is not None}
+    ids = class_ids(names)
+    by_name = {key: ids[name] for key, c in known.items() if (name := str(c.get("name")).strip()) in ids}
+    if by_name:
+        foreign = [str(known[key].get("name")) for key in known if key in used and key not in by_name]
+        absent = [name for i, name in enumerate(names) if i not in by_name.values()]
+        if foreign and absent:
+            raise _unmapped(
+                f"category {foreign[0]!r} is not in names, and name {absent[0]!r} is no category", file
+            )
+        return by_name
+    return _map_by_order(known, used, names, file)
+
+
+def _map_by_order(
+    known: Mapping[Key, Mapping[str, Any]], used: set[Key], names: Sequence[str], file: str
+) -> dict[Key, int]:
+    heads = {c.get("supercategory") for c in known.values()}
+    order = sorted(known, key=lambda key: (isinstance(key, str), key))
+    if len(order) != len(names):
+        order = [key for key in order if key in used or known[key].get("name") not in heads]
+    if len(order) != len(names):
+        listed = ", ".join(str(known[key].get("name")) for key in order[:10])
+        raise _unmapped(f"none of the {len(order)} categories ({listed}) is in the {len(names)} names", file)
+    return {key: i for i, key in enumerate(order)}
+
+
+def _unmapped(what: str, file: str) -> UserError:
+    return UserError(what, where=file, fix="make 'names' in data.yaml the category names of this file")
+
+
+def _load(data: bytes, file: str) -> dict[str, list[object]]:
+    fix = "give a COCO detection file with the lists images, annotations and categories"
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}", where=file, fix=fix) from error
+    if not isinstance(content, dict):
+        raise UserError("a list or value, not a COCO file", where=file, fix=fix)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise UserError(f"has no list {key!r}", where=file, fix=fix)
+    return content
+
+
+def _images(listed: Sequence[object], file: str) -> tuple[dict[Key, CocoImage], list[Problem]]:
+    images: dict[Key, CocoImage] = {}
+    problems: list[Problem] = []
+    for position, image in enumerate(listed):
+        content = image if isinstance(image, dict) else {}
+        key = _key(content.get("id"))
+        name = content.get("file_name")
+        if key is None or not isinstance(name, str) or not is_file_name(name):
+            problems.append(
+                Problem(file, None, f"image at position {position} has no usable id and file_name")
+            )
+        elif key in images:
+            problems.append(
+                Problem(file, None, f"image {name!r} has the id {key!r} of {images[key].file_name!r}")
+            )
+        else:
+            images[key] = CocoImage(content["id"], name.replace("\\", "/"), _stated_size(content))
+    return images, problems
+
+
+def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _attach(
+    annotation: object, position: int, images: Mapping[Key, CocoImage], classes: Mapping[Key, int]
+) -> str:
+    """Hand an annotation to its image; the reason, if it has none or no class."""
+    if not isinstance(annotation, dict):
+        return "not a mapping"
+    image_key, category = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
+    if image_key is None or image_key not in images:
+        return "image_id is not the id of an image in the file"
+    if category is None or category not in classes:
+        return f"category_id {annotation.get('category_id')!r:.60} is not a class of data.yaml"
+    row = CocoRow(
+        name=_name(annotation, position),
+        class_id=classes[category],
+        bbox_ltwh=annotation.get("bbox"),
+        area=annotation.get("area"),
+        crowd=bool(annotation.get("iscrowd")),
+    )
+    images[image_key].rows.append(row)
+    return ""
+
+
+def _name(annotation: object, position: int) -> str:
+    if isinstance(annotation, dict) and "id" in annotation:
+        return f"annotation {annotation['id']!r}"[:80]
+    return f"annotation at position {position}"
+
+
+def _key(value: object) -> Key | None:
+    """An id that can be looked up. Some exporters write 7.0 for 7; true and false are no ids."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _check_row(raw: CocoRow) -> Row | str:
+    """The row with its numbers checked, or why it is left out."""
+    bbox = raw.bbox_ltwh
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return "bbox is not [left, top, width, height]"
+    numbers = [_number(value) for value in bbox]
+    if None in numbers:
+        return f"bbox {bbox!r:.80} is not four finite numbers"
+    left, top, width, height = (value for value in numbers if value is not None)
+    if width <= 0 or height <= 0:
+        return f"width {width:g} and height {height:g} must be positive"
+    area = _number(raw.area)
+    return Row(
+        class_id=raw.class_id,
+        box_xyxy=(left, top, left + width, top + height),
+        name=raw.name,
+        crowd=raw.crowd,
+        area=area if area is not None and area >= 0 else None,
+    )
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _places(file: Path, root: Path, split: str) -> list[Path]:
+    """Folders to look for images in, best first."""
+    here = file.parent
+    stem = file.name.partition(".")[0]
+    named = [stem.removeprefix("instances_"), stem.rpartition("_")[2], split]
+    found = [here, root, root / "images"]
+    found += [
+        base / tail
+        for name in named
+        for base in (here, here.parent, root)
+        for tail in (Path("images", name), Path(name))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _locate(file_name: str, places: Sequence[Path], folders: Folders) -> Path | None:
+    return next(_candidates(file_name, places, folders), None)
+
+
+def _candidates(file_name: str, places: Sequence[Path], folders: Folders) -> Iterator[Path]:
+    for place in places:
+        if folders.hold(path := place / file_name):
+            yield path

@@ -1,0 +1,218 @@
+"""Pascal VOC: ``ImageSets/Main/*.txt`` list names of ``Annotations/<name>.xml`` and ``JPEGImages/<name>.*``.
+
+Corners are taken as the numbers that stand there: no pixel is subtracted, floats are kept. Objects marked
+``difficult`` are kept as ordinary ones. Sizes come from the image, not from the XML, which is often wrong.
+The XML is read event by event; a document type, which is where entity bombs live, is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.parsers import expat
+
+from horovod_yolo.data.formats import (
+    MAX_LABEL_BYTES,
+    MAX_PROBLEMS,
+    Entry,
+    Folders,
+    Labels,
+    Problem,
+    Row,
+    class_ids,
+    is_file_name,
+    read_bytes,
+    settle,
+    size_problem,
+    too_many,
+)
+from horovod_yolo.data.read import IMAGE_SUFFIXES
+from horovod_yolo.errors import UserError
+
+MAX_LIST_BYTES = 1 << 30
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_TEXT_LIMIT = 1000  # characters of a name or number that are kept
+
+
+@dataclass(frozen=True)
+class VocLabels:
+    """The XML file of one image."""
+
+    file: Path
+
+    def read(self, names: Sequence[str], height: int, width: int) -> tuple[Labels | None, list[Problem]]:
+        """See ``LabelSource``. Without a sound file the image's objects are unknown, not absent."""
+        try:
+            data = read_bytes(self.file, MAX_LABEL_BYTES)
+        except OSError as error:
+            return None, [Problem(str(self.file), None, f"labels cannot be read: {error.strerror or error}")]
+        return parse_annotation(data, str(self.file), names, height, width)
+
+
+@dataclass
+class _Object:
+    line: int
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+class _DoctypeError(ValueError):
+    """The XML has a document type."""
+
+
+class _Handler:
+    """Collects objects and the stated size while expat walks the file."""
+
+    def __init__(self) -> None:
+        self.parser = expat.ParserCreate()
+        self.parser.buffer_text = True
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.CharacterDataHandler = self._characters
+        self.parser.StartDoctypeDeclHandler = self._doctype
+        self.objects: list[_Object] = []
+        self.size: dict[str, str] = {}
+        self._path: list[str] = []
+        self._text: list[str] = []
+
+    def _start(self, tag: str, _attributes: dict[str, str]) -> None:
+        self._path.append(tag)
+        self._text.clear()
+        if self._path[1:] == ["object"]:
+            self.objects.append(_Object(self.parser.CurrentLineNumber))
+
+    def _end(self, tag: str) -> None:
+        # The path below the root decides: a person's <part> has a name and a box of its own.
+        path = self._path[1:]
+        text = "".join(self._text).strip()[:_TEXT_LIMIT]
+        if path == ["object", "name"] or (path[:2] == ["object", "bndbox"] and len(path) == 3):
+            self.objects[-1].fields[tag] = text
+        elif path[:1] == ["size"] and len(path) == 2:
+            self.size[tag] = text
+        self._path.pop()
+        self._text.clear()
+
+    def _characters(self, text: str) -> None:
+        if len(self._text) < _TEXT_LIMIT:
+            self._text.append(text)
+
+    def _doctype(self, *_ignored: object) -> None:
+        raise _DoctypeError("a document type (<!DOCTYPE ...>) is not read: it may define entities")
+
+
+def is_image_set(file: Path) -> bool:
+    """Whether a list file lies where VOC keeps its lists."""
+    return "ImageSets" in file.parts[-3:-1]
+
+
+def list_file(file: Path, folders: Folders) -> tuple[list[Entry], list[Problem]]:
+    """An entry for each name in a VOC list. ``name -1``, as in the lists of one class, names an image too.
+
+    Raises:
+        UserError: the list or the folders that belong to it cannot be read.
+    """
+    base = _base(file)
+    for folder in ("Annotations", "JPEGImages"):
+        if not (base / folder).is_dir():
+            fix = f"a VOC list in {base}/ImageSets needs Annotations and JPEGImages in {base}"
+            raise UserError(f"there is no folder {base / folder}", where=file, fix=fix)
+    try:
+        lines = read_bytes(file, MAX_LIST_BYTES).removeprefix(b"\xef\xbb\xbf").splitlines()
+    except OSError as error:
+        fix = "give a text file with one image name a line"
+        raise UserError(f"list cannot be read: {error.strerror or error}", where=file, fix=fix) from error
+    stems = _stems(base / "JPEGImages", folders)
+    entries, problems = [], []
+    for number, line in enumerate(lines, start=1):
+        text = os.fsdecode(line.strip())
+        if text and not is_file_name(text):
+            problems.append(Problem(str(file), number, "not the name of an image"))
+        elif text:
+            name = _name(text, stems)
+            image = base / "JPEGImages" / stems.get(name, f"{name}.jpg")
+            labels = VocLabels(base / "Annotations" / f"{name}.xml")
+            entries.append(Entry(image, labels, named_in=str(file), named_at=number))
+    return entries, problems
+
+
+def parse_annotation(
+    data: bytes, file: str, names: Sequence[str], height: int, width: int
+) -> tuple[Labels | None, list[Problem]]:
+    """The content of a VOC XML -> labels in pixels of a (height, width) image, and the objects left out.
+
+    None for the labels when it is no sound XML.
+    """
+    handler = _Handler()
+    try:
+        handler.parser.Parse(data, True)
+    except (expat.ExpatError, ValueError, LookupError) as error:
+        line = handler.parser.CurrentLineNumber
+        return None, [Problem(file, line, f"labels cannot be read: {error}")]
+    ids = class_ids(names)
+    rows: list[Row] = []
+    problems = size_problem(file, _stated_size(handler.size), height, width)
+    for found in handler.objects:
+        checked = _check_object(found, ids)
+        if isinstance(checked, Row):
+            rows.append(checked)
+        else:
+            problems.append(Problem(file, found.line, checked))
+        if len(problems) >= MAX_PROBLEMS:
+            problems.append(too_many(file, found.line))
+            break
+    labels, more = settle(rows, height, width, file)
+    return labels, problems + more
+
+
+def _base(file: Path) -> Path:
+    return next(parent.parent for parent in file.parents if parent.name == "ImageSets")
+
+
+def _stems(folder: Path, folders: Folders) -> dict[str, str]:
+    """Name without suffix -> file name. Of two files with one stem the first by name counts."""
+    stems: dict[str, str] = {}
+    for name in sorted(folders.names(folder)):
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            stems.setdefault(Path(name).stem, name)
+    return stems
+
+
+def _name(text: str, stems: dict[str, str]) -> str:
+    if text in stems:
+        return text
+    first, _, flag = text.rpartition(" ")
+    return first.strip() if flag in ("-1", "0", "1") and first.strip() else text
+
+
+def _check_object(found: _Object, ids: dict[str, int]) -> Row | str:
+    """The object with its numbers checked, or why it is left out."""
+    name = found.fields.get("name")
+    if name is None:
+        return "object has no name"
+    if name not in ids:
+        return f"object name {name[:60]!r} is not in 'names' of data.yaml"
+    corners = []
+    for corner in _CORNERS:
+        value = _number(found.fields.get(corner, ""))
+        if value is None:
+            return f"{corner} {found.fields.get(corner, 'is missing')[:60]!r} is not a finite number"
+        corners.append(value)
+    x1, y1, x2, y2 = corners
+    if x2 <= x1 or y2 <= y1:
+        return f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) has no area: max must exceed min"
+    return Row(ids[name], (x1, y1, x2, y2), line=found.line)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and "_" not in text else None
+
+
+def _stated_size(size: dict[str, str]) -> tuple[int, int] | None:
+    height, width = _number(size.get("height", "")), _number(size.get("width", ""))
+    return None if height is None or width is None else (int(height), int(width))

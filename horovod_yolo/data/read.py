@@ -1,0 +1,234 @@
+"""Image files to pixels: one way for every format, always (H, W, 3) uint8 RGB as a viewer would show it.
+
+- EXIF orientation is applied; a missing, damaged or impossible one counts as upright.
+- Grey, palette and 1-bit images get three channels. Alpha is dropped, not composited: the colours stored
+  below transparent pixels come back, as they do with OpenCV, which YOLO users' models were trained through.
+- Deeper grey (16-bit PNG, PGM and TIFF, 12-bit TIFF) keeps the top 8 of the bits the file *declares*,
+  never of the range its pixels happen to fill: brightness stays comparable between images. 12-bit data
+  stored in a file that declares 16 bits therefore comes out dark. Floating point pixels declare no range:
+  refused.
+- Animations and multi-picture files give their first frame.
+- A file is broken when Pillow says so (truncated included). OpenCV decodes the complete, ordinary JPEG
+  only, where its pixels are the same and it is faster.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from PIL import ExifTags
+
+from horovod_yolo.types import Image
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit for a "decompression bomb": 1 GiB at 6 bytes a pixel
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".mpo",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
+
+# Never "whatever Pillow finds": its EPS reader, for one, starts Ghostscript on the file.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")
+_DEEP_GREY_MODES = frozenset(("I", "I;16", "I;16B", "I;16L"))
+_MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")) | _DEEP_GREY_MODES
+_JPEG_END = b"\xff\xd9"
+
+# What Pillow's readers let through when a file is damaged, beside OSError.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    PIL.Image.DecompressionBombError,
+)
+
+_UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+
+
+class ImageError(ValueError):
+    """A file that is no usable image. ``path`` and ``reason`` say which and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)  # crosses from loader workers to the trainer
+
+
+class MissingImageError(ImageError):
+    """There is no such file."""
+
+
+def read_image(path: Path) -> Image:
+    """The pixels of an image file: (H, W, 3) uint8 RGB, upright, contiguous.
+
+    Raises:
+        ImageError: the file is missing, no image, broken, truncated or larger than MAX_PIXELS.
+    """
+    with _opened(path) as image:
+        pixels = _decode_ordinary_jpeg(path, image)
+        if pixels is None:
+            image.load()
+            pixels = _rgb8(image)
+        upright = _UPRIGHT.get(_orientation(image))
+    return np.ascontiguousarray(pixels if upright is None else upright(pixels))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright image, from the header where the format allows.
+
+    A PNG may keep its orientation behind the pixels, so one without EXIF in front is decoded.
+
+    Raises:
+        ImageError: as ``read_image``, but damage behind the header goes unseen.
+    """
+    with _opened(path) as image:
+        return _upright_size(image.size, _orientation(image))
+
+
+def verify_image(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright image after decoding all of it: what passes here, ``read_image`` reads.
+
+    JPEGs are decoded at an eighth of their size. That still walks every coefficient, so truncation is
+    found, in about a tenth of the time.
+
+    Raises:
+        ImageError: as ``read_image``.
+    """
+    with _opened(path) as image:
+        full_size = image.size
+        if image.format in ("JPEG", "MPO"):
+            image.draft("L", (max(1, full_size[0] // 8), max(1, full_size[1] // 8)))
+        image.load()
+        return _upright_size(full_size, _orientation(image))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[PIL.Image.Image]:
+    """The image with its header read and checked; whatever goes wrong inside becomes an ImageError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes: not the user's concern
+            _require_content(path)
+            with PIL.Image.open(path, formats=_FORMATS) as image:
+                _require_supported(path, image)
+                yield image
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingImageError(path, "no such file") from error
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError(path, "not an image of a known format, or cut off in its header") from error
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise ImageError(path, f"cannot be decoded: {reason}") from error
+
+
+def _require_content(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+        raise ImageError(path, "not a regular file")
+    if status.st_size == 0:
+        raise ImageError(path, "the file is empty")
+
+
+def _require_supported(path: Path, image: PIL.Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(path, f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read")
+    if width < 1 or height < 1:
+        raise ImageError(path, "it has no pixels")
+    if image.mode not in _MODES:
+        raise ImageError(path, f"pixels of kind {image.mode} have no defined conversion to 8-bit RGB")
+    if image.mode in _DEEP_GREY_MODES and not 8 <= _declared_bits(image) <= 32:
+        raise ImageError(path, f"{_declared_bits(image)} bits a pixel do not fit pixels of kind {image.mode}")
+
+
+def _decode_ordinary_jpeg(path: Path, image: PIL.Image.Image) -> NDArray[np.uint8] | None:
+    """The fast path; None where Pillow has to decide.
+
+    OpenCV paints the missing part of a truncated JPEG grey and says nothing. The end marker cannot occur
+    inside compressed data, so a file that ends with it is not truncated.
+    """
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    data = np.fromfile(path, dtype=np.uint8)
+    if data[-2:].tobytes() != _JPEG_END:
+        return None
+    try:
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+    if bgr is None or bgr.shape[1::-1] != image.size:
+        return None
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _rgb8(image: PIL.Image.Image) -> NDArray[np.uint8]:
+    if image.mode not in _DEEP_GREY_MODES:
+        return np.asarray(image.convert("RGB"))
+    shift = _declared_bits(image) - 8
+    grey = np.clip(np.asarray(image).astype(np.int64) >> shift, 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _declared_bits(image: PIL.Image.Image) -> int:
+    """Depth of a grey image. Pillow stretches PGM to 16 bits itself; only TIFF has other depths."""
+    tags = getattr(image, "tag_v2", {})
+    (bits, *_) = tags.get(ExifTags.Base.BitsPerSample, (16,))
+    return int(bits)
+
+
+def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Pillow's (width, height) as stored -> (height, width) as shown."""
+    width, height = size
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """EXIF orientation, 1 to 8; cameras and tools write broken EXIF into sound images, so 1 when in doubt."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGE:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
