@@ -1,0 +1,1 @@
+"""Pictures and a page of a training run, for people."""

@@ -1,0 +1,229 @@
+"""Pictures of a run: curves from ``results.csv``, precision and recall, images with their boxes.
+
+matplotlib is imported on first use only: training itself does not need it. Figures are made without
+pyplot, so that no display, global state or thread is involved.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from horovod_yolo.metrics.summary import DetectionSummary
+
+Rows = Sequence[Mapping[str, float]]
+Boxes = NDArray[np.floating[Any]]
+
+INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+COLOURS = (
+    "#2f6db5", "#d9822b", "#2f8f6b", "#b8405e", "#7a5cb0",
+    "#8a6d3b", "#1c93a5", "#c2569b", "#7d8a20", "#56657a",
+)  # fmt: skip
+_STYLE = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": FAINT,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "figure.facecolor": "white",
+}
+_MOST_NAMED_CLASSES = 10  # more lines are drawn grey, without a legend
+_CELL_INCHES, _CELLS_A_ROW, _MOST_SAMPLES = 3.2, 4, 16
+
+
+def plot_results(rows: Rows, out: Path) -> None:
+    """Draw the columns of ``results.csv`` over epochs as a PNG: losses, accuracy, learning rate, speed.
+
+    Columns that are not there, and numbers that are not finite, are left out.
+    """
+    panels = _result_panels(rows)
+    columns = min(4, max(len(panels), 1))
+    lines = max(1, math.ceil(len(panels) / columns))
+    with _figure(out, (3.5 * columns, 2.6 * lines)) as figure:
+        axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for axis, (title, series) in zip(axes, panels.items(), strict=False):
+            _draw_series(axis, title, series, rows)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        figure.supxlabel("epoch", color=FAINT, fontsize=9)
+        if not panels:
+            figure.text(0.5, 0.5, "no epoch was finished", ha="center", color=FAINT)
+
+
+def plot_pr_curves(summary: DetectionSummary, names: Sequence[str], out: Path) -> None:
+    """Draw precision over recall and F1 over confidence as a PNG: a line a class at IoU 0.5, and the mean."""
+    present = [c.class_id for c in summary.per_class if c.instances]
+    curves = summary.curves
+    with _figure(out, (10, 4.2)) as figure:
+        left, right = figure.subplots(1, 2)
+        _draw_classes(left, curves.recall, curves.precision_at_recall, present, names)
+        _draw_classes(right, curves.confidence, curves.f1, present, names)
+        left.set(
+            title=f"Precision and recall  (mAP50 {summary.map50:.3f})", xlabel="recall", ylabel="precision"
+        )
+        right.set(title="F1 and confidence", xlabel="confidence", ylabel="F1")
+        if present:
+            right.axvline(summary.confidence, color=FAINT, linewidth=1, linestyle=(0, (3, 3)))
+            right.annotate(
+                f"best at {summary.confidence:.2f}",
+                (summary.confidence, 1.0),
+                xytext=(4, -2),
+                textcoords="offset points",
+                color=FAINT,
+                fontsize=8,
+                va="top",
+            )
+        if present:
+            figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
+
+
+def plot_samples(
+    images: Sequence[NDArray[np.uint8]],
+    boxes_xyxy: Sequence[Boxes],
+    classes: Sequence[NDArray[np.int64]],
+    scores: Sequence[NDArray[np.floating[Any]]] | None,
+    names: Sequence[str],
+    out: Path,
+) -> None:
+    """Draw a grid of at most 16 images with their boxes as a PNG.
+
+    Args:
+        images: each (H, W, 3) RGB, of any sizes.
+        boxes_xyxy: for each image (n, 4) in its pixels.
+        classes: for each image (n,).
+        scores: for each image (n,), shown in the label; none for labelled objects.
+        names: of the classes.
+        out: the PNG to write.
+    """
+    count = min(len(images), _MOST_SAMPLES)
+    columns = max(1, min(_CELLS_A_ROW, math.ceil(math.sqrt(count))))
+    lines = max(1, math.ceil(count / columns))
+    with _figure(out, (_CELL_INCHES * columns, _CELL_INCHES * lines)) as figure:
+        for place, axis in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+            axis.set_axis_off()
+            if place < count:
+                axis.imshow(images[place], interpolation="antialiased")
+                labels = [_label(names, int(c)) for c in classes[place]]
+                if scores is not None:
+                    labels = [f"{label} {s:.2f}" for label, s in zip(labels, scores[place], strict=True)]
+                _draw_boxes(axis, boxes_xyxy[place], classes[place], labels, images[place].shape[0])
+
+
+@contextmanager
+def _figure(out: Path, inches: tuple[float, float]) -> Iterator[Any]:
+    """A figure that is written to ``out`` at the end, complete or not at all."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts the font lacks
+        figure = Figure(figsize=inches, dpi=110, layout="constrained")
+        yield figure
+        figure.savefig(unfinished, format="png")
+    unfinished.replace(out)
+
+
+def _result_panels(rows: Rows) -> dict[str, dict[str, str]]:
+    """Title -> {label: column} for the columns that hold at least one finite number."""
+    present = list(dict.fromkeys(name for row in rows for name, value in row.items() if math.isfinite(value)))
+    losses = {name.partition("/")[2]: None for name in present if name.startswith(("train/", "val/"))}
+    panels = {
+        loss.replace("_", " "): {"train": f"train/{loss}", "validation": f"val/{loss}"} for loss in losses
+    }
+    panels |= {
+        "precision, recall": {"precision": "metrics/precision", "recall": "metrics/recall"},
+        "mAP": {"0.5": "metrics/mAP_0.5", "0.5:0.95": "metrics/mAP_0.5:0.95"},
+        "learning rate": {name[2:]: name for name in present if name.startswith("x/")},
+        "images per second": {"": "images_per_s"},
+        "seconds waited": {"for data": "data_wait_s", "for other ranks": "comm_wait_s"},
+    }
+    found = {
+        title: {label: column for label, column in series.items() if column in present}
+        for title, series in panels.items()
+    }
+    return {title: series for title, series in found.items() if series}
+
+
+def _draw_series(axis: Any, title: str, series: Mapping[str, str], rows: Rows) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for colour, (label, column) in zip(COLOURS, series.items(), strict=False):
+        points = [(row.get("epoch", i), row[column]) for i, row in enumerate(rows) if column in row]
+        x, y = np.array([(e, v) for e, v in points if math.isfinite(v)]).T
+        axis.plot(x, y, color=colour, label=label, marker="o" if len(x) < 15 else "", markersize=3)
+    axis.set_title(title)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if title in ("mAP", "precision, recall"):
+        axis.set_ylim(0, 1.02)
+    elif title != "learning rate":
+        axis.set_ylim(bottom=0)
+    axis.margins(x=0.02)
+    if len(series) > 1:
+        axis.legend(loc="best")
+
+
+def _draw_classes(
+    axis: Any, x: NDArray[np.float64], y: NDArray[np.float64], present: list[int], names: Sequence[str]
+) -> None:
+    few = len(present) <= _MOST_NAMED_CLASSES
+    for place, class_id in enumerate(present):
+        colour, label = (COLOURS[place], _label(names, class_id)) if few else ("#c3cad2", None)
+        axis.plot(x, y[class_id], color=colour, label=label, linewidth=1.1, alpha=0.85)
+    if present:
+        axis.plot(x, y[present].mean(axis=0), color=INK, linewidth=2.4, label="all classes")
+    axis.set(xlim=(0, 1), ylim=(0, 1.03))
+
+
+def _draw_boxes(
+    axis: Any, boxes_xyxy: Boxes, classes: NDArray[np.int64], labels: Sequence[str], height: int
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    for (left, top, right, bottom), class_id, label in zip(boxes_xyxy, classes, labels, strict=True):
+        colour = COLOURS[int(class_id) % len(COLOURS)]
+        axis.add_patch(
+            Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.4)
+        )
+        axis.text(
+            left,
+            top,
+            label,
+            color="white",
+            fontsize=6,
+            va="bottom" if top > 0.05 * height else "top",  # or the upper edge would cut the label off
+            clip_on=True,
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1},
+        )
+
+
+def _label(names: Sequence[str], class_id: int) -> str:
+    """A name that matplotlib shows as it is: ``$`` starts a formula, a leading ``_`` hides a legend entry."""
+    name = names[class_id] if class_id < len(names) else str(class_id)
+    short = name if len(name) <= 24 else name[:23] + "…"
+    return (" " * short.startswith("_") + short).replace("$", r"\$")
