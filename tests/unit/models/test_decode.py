@@ -1,0 +1,209 @@
+"""Decoding by hand, and non-maximum suppression against the obvious quadratic loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from horovod_yolo.models import decode as module
+from horovod_yolo.models.decode import decode, greedy_nms, non_max_suppression
+from horovod_yolo.models.zoo import build_model
+
+
+def test_a_zero_prediction_is_the_middle_of_its_cell_and_its_anchor() -> None:
+    anchors = torch.tensor([[[10.0, 13.0], [16.0, 30.0]], [[30.0, 61.0], [62.0, 45.0]]])
+    raw = [torch.zeros(1, 2, 2, 3, 7), torch.zeros(1, 2, 1, 2, 7)]
+    decoded = decode(raw, anchors, (8, 16))
+    assert decoded.shape == (1, 2 * 6 + 2 * 2, 7)
+    # Level 0, anchor 1, row 1, column 2.
+    assert decoded[0, 6 + 3 + 2].tolist() == [2.5 * 8, 1.5 * 8, 16, 30, 0.5, 0.5, 0.5]
+    # Level 1, anchor 0, row 0, column 1.
+    assert decoded[0, 12 + 1].tolist() == [1.5 * 16, 0.5 * 16, 30, 61, 0.5, 0.5, 0.5]
+
+
+def test_decode_by_hand() -> None:
+    raw = torch.tensor([1.0, -2.0, 0.5, -0.5, 3.0, -1.0], dtype=torch.float64).view(1, 1, 1, 1, 6)
+    anchors = torch.tensor([[[20.0, 40.0]]])
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    expected = [
+        (2 * sigmoid(1) - 0.5) * 8,
+        (2 * sigmoid(-2) - 0.5) * 8,
+        (2 * sigmoid(0.5)) ** 2 * 20,
+        (2 * sigmoid(-0.5)) ** 2 * 40,
+        sigmoid(3),
+        sigmoid(-1),
+    ]
+    assert decode([raw], anchors, (8,))[0, 0].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.lists(st.floats(-60, 60, width=32), min_size=4, max_size=4))
+def test_boxes_stay_within_reach_of_cell_and_anchor(values: list[float]) -> None:
+    raw = torch.zeros(1, 1, 2, 2, 6)
+    raw[0, 0, 1, 0, :4] = torch.tensor(values)
+    x, y, w, h = decode([raw], torch.tensor([[[10.0, 20.0]]]), (16,))[0, 2, :4].tolist()
+    assert -0.5 * 16 <= x <= 1.5 * 16 and 0.5 * 16 <= y <= 2.5 * 16
+    assert 0 <= w <= 4 * 10 and 0 <= h <= 4 * 20
+
+
+def test_half_precision_is_decoded_in_float32() -> None:
+    raw = torch.randn(1, 1, 40, 40, 6).bfloat16()
+    anchors = torch.tensor([[[10.0, 13.0]]])
+    decoded = decode([raw], anchors, (8,))
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, decode([raw.float()], anchors, (8,)))
+
+
+def test_a_model_decodes_an_empty_batch() -> None:
+    model = build_model("yolov5n", 2).eval()
+    decoded = decode(model(torch.zeros(0, 3, 64, 64)), model.anchors_px, model.strides)
+    assert decoded.shape == (0, 3 * (64 + 16 + 4), 7)
+    assert non_max_suppression(decoded) == []
+
+
+# Non-maximum suppression.
+
+Found = list[tuple[list[float], float, int]]
+
+
+def slow_iou(a: list[float], b: list[float]) -> float:
+    w = min(a[2], b[2]) - max(a[0], b[0])
+    h = min(a[3], b[3]) - max(a[1], b[1])
+    inter = max(w, 0) * max(h, 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
+    return inter / union if union > 0 else 0.0
+
+
+def slow_nms(rows: Tensor, conf: float, iou: float, limit: int, multi: bool, agnostic: bool) -> Found:
+    candidates: Found = []
+    for row in rows:
+        scores = (row[4] * row[5:]).tolist()
+        classes = range(len(scores)) if multi else [scores.index(max(scores))]
+        x, y, w, h = row[:4]
+        box = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2)).tolist()
+        candidates += [(box, scores[c], c) for c in classes if scores[c] > conf]
+    kept: Found = []
+    for box, score, cls in sorted(candidates, key=lambda c: -c[1]):  # sorted is stable
+        if all(slow_iou(box, b) <= iou or (cls != c and not agnostic) for b, _, c in kept):
+            kept.append((box, score, cls))
+    return kept[:limit]
+
+
+def make_rows(count: int, classes: int, seed: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    rows = torch.rand(count, 5 + classes, generator=rng)
+    rows[:, :2] = rows[:, :2] * 60 + 20
+    rows[:, 2:4] = rows[:, 2:4] * 40 + 4
+    rows[:, 4:] = (rows[:, 4:] * 8).round() / 8  # many equal scores, many zeros
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 60),
+    st.integers(1, 4),
+    st.integers(0, 10_000),
+    st.floats(0.05, 0.9),
+    st.sampled_from([3, 300]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_equals_the_obvious_loop(
+    count: int, classes: int, seed: int, iou: float, limit: int, multi: bool, agnostic: bool
+) -> None:
+    rows = make_rows(count, classes, seed)
+    (found,) = non_max_suppression(rows[None], 0.1, iou, limit, multi, agnostic)
+    expected = slow_nms(rows, 0.1, iou, limit, multi, agnostic)
+    assert found.boxes_xyxy.tolist() == [box for box, _, _ in expected]
+    assert found.scores.tolist() == [score for _, score, _ in expected]
+    assert found.classes.tolist() == [cls for _, _, cls in expected]
+
+
+def test_more_candidates_than_a_block() -> None:
+    rows = make_rows(3 * module.BLOCK, 1, seed=1)
+    rows[:, 5:] = 1.0
+    (found,) = non_max_suppression(rows[None], 0.1, 0.3, 10_000)
+    expected = slow_nms(rows, 0.1, 0.3, 10_000, True, False)
+    assert 3 < len(expected) < 2 * module.BLOCK
+    assert found.boxes_xyxy.tolist() == [box for box, _, _ in expected]
+
+
+def test_images_do_not_influence_each_other() -> None:
+    batch = torch.stack([make_rows(40, 3, seed) for seed in range(3)])
+    together = non_max_suppression(batch)
+    for rows, found in zip(batch, together, strict=True):
+        (alone,) = non_max_suppression(rows[None])
+        assert torch.equal(found.boxes_xyxy, alone.boxes_xyxy)
+        assert torch.equal(found.scores, alone.scores)
+
+
+def test_equal_scores_keep_the_earlier_candidate() -> None:
+    box = [50.0, 50.0, 20.0, 20.0]
+    rows = torch.tensor([[*box, 0.5, 0.5], [51.0, *box[1:], 0.5, 0.5], [49.0, *box[1:], 0.5, 0.5]])
+    (found,) = non_max_suppression(rows[None])
+    assert found.boxes_xyxy.tolist() == [[40, 40, 60, 60]]
+
+
+def test_rows_that_are_not_finite_are_left_out() -> None:
+    rows = make_rows(6, 2, seed=3)
+    rows[:, 4:] = 0.5
+    bad = rows.clone()
+    bad[1, 0], bad[2, 3], bad[3, 4], bad[4, 6] = math.nan, math.inf, math.nan, math.nan
+    (found,) = non_max_suppression(bad[None], iou_threshold=1.0)
+    (expected,) = non_max_suppression(rows[None, [0, 5]], iou_threshold=1.0)
+    assert torch.equal(found.boxes_xyxy, expected.boxes_xyxy)
+
+
+def test_only_the_best_candidates_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_rows(50, 2, seed=4)
+    rows[:, 4] = 1.0
+    rows[:, 5:] = torch.linspace(0.1, 0.9, 100).view(50, 2)
+    monkeypatch.setattr(module, "MAX_CANDIDATES", 7)
+    (found,) = non_max_suppression(rows[None], iou_threshold=1.0)
+    assert torch.equal(found.scores, rows[:, 5:].flatten().sort(descending=True).values[:7])
+
+
+def test_nothing_found_has_the_right_shapes() -> None:
+    for rows in (torch.zeros(1, 0, 8), torch.zeros(1, 5, 8)):
+        for multi in (True, False):
+            (found,) = non_max_suppression(rows, multi_label=multi)
+            assert len(found) == 0
+            assert found.boxes_xyxy.shape == (0, 4)
+            assert (found.scores.dtype, found.classes.dtype) == (torch.float32, torch.int64)
+
+
+def test_many_classes_cost_no_precision() -> None:
+    """Overlap at the 79th class is judged as at class 0: 0.59998 and 0.60002 around a limit of 0.6."""
+    for iou, survivors in ((0.59998, 2), (0.60002, 1)):
+        shift = 10 * (1 - iou) / (1 + iou)
+        for cls in (0, 79):
+            rows = torch.zeros(2, 85)
+            rows[0, :5] = torch.tensor([600.0, 600.0, 10.0, 10.0, 1.0])
+            rows[1, :5] = torch.tensor([600.0 + shift, 600.0, 10.0, 10.0, 0.9])
+            rows[:, 5 + cls] = 0.9
+            assert len(non_max_suppression(rows[None])[0]) == survivors
+
+
+def test_torchvision_gets_no_ties_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def stand_in(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+        assert bool((scores.diff() < 0).all())
+        calls.append(len(boxes))
+        return greedy_nms(boxes, iou_threshold, len(boxes))
+
+    rows = make_rows(60, 3, seed=5)
+    monkeypatch.setattr(module, "torchvision_nms", None)
+    (expected,) = non_max_suppression(rows[None], max_detections=5)
+    monkeypatch.setattr(module, "torchvision_nms", stand_in)
+    (found,) = non_max_suppression(rows[None], max_detections=5)
+    assert len(calls) == 1 and len(found) == 5
+    assert torch.equal(found.boxes_xyxy, expected.boxes_xyxy)
+    assert torch.equal(found.classes, expected.classes)
