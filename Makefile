@@ -1,0 +1,88 @@
+# Set-up, demo, tests and checks. `make` alone lists them. Everything is installed into .venv, nothing else is touched.
+
+VENV := .venv
+BIN := $(VENV)/bin
+IN_RANGE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+
+# Which Python makes .venv: python3 if it is one of 3.10 to 3.13, else the newest of these.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$name -c '$(IN_RANGE)' 2>/dev/null && { echo $$name; break; }; done)
+
+# CUDA=1 builds Horovod with NCCL; put your CUDA build of torch into .venv first.
+CUDA ?=
+INSTALL_FLAGS := $(if $(filter-out 0,$(CUDA)),--cuda)
+
+# The demo's run. All of it can be set: make demo DEMO_RANKS=4 DEMO_EPOCHS=10
+DEMO_RANKS ?= 2
+DEMO_EPOCHS ?= 25
+DEMO_DATA ?= datasets/digits
+DEMO_RUN ?= runs/demo
+DEMO_LAUNCH ?= horovodrun --gloo -np $(DEMO_RANKS) python
+DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 320 --batch-size 16 --epochs $(DEMO_EPOCHS) \
+	--project $(dir $(DEMO_RUN)) --name $(notdir $(DEMO_RUN)) --exist-ok
+
+SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch) .ci/run
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow check fmt clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# The script itself sees at once when nothing is to be done.
+setup: $(VENV)/.packages  ## .venv with the pinned packages, this package and Horovod
+	@PYTHON=$(BIN)/python launch/install_horovod.sh $(INSTALL_FLAGS)
+
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'make: no Python 3.10 to 3.13 found. Install one, or name it: make PYTHON=/path/to/python' >&2; exit 2; }
+	@$(PYTHON) -c '$(IN_RANGE)' || { echo 'make: $(PYTHON) is not a Python 3.10 to 3.13. Name another: make PYTHON=/path/to/python' >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'make: $(PYTHON) cannot make environments. Install its venv package: apt-get install python3-venv' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Another torch that is already in .venv stays: its paragraph of the constraints gives way to what is there.
+$(VENV)/constraints.txt: constraints.txt setup.py | $(BIN)/python
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null); \
+	if [ -z "$$version" ] || grep -qx "torch==$${version%%+*}" constraints.txt; then cp constraints.txt $@; \
+	else { sed '/^# torch and/,/^$$/d' constraints.txt; echo "torch==$$version"; } >$@; fi
+
+$(VENV)/.packages: $(VENV)/constraints.txt
+	$(PIP) install -c $< setuptools wheel torch
+	$(PIP) install -c $< --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(DEMO_DATA)/data.yaml: | $(VENV)/.packages
+	$(BIN)/horovod-yolo data digits --out $(DEMO_DATA)
+
+demo: setup $(DEMO_DATA)/data.yaml  ## train on the built-in data set with two ranks, show where the results are
+	$(DEMO_LAUNCH) $(DEMO_TRAIN)
+	@echo
+	@echo 'report   $(DEMO_RUN)/report.html'
+	@echo 'curves   $(DEMO_RUN)/results.csv, $(DEMO_RUN)/results.json'
+	@echo 'weights  $(DEMO_RUN)/weights/best.pt, $(DEMO_RUN)/weights/last.pt'
+
+test: setup  ## the tests, but for the slow ones
+	$(PYTEST) -m 'not slow'
+
+test-slow: setup  ## the slow tests
+	$(PYTEST) -m slow
+
+check: setup  ## lint, format, types, spelling, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy launch/horovod_edits.py
+	$(BIN)/codespell
+	$(BIN)/shellcheck $(SCRIPTS)
+
+fmt: setup  ## let ruff mend and format the Python files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv, runs, made data sets and caches; Horovod's wheels stay in the user's cache
+	rm -rf $(VENV) runs datasets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

