@@ -124,6 +124,25 @@ def format_table(summary: DetectionSummary) -> str:
     return "\n".join(lines)
 
 
+def format_classes(summary: DetectionSummary, names: Sequence[str]) -> str:
+    """A line for all classes and one for each: images, instances, precision, recall, mAP50, mAP50-95."""
+    width = max(len("class"), len("all"), *(len(name) for name in names))
+    lines = [f"{'class':<{width}} {'images':>8} {'boxes':>8} {'P':>7} {'R':>7} {'mAP50':>7} {'mAP50-95':>9}"]
+
+    def add(name: str, images: int, instances: int, *numbers: float) -> None:
+        shown = [f"{number:.3f}" if number >= 0 else "-" for number in numbers]
+        lines.append(
+            f"{name:<{width}} {images:>8} {instances:>8} "
+            f"{shown[0]:>7} {shown[1]:>7} {shown[2]:>7} {shown[3]:>9}"
+        )
+
+    s = summary
+    add("all", s.images, s.instances, s.precision, s.recall, s.map50, s.map50_95)
+    for c in summary.per_class:
+        add(names[c.class_id], c.images, c.instances, c.precision, c.recall, c.ap50, c.ap50_95)
+    return "\n".join(lines)
+
+
 def to_json(summary: DetectionSummary, names: Sequence[str] = ()) -> dict[str, Any]:
     """The numbers as JSON takes them, with the names of ``results.json``; ``names`` by class are optional."""
     return {
@@ -251,6 +270,8 @@ def _checked_rows(rows: Any, path: Path, section: str) -> list[Row]:
 
 def _sorted_places(rows: Sequence[Row], path: Path, section: str) -> tuple[dict[str, int], list[int]]:
     """The place of each id in sorted order, and the rows' numbers in that order."""
+    if not rows:
+        raise UserError(f"{section} is empty", where=path, fix="Give the ground truth with all its sections")
     ids: list[CocoId] = []
     for place, row in enumerate(rows):
         value = row.get("id")

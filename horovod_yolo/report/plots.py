@@ -194,7 +194,7 @@ def _draw_classes(
     few = len(present) <= _MOST_NAMED_CLASSES
     for place, class_id in enumerate(present):
         colour, label = (COLOURS[place], _label(names, class_id)) if few else ("#c3cad2", None)
-        axis.plot(x, y[class_id], color=colour, label=label, linewidth=1.1, alpha=0.85)
+        axis.plot(x, y[class_id], color=colour, label=label, linewidth=1.1)
     if present:
         axis.plot(x, y[present].mean(axis=0), color=INK, linewidth=2.4, label="all classes")
     axis.set(xlim=(0, 1), ylim=(0, 1.03))

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from horovod_yolo.report.html import write_report
+from horovod_yolo.report.plots import plot_results
+
+EVIL = '<script>alert("x")</script>'
+ROWS = [
+    {"epoch": float(e), "train/box_loss": 0.1, "metrics/mAP_0.5": 0.8765432, "x/lr0": 0.01} for e in range(3)
+]
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; fails where elements do not nest."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    entry = {
+        "images": 4,
+        "instances": 1234,
+        "precision": 0.5,
+        "recall": 0.25,
+        "mAP50": 0.75,
+        "mAP50-95": 0.125,
+    }
+    absent = {**dict.fromkeys(entry, -1.0), "images": 0, "instances": 0}
+    return {
+        "model": "yolov5n",
+        "parameters": 1872157,
+        "world_size": 2,
+        "global_batch": 16,
+        "epochs": 3,
+        "seed": 2024,
+        "wall_s": 3725.0,
+        "metrics": {
+            "precision": 0.5, "recall": 0.25, "mAP50": 0.8123, "mAP50-95": 0.4321,
+            "per_class": [{"class": 0, **entry}, {"class": 1, **absent}],
+        },
+        "versions": {"torch": "2.13.0"},
+        **changes,
+    }  # fmt: skip
+
+
+def test_the_page_says_what_the_run_was(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("lr0: 0.01  # <&>\n")
+    page = Page(write_report(tmp_path, results(), ROWS, [], ["cat", "dog"]))
+    for expected in ("yolov5n", "1,872,157", "2024", "1 h 02 min", "0.8123", "0.4321", "0.8765", "1,234"):
+        assert expected in page.text, expected
+    assert "cat" in page.text and "dog" not in page.text  # a class without instances has no numbers
+    assert "lr0: 0.01  # <&>" in page.text and "torch: 2.13.0" in page.text
+    assert str(tmp_path) in page.text
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    picture = tmp_path / "results.png"
+    plot_results(ROWS, picture)
+    path = write_report(tmp_path, results(), ROWS, [("Curves", picture), ("Absent", tmp_path / "absent.png")])
+    page = Page(path)
+    sources = [
+        value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")
+    ]
+    assert len(sources) == 1
+    head, _, data = sources[0].partition(",")
+    assert head == "data:image/png;base64"
+    assert base64.b64decode(data) == picture.read_bytes()
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"https?://|@import|url\(", path.read_text(encoding="utf-8"))
+    assert "Absent" not in page.text
+
+
+@pytest.mark.parametrize("where", ["class", "names", "model", "title", "config", "version", "exit"])
+def test_everything_given_is_escaped(tmp_path: Path, where: str) -> None:
+    given, names, title = results(), ["cat", "dog"], "Curves"
+    picture = tmp_path / "a.png"
+    plot_results([], picture)
+    if where == "class":
+        given["metrics"]["per_class"][0]["name"] = EVIL
+    elif where == "config":
+        (tmp_path / "config.yaml").write_text(EVIL)
+    elif where == "version":
+        given["versions"] = {EVIL: EVIL}
+    elif where in ("model", "exit"):
+        given[where] = EVIL
+    names = [EVIL, "dog"] if where == "names" else names
+    title = EVIL if where == "title" else title
+    page = Page(write_report(tmp_path, given, ROWS, [(title, picture)], names))
+    assert "script" not in page.tags
+    assert EVIL in page.text
+
+
+def test_a_run_that_came_nowhere_has_a_page_too(tmp_path: Path) -> None:
+    page = Page(write_report(tmp_path, {"model": "yolov3"}, [], []))
+    assert "yolov3" in page.text and "table" not in page.tags
+
+
+def test_undefined_numbers_are_dashes(tmp_path: Path) -> None:
+    given = results(metrics={"mAP50": float("nan"), "precision": np.nan})
+    page = Page(write_report(tmp_path, given, [{"epoch": 0.0, "train/box_loss": float("inf")}], []))
+    assert page.text.count("–") == 3
+    assert not re.search(r"\b(nan|inf)\b", page.text)
+
+
+def test_writing_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_report(tmp_path, results(model="yolov3"), ROWS, [])
+    path = write_report(tmp_path, results(model="yolov5s"), ROWS, [])
+    assert path == tmp_path / "report.html"
+    assert "yolov5s" in Page(path).text and "yolov3" not in Page(path).text
+    assert list(tmp_path.iterdir()) == [path]
