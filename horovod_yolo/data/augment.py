@@ -11,18 +11,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from horovod_yolo.data.index import Index
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox, resize_to_fit
 from horovod_yolo.data.sampler import Stream, keyed_generator
 from horovod_yolo.types import Floats, Image, Ints, Letterbox, SampleKey
-
-if TYPE_CHECKING:
-    from horovod_yolo.data.index import Index
 
 Load = Callable[[int], Image]
 Matrix = NDArray[np.float64]  # (3, 3) homogeneous

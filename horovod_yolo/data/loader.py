@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.collate import collate
+from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.types import Batch, SampleKey
 
@@ -40,14 +41,22 @@ class _Request:
     width: int
 
 
-class _Batches(Dataset[Batch]):
-    """Turns a request into a batch, in whichever process it runs."""
+class _Batches(Dataset[Batch | ImageError]):
+    """Turns a request into a batch, in whichever process it runs.
+
+    An image that cannot be read is returned, not raised: PyTorch would bring it back from a worker
+    as a RuntimeError, and the caller could not tell it from a fault of the program.
+    """
 
     def __init__(self, sample_fn: Callable[[SampleKey], Sample]) -> None:
         self._sample_fn = sample_fn
 
-    def __getitem__(self, request: _Request) -> Batch:
-        return collate([self._sample_fn(key) for key in request.keys], request.height, request.width)
+    def __getitem__(self, request: _Request) -> Batch | ImageError:
+        try:
+            samples = [self._sample_fn(key) for key in request.keys]
+        except ImageError as error:
+            return error
+        return collate(samples, request.height, request.width)
 
 
 class _Requests(Sampler[_Request]):
@@ -64,8 +73,8 @@ class _Requests(Sampler[_Request]):
             yield _Request(self.plan.rank_keys(epoch, batch), *self.plan.shape_of(batch))
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 class Loader:
@@ -93,8 +102,8 @@ class Loader:
         self._epochs_begun = 0
         self._requests = _Requests(sampler)
         self._workers: list[BaseProcess] = []
-        self._iterator: Iterator[Batch] = iter(())
-        self._dataloader: DataLoader[Batch] | None = DataLoader(
+        self._iterator: Iterator[Batch | ImageError] = iter(())
+        self._dataloader: DataLoader[Batch | ImageError] | None = DataLoader(
             _Batches(sample_fn),
             sampler=self._requests,
             batch_size=None,
@@ -129,6 +138,8 @@ class Loader:
             self.wait_s += time.perf_counter() - begun
             if batch is None:
                 return
+            if isinstance(batch, ImageError):
+                raise batch
             yield batch
 
     def _begin(self, epoch: int, start_batch: int) -> None:

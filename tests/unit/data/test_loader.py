@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import active_children
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from horovod_yolo.data.augment import AugmentParams, Sample, TrainTransform
+from horovod_yolo.data.loader import Loader
+from horovod_yolo.data.read import ImageError
+from horovod_yolo.data.sampler import StepSampler
+from horovod_yolo.types import Batch, SampleKey
+from tests.unit.data.scenes import noise_scenes
+
+COUNT = 10
+NOISE = noise_scenes(COUNT, seed=1)
+PARAMS = AugmentParams(degrees=10, mixup=0.3)
+SAMPLES = TrainTransform(NOISE.index, NOISE.load, PARAMS, seed=0)
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def plan(rank: int = 0, size: int = 1, batch: int = 3, count: int = COUNT) -> StepSampler:
+    return StepSampler(count, batch, rank, size, seed=5, shuffle=True, shape=(64, 96))
+
+
+def unreadable(key: SampleKey) -> Sample:
+    raise ImageError(Path("gone") / f"{key.index}.jpg", "no such file")
+
+
+def suicidal(key: SampleKey) -> Sample:
+    if key.epoch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return SAMPLES(key)
+
+
+def slow(key: SampleKey) -> Sample:
+    time.sleep(0.05)
+    return SAMPLES(key)
+
+
+@contextmanager
+def loader(workers: int, sampler: StepSampler | None = None, sample_fn: object = SAMPLES) -> Iterator[Loader]:
+    made = Loader(sample_fn, sampler or plan(), workers=workers, pin_memory=False)  # type: ignore[arg-type]
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def equal(a: list[Batch], b: list[Batch]) -> bool:
+    def tensors(batch: Batch) -> list[torch.Tensor]:
+        t = batch.targets
+        return [batch.images, batch.indices, t.image, t.classes, t.boxes_xywhn]
+
+    return len(a) == len(b) and all(
+        torch.equal(p, q) and x.letterboxes == y.letterboxes
+        for x, y in zip(a, b, strict=True)
+        for p, q in zip(tensors(x), tensors(y), strict=True)
+    )
+
+
+def ended(pid: int, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_batches_are_bitwise_the_same_for_any_number_of_workers() -> None:
+    made = []
+    for workers in (0, 1, 2):
+        with loader(workers) as batches:
+            made.append([batch for epoch in (0, 1) for batch in batches.epoch(epoch)])
+    assert equal(made[0], made[1])
+    assert equal(made[0], made[2])
+    assert [len(batch) for batch in made[0]] == [3, 3, 3, 1] * 2
+    assert made[0][0].images.shape == (3, 3, 64, 96)
+    assert not torch.equal(made[0][0].images, made[0][4].images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_start_anywhere_and_be_left_anywhere(workers: int) -> None:
+    with loader(workers) as batches:
+        whole = list(batches.epoch(4))
+        left = batches.epoch(2)
+        next(left)
+        assert equal(list(batches.epoch(4, start_batch=2)), whole[2:])
+        assert list(batches.epoch(4, start_batch=4)) == []
+        with pytest.raises(RuntimeError, match="later epoch"):
+            next(left)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_rank_without_a_share_gets_an_empty_batch(workers: int) -> None:
+    with loader(workers, plan(rank=0, size=4)) as batches:
+        sizes = [len(batch) for batch in batches.epoch(0)]
+        assert sizes == [0, 0, 0, 0]  # of 3, 3, 3 and 1 images the first of four ranks gets none
+        (empty, *_) = batches.epoch(1)
+        assert empty.images.shape == (0, 3, 64, 96)
+        assert empty.targets.boxes_xywhn.shape == (0, 4)
+
+
+def test_slices_of_all_ranks_are_the_batches_of_one() -> None:
+    with loader(0) as batches:
+        alone = list(batches.epoch(0))
+    for rank in range(3):
+        with loader(0, plan(rank, 3)) as batches:
+            for mine, everyone in zip(batches.epoch(0), alone, strict=True):
+                n = len(everyone)
+                share = slice(n * rank // 3, n * (rank + 1) // 3)
+                assert torch.equal(mine.images, everyone.images[share])
+                assert torch.equal(mine.indices, everyone.indices[share])
+
+
+def test_workers_live_on_between_epochs_and_end_with_the_loader() -> None:
+    others = set(active_children())
+    with loader(1) as batches:
+        list(batches.epoch(0))
+        (worker,) = set(active_children()) - others
+        list(batches.epoch(1))
+        assert set(active_children()) - others == {worker}
+    assert set(active_children()) == others
+    batches.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches.epoch(2))
+
+
+def test_signals_of_the_job_do_not_reach_workers() -> None:
+    others = set(active_children())
+    with loader(1) as batches:
+        epoch = batches.epoch(0)
+        next(epoch)
+        (worker,) = set(active_children()) - others
+        for name in ("INT", "TERM"):
+            subprocess.run(["/bin/sh", "-c", f"kill -{name} {worker.pid}"], check=True)
+        assert not ended(worker.pid or 0, within_s=0.5)
+        assert len(list(epoch)) == 3
+        worker.terminate()  # from the trainer itself it counts
+        assert ended(worker.pid or 0, within_s=5)
+
+
+def test_a_dead_worker_is_an_error_and_not_a_hang() -> None:
+    with loader(1, sample_fn=suicidal) as batches:
+        assert len(list(batches.epoch(0))) == 4
+        begun = time.monotonic()
+        with pytest.raises(RuntimeError, match="worker"):
+            list(batches.epoch(1))
+        assert time.monotonic() - begun < 20
+
+
+TRAINER = """
+import sys, time
+from multiprocessing.process import active_children
+from tests.unit.data.test_loader import loader
+if __name__ == "__main__":
+    with loader(2) as batches:
+        next(batches.epoch(0))
+        print(*(child.pid for child in active_children()), flush=True)
+        time.sleep(60)
+"""
+
+
+def test_workers_end_when_their_trainer_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text(TRAINER)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+    ) as trainer:
+        assert trainer.stdout is not None
+        workers = [int(pid) for pid in trainer.stdout.readline().split()]
+        trainer.kill()
+    assert len(workers) == 2
+    assert all(ended(pid, within_s=5) for pid in workers)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(workers: int) -> None:
+    with loader(workers, sample_fn=unreadable) as batches, pytest.raises(ImageError, match=r"gone/\d\.jpg"):
+        next(batches.epoch(0))
+
+
+def test_waiting_is_measured_from_the_start_of_the_epoch() -> None:
+    with loader(0, sample_fn=slow) as batches:
+        list(batches.epoch(0))
+        assert 0.5 <= batches.wait_s < 5
+        next(batches.epoch(1, start_batch=3))
+        assert 0.05 <= batches.wait_s < 0.45
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_generator_alone(workers: int) -> None:
+    before = torch.get_rng_state()
+    with loader(workers) as batches:
+        list(batches.epoch(0))
+        list(batches.epoch(1))
+    assert torch.equal(torch.get_rng_state(), before)
