@@ -42,7 +42,9 @@ def xyxy_to_ltwh(boxes: BoxArray) -> BoxArray:
 
 def area(boxes_xyxy: BoxArray) -> BoxArray:
     """(..., 4) corners -> (...,) areas."""
-    return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
+    sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    areas: BoxArray = sides[..., 0] * sides[..., 1]
+    return areas
 
 
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class SampleKey(NamedTuple):
     """Names one training sample completely: with the seed, every pixel of it follows from this."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # in the data set; hides tuple.index, which nobody needs
     height: int
     width: int
 

@@ -1,0 +1,1 @@
+"""What a run must remember, and how it reaches the disk whole."""

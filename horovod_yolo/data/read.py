@@ -117,12 +117,15 @@ def read_image(path: Path) -> Image:
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright image, from the header where the format allows.
 
-    A PNG may keep its orientation behind the pixels, so one without EXIF in front is decoded.
+    A PNG may keep its orientation behind the pixels, and Pillow turns a TIFF upright only when it loads it:
+    these two are decoded.
 
     Raises:
-        ImageError: as ``read_image``, but damage behind the header goes unseen.
+        ImageError: as ``read_image``, but damage behind the header may go unseen.
     """
     with _opened(path) as image:
+        if image.format in ("PNG", "TIFF"):
+            image.load()
         return _upright_size(image.size, _orientation(image))
 
 
@@ -136,11 +139,13 @@ def verify_image(path: Path) -> tuple[int, int]:
         ImageError: as ``read_image``.
     """
     with _opened(path) as image:
-        full_size = image.size
-        if image.format in ("JPEG", "MPO"):
-            image.draft("L", (max(1, full_size[0] // 8), max(1, full_size[1] // 8)))
+        if image.format not in ("JPEG", "MPO"):
+            image.load()
+            return _upright_size(image.size, _orientation(image))
+        width, height = image.size
+        image.draft("L", (max(1, width // 8), max(1, height // 8)))
         image.load()
-        return _upright_size(full_size, _orientation(image))
+        return _upright_size((width, height), _orientation(image))
 
 
 @contextmanager
@@ -206,7 +211,7 @@ def _decode_ordinary_jpeg(path: Path, image: PIL.Image.Image) -> NDArray[np.uint
 
 def _rgb8(image: PIL.Image.Image) -> NDArray[np.uint8]:
     if image.mode not in _DEEP_GREY_MODES:
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))  # a copy: what Pillow lends cannot be written to
     shift = _declared_bits(image) - 8
     grey = np.clip(np.asarray(image).astype(np.int64) >> shift, 0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)

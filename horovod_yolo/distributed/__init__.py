@@ -1,0 +1,1 @@
+"""How ranks talk: one protocol, a backend a file."""

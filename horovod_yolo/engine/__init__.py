@@ -1,0 +1,1 @@
+"""Training: assembly, loop, step, evaluation."""

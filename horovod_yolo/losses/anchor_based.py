@@ -77,11 +77,15 @@ class AnchorLoss:
         self.strides = tuple(strides)
         self.balance = BALANCE_OF_THREE if len(self.strides) == 3 else BALANCE[: len(self.strides)]
 
-    def match(self, targets: Targets, predictions: Predictions, anchors_px: Tensor) -> list[LevelMatch]:
-        """This rank's matches, a level each. Of the predictions only shapes matter; anchors are (L, A, 2)."""
-        sizes = [(int(p.shape[2]), int(p.shape[3])) for p in predictions]
+    def match(
+        self, targets: Targets, grid_sizes: Sequence[tuple[int, int]], anchors_px: Tensor
+    ) -> list[LevelMatch]:
+        """This rank's matches, a level each, for levels of (H_l, W_l) cells; anchors are (L, A, 2).
+
+        It needs no predictions: the counts can travel between ranks while the network computes them.
+        """
         anchors_wh = anchors_px / anchors_px.new_tensor(self.strides).view(-1, 1, 1)
-        return assign(targets, anchors_wh, sizes, self.weights.anchor_t)
+        return assign(targets, anchors_wh, grid_sizes, self.weights.anchor_t)
 
     def normalisers(self, matches: Sequence[LevelMatch], batch_size: int) -> Tensor:
         """(L + 1,) float64 counts of this rank, to be summed over all: matches of each level, then images."""

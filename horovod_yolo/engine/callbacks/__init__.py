@@ -1,0 +1,1 @@
+"""Watchers of a run. They exist on rank 0 only."""

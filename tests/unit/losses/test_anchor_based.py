@@ -37,6 +37,10 @@ EVERY_OPTION = LossWeights(
 )
 
 
+def sizes_of(predictions: list[Tensor]) -> list[tuple[int, int]]:
+    return [(p.shape[2], p.shape[3]) for p in predictions]
+
+
 def make_predictions(
     batch: int, classes: int, seed: int, dtype: torch.dtype = torch.float64, levels: int = 3
 ) -> list[Tensor]:
@@ -64,7 +68,7 @@ def part_of(targets: Targets, start: int, stop: int) -> Targets:
 
 
 def run(loss: AnchorLoss, predictions: list[Tensor], targets: Targets, anchors_px: Tensor) -> LossParts:
-    matches = loss.match(targets, predictions, anchors_px)
+    matches = loss.match(targets, sizes_of(predictions), anchors_px)
     return loss(predictions, matches, loss.normalisers(matches, predictions[0].shape[0]))
 
 
@@ -97,7 +101,7 @@ def slow_loss(loss: AnchorLoss, predictions: list[Tensor], targets: Targets) -> 
     """box, obj and cls with gains, by loops over matches, classes and cells."""
     w, classes = loss.weights, loss.num_classes
     sums = [0.0, 0.0, 0.0]
-    for level, match in enumerate(loss.match(targets, predictions, ANCHORS_PX)):
+    for level, match in enumerate(loss.match(targets, sizes_of(predictions), ANCHORS_PX)):
         raw = predictions[level].tolist()
         goals: dict[tuple[int, int, int, int], float] = {}
         for k in range(len(match)):
@@ -163,7 +167,7 @@ def test_shares_of_ranks_add_up(ranks: int, dtype: torch.dtype, rel: float, weig
 
     slices = [[p.detach()[a:b].clone().requires_grad_() for p in whole] for a, b in CUTS[ranks]]
     matches = [
-        loss.match(part_of(targets, a, b), own, anchors)
+        loss.match(part_of(targets, a, b), sizes_of(own), anchors)
         for (a, b), own in zip(CUTS[ranks], slices, strict=True)
     ]
     totals = torch.stack(
@@ -184,7 +188,7 @@ def test_shares_of_ranks_add_up(ranks: int, dtype: torch.dtype, rel: float, weig
 def test_normalisers_count_matches_and_images() -> None:
     loss = AnchorLoss(LossWeights(), 2, STRIDES)
     predictions = make_predictions(5, 2, seed=0)
-    matches = loss.match(make_targets([0, 4, 4], 2, seed=5), predictions, ANCHORS_PX)
+    matches = loss.match(make_targets([0, 4, 4], 2, seed=5), sizes_of(predictions), ANCHORS_PX)
     totals = loss.normalisers(matches, 5)
     assert totals.dtype == torch.float64
     assert totals.tolist() == [len(matches[0]), len(matches[1]), len(matches[2]), 5]
@@ -195,7 +199,7 @@ def test_normalisers_count_matches_and_images() -> None:
 def test_a_rank_without_objects_is_connected_to_every_prediction(batch: int, images_elsewhere: int) -> None:
     loss = AnchorLoss(LossWeights(), 2, STRIDES)
     predictions = make_predictions(batch, 2, seed=0)
-    matches = loss.match(make_targets([], 2, seed=0), predictions, ANCHORS_PX)
+    matches = loss.match(make_targets([], 2, seed=0), sizes_of(predictions), ANCHORS_PX)
     totals = loss.normalisers(matches, batch + images_elsewhere)
     share = loss(predictions, matches, totals)
     share.total.backward()
@@ -212,7 +216,7 @@ def test_perfect_predictions_cost_almost_nothing() -> None:
     loss = AnchorLoss(LossWeights(), 3, STRIDES)
     predictions = [p.detach() for p in make_predictions(1, 3, seed=0)]
     targets = Targets(torch.tensor([0]), torch.tensor([2]), torch.tensor([[0.51, 0.52, 0.35, 0.5]]))
-    matches = loss.match(targets, predictions, ANCHORS_PX)
+    matches = loss.match(targets, sizes_of(predictions), ANCHORS_PX)
     assert sum(len(m) for m in matches) > 3
     for p, m in zip(predictions, matches, strict=True):
         p[..., 4:] = -40.0
@@ -300,7 +304,7 @@ def test_label_smoothing_moves_goals_towards_one_half() -> None:
     found = run(loss, predictions, targets, ANCHORS_PX).parts[2]
     assert found == run(loss, predictions, other, ANCHORS_PX).parts[2]
     expected = 0.0
-    for p, m in zip(predictions, loss.match(targets, predictions, ANCHORS_PX), strict=True):
+    for p, m in zip(predictions, loss.match(targets, sizes_of(predictions), ANCHORS_PX), strict=True):
         logits = p[m.image, m.anchor, m.grid_y, m.grid_x, 5:]
         if len(m):
             expected += F.binary_cross_entropy(logits.sigmoid(), torch.full_like(logits, 0.5)).item()

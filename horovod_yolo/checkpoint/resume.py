@@ -1,0 +1,58 @@
+"""Which checkpoint to go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from horovod_yolo.checkpoint import store
+from horovod_yolo.checkpoint.store import CheckpointError
+from horovod_yolo.errors import UserError
+
+KEEP = 3  # generations of last.pt
+
+
+def generations(weights: Path) -> list[Path]:
+    """Where the last checkpoints of a run folder's ``weights`` may be, newest first."""
+    last = weights / "last.pt"
+    return [last, *(store.older(last, k) for k in range(1, KEEP))]
+
+
+def newest_run(project: Path) -> Path:
+    """The run folder under ``project`` whose checkpoint was written last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [path for path in project.glob("*/weights/last*.pt") if path.is_file()]
+    if not found:
+        raise UserError("no run to resume", where=project, fix="name one: --resume runs/train/exp3")
+    return max(found, key=lambda path: path.stat().st_mtime_ns).parent.parent
+
+
+def load(target: Path) -> tuple[dict[str, Any], Path, list[str]]:
+    """The newest whole checkpoint of a run folder, or the one file named.
+
+    Returns:
+        Its state, its path, and what was passed over and why.
+
+    Raises:
+        UserError: nothing usable there.
+    """
+    candidates = generations(target / "weights") if target.is_dir() else [target]
+    passed_over: list[str] = []
+    for path in candidates:
+        try:
+            state = store.read(path)
+        except CheckpointError as error:
+            if path.exists() or path == candidates[0]:
+                passed_over.append(str(error))
+            continue
+        if "optimizer" not in state:
+            passed_over.append(f"{path}: holds weights only, no training state")
+            continue
+        return state, path, passed_over
+    raise UserError(
+        "no checkpoint to resume from: " + "; ".join(passed_over),
+        fix="name another run or start a new one without --resume",
+    )

@@ -1,0 +1,83 @@
+"""What a run must remember: the keys of ``last.pt`` and ``best.pt``, in plain tensors and builtins."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from horovod_yolo.checkpoint.store import FORMAT_VERSION
+
+
+@dataclass
+class Progress:
+    """How far a run is. ``epoch`` and ``batch`` name the next global batch to train on."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0  # optimizer steps done
+    skipped: int = 0  # of them, without effect because a gradient was not finite
+    images: int = 0  # trained on, all ranks together
+    wall_s: float = 0.0  # of training, without validation
+    epoch_sums: list[float] = field(default_factory=lambda: [0.0] * 4)  # box, obj, cls times images; images
+    last_losses: list[float] = field(default_factory=lambda: [0.0] * 3)  # box, obj, cls of the last epoch
+
+
+@dataclass
+class EarlyStopping:
+    """Best epoch so far; counts up to ``patience`` epochs without a better one."""
+
+    best_fitness: float = -math.inf
+    best_epoch: int = 0
+    stopped: bool = False
+
+    def update(self, epoch: int, fitness: float, patience: int) -> bool:
+        """Take in an epoch's result. True where it is the best so far."""
+        best = fitness > self.best_fitness
+        if best:
+            self.best_fitness, self.best_epoch = fitness, epoch
+        self.stopped = patience > 0 and epoch - self.best_epoch >= patience
+        return best
+
+
+def training_state(
+    *,
+    model: dict[str, Any],
+    ema: dict[str, Any],
+    optimizer: dict[str, Any],
+    scaler: dict[str, Any],
+    progress: Progress,
+    early_stopping: EarlyStopping,
+    metrics: dict[str, Any],
+    config: dict[str, Any],
+    model_name: str,
+    names: tuple[str, ...],
+) -> dict[str, Any]:
+    """The content of ``last.pt``: everything a resumed run needs to go on bit for bit."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_name": model_name,
+        "model": model,
+        "ema": ema,
+        "optimizer": optimizer,
+        "scaler": scaler,
+        # rates follow from the batch number alone; kept for readers of the file
+        "schedule": {"last_step": progress.step, "lr": [g["lr"] for g in optimizer["param_groups"]]},
+        "sampler": {"epoch": progress.epoch, "batch": progress.batch},
+        "rng": {"torch": torch.get_rng_state()},
+        "early_stopping": asdict(early_stopping),
+        "progress": asdict(progress),
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "metrics": metrics,
+        "config": config,
+        "names": list(names),
+    }
+
+
+def inference_state(training: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``best.pt``: the averaged weights and what is needed to use them."""
+    kept = ("format_version", "model_name", "ema", "metrics", "config", "names", "epoch", "step")
+    return {key: training[key] for key in kept}

@@ -1,0 +1,129 @@
+"""One file that is either whole or not there.
+
+A checkpoint is what ``torch.save`` writes, a zip archive, with the SHA-256 of all its bytes in the
+archive's comment: one file, one rename, and ``torch.load(weights_only=True)`` reads it as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+FORMAT_VERSION = 1
+_MARK = b"sha256:"
+_COMMENT_BYTES = len(_MARK) + 64
+_END_OF_ARCHIVE = b"PK\x05\x06"
+_END_BYTES = 22  # the zip end record without its comment, whose length is its last two bytes
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: which one and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+def serialise(state: dict[str, Any]) -> bytes:
+    """The bytes of a checkpoint file, checksum included."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    raw = buffer.getvalue()
+    if raw[-_END_BYTES : -_END_BYTES + 4] != _END_OF_ARCHIVE:
+        raise RuntimeError("torch.save no longer ends its archive as expected; update checkpoint/store.py")
+    body = raw[:-2] + _COMMENT_BYTES.to_bytes(2, "little")
+    return body + _MARK + hashlib.sha256(body).hexdigest().encode()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that a crash at any byte leaves the old file or the new one.
+
+    Raises:
+        OSError: the disk is full, read-only or gone; ``path`` is as it was.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when the block ends well, and leaves no trace otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_rotating(path: Path, data: bytes, keep: int) -> None:
+    """`write`, keeping the ``keep - 1`` files before it: ``last.1.pt`` is the newest of them."""
+    generations = [path, *(older(path, k) for k in range(1, keep))]
+    for source, target in reversed(list(itertools.pairwise(generations))):
+        if source.exists():
+            _link(source, target)
+    write(path, data)
+
+
+def older(path: Path, generation: int) -> Path:
+    """``last.pt`` -> ``last.1.pt``."""
+    return path.with_name(f"{path.stem}.{generation}{path.suffix}")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name. The first stays, so at no moment is the newest checkpoint missing."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint and verify it.
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe or not ours.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(path, error.strerror or str(error)) from None
+    comment = data[-_COMMENT_BYTES:]
+    if not comment.startswith(_MARK):
+        raise CheckpointError(path, "not a checkpoint of horovod_yolo, or cut short")
+    if hashlib.sha256(data[:-_COMMENT_BYTES]).hexdigest().encode() != comment[len(_MARK) :]:
+        raise CheckpointError(path, "damaged: its checksum does not fit its content")
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(path, f"does not load ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(path, f"not a checkpoint of format version {FORMAT_VERSION}")
+    return state

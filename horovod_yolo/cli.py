@@ -1,0 +1,252 @@
+"""The command line: ``train.py`` and ``horovod-yolo train|val|eval|data``. Parsing and exit codes only.
+
+Exit codes: 0 done, 2 the user's mistake (one line, no traceback), 1 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from horovod_yolo import __version__
+from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
+from horovod_yolo.errors import NonFiniteError, UserError
+
+log = logging.getLogger("horovod_yolo")
+DONE, FAULT, MISTAKE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``horovod-yolo COMMAND ...``; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "train": lambda rest: train_main(rest, "horovod-yolo train"),
+        "val": val_main,
+        "eval": eval_main,
+        "data": data_main,
+    }
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
+    if argv and argv[0] in ("-V", "--version"):
+        print(f"horovod_yolo {__version__}")
+        return DONE
+    usage = f"usage: horovod-yolo {{{','.join(commands)}}} ... (each has --help)"
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{__doc__.splitlines()[0] if __doc__ else ''}\n\n{usage}")
+        return DONE if argv else MISTAKE
+    _complain(f"unknown command {argv[0]!r}. {nearest(argv[0], commands)}")
+    return MISTAKE
+
+
+def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
+    """Train, on as many ranks as were launched; returns the exit code."""
+
+    def parse() -> dict[str, Any]:
+        given = vars(train_parser(prog).parse_strictly(argv))
+        if "resume" not in given:
+            config_from_flags(given)
+        return given
+
+    def job(comm: Any, given: dict[str, Any]) -> None:
+        from horovod_yolo.engine.run import new_run, resumed_run, train
+
+        target = given.pop("resume", None)
+        run = resumed_run(target, given, comm) if target else new_run(config_from_flags(given), comm)
+        results = train(run, comm)
+        if comm.rank == 0:
+            metrics = results["metrics"]
+            print(f"mAP50 {metrics['mAP50']:.4f}  mAP50-95 {metrics['mAP50-95']:.4f}")
+            print(f"weights {run.folder}/weights/best.pt  table {run.folder}/results.csv")
+            print(f"curves  {run.folder}/results.png  report {run.folder}/report.html", flush=True)
+
+    return _on_ranks(parse, job)
+
+
+def val_main(argv: Sequence[str]) -> int:
+    """Score a checkpoint on a data set, on as many ranks as were launched."""
+
+    def parse() -> Any:
+        return _val_options(argv)
+
+    def job(comm: Any, options: Any) -> None:
+        from horovod_yolo.engine.validate import validate
+        from horovod_yolo.metrics.coco_results import format_classes
+
+        evaluation, names = validate(options, comm)
+        if comm.rank == 0:
+            print(format_classes(evaluation.summary, names), flush=True)
+
+    return _on_ranks(parse, job)
+
+
+def _val_options(argv: Sequence[str]) -> Any:
+    from horovod_yolo.engine.validate import ValOptions
+
+    p = Parser(prog="horovod-yolo val", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    p.add_argument("--weights", required=True, help="best.pt or last.pt of a run")
+    p.add_argument("--data", help="data.yaml; default: the one trained on")
+    p.add_argument("--task", choices=("train", "val", "test"), help="which split")
+    p.add_argument("--imgsz", "--img", "--img-size", dest="imgsz", type=int)
+    p.add_argument("--batch-size", "--batch", dest="batch_size", type=int, help="total over all ranks")
+    p.add_argument("--conf-thres", dest="conf_thres", type=float)
+    p.add_argument("--iou-thres", dest="iou_thres", type=float)
+    p.add_argument("--max-det", dest="max_det", type=int)
+    p.add_argument("--device")
+    p.add_argument("--workers", type=int)
+    p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"))
+    p.add_argument("--cache-dir", dest="cache_dir")
+    p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
+    given = vars(p.parse_strictly(argv))
+    assert set(given) <= {f.name for f in fields(ValOptions)}
+    return ValOptions(**given)
+
+
+def eval_main(argv: Sequence[str]) -> int:
+    """Score a COCO-format results file; needs neither a model nor ranks."""
+
+    def run() -> None:
+        p = Parser(prog="horovod-yolo eval", allow_abbrev=False)
+        p.add_argument("--gt", required=True, type=Path, help="COCO annotations")
+        p.add_argument(
+            "--dt", required=True, type=Path, help="COCO results: image_id, category_id, bbox, score"
+        )
+        p.add_argument("--json", action="store_true", help="print JSON instead of the twelve lines")
+        args = p.parse_strictly(argv)
+        from horovod_yolo.metrics.coco_results import evaluate_files, format_table, to_json
+
+        found = evaluate_files(args.gt, args.dt)
+        if args.json:
+            print(json.dumps(to_json(found.summary, [c.name for c in found.categories]), indent=2))
+        else:
+            print(format_table(found.summary))
+
+    return _guarded(run)
+
+
+def data_main(argv: Sequence[str]) -> int:
+    """Make the built-in data set."""
+
+    def run() -> None:
+        p = Parser(prog="horovod-yolo data", allow_abbrev=False)
+        kinds = p.add_subparsers(dest="kind", required=True, parser_class=Parser)
+        digits = kinds.add_parser("digits", help="handwritten digits on photographs, made on the spot")
+        digits.add_argument("--out", required=True, type=Path, help="folder to make")
+        digits.add_argument("--images", type=int, default=600)
+        digits.add_argument("--size", type=int, default=320, help="pixels of a side")
+        digits.add_argument("--seed", type=int, default=0)
+        args = p.parse_strictly(argv)
+        from horovod_yolo.data.digits import make_digits
+
+        make_digits(args.out, args.images, args.size, args.seed)
+        print(f"{args.images} images in {args.out}; train with --data {args.out / 'data.yaml'}")
+
+    return _guarded(run)
+
+
+def _guarded(run: Callable[[], None]) -> int:
+    """Exit code of something that runs in one process."""
+    try:
+        run()
+    except UserError as error:
+        _complain(str(error))
+        return MISTAKE
+    return DONE
+
+
+def _on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
+    """Exit code of something that runs on all ranks together.
+
+    A `UserError` here was agreed on by all ranks: rank 0 says it, all leave with the same code. Any
+    other exception is this rank's own: it says who it is and leaves without another collective call,
+    upon which the launcher ends the job.
+    """
+    from horovod_yolo.distributed.launched import connect
+    from horovod_yolo.engine.build import together
+
+    _set_threads()
+    try:
+        comm = connect(_fusion_mb(sys.argv))
+    except UserError as error:
+        _complain(str(error))
+        return MISTAKE
+    _set_logging(comm.rank)
+    try:
+        job(comm, together(comm, parse))
+        code = DONE
+    except UserError as error:
+        if comm.rank == 0:
+            _complain(str(error))
+        code = MISTAKE
+    except NonFiniteError as error:
+        if comm.rank == 0:
+            print(f"training stopped: {error}", file=sys.stderr, flush=True)
+        code = FAULT
+    except Exception:  # noqa: BLE001  the last resort of a rank: name it, then leave
+        _leave_alone(comm.rank, comm.size)
+    comm.allgather_object(code)  # nobody leaves, and ends the job, before rank 0 has spoken
+    comm.close()
+    return code
+
+
+def _leave_alone(rank: int, size: int) -> NoReturn:
+    """End this process at once: an orderly shutdown would wait for ranks that wait for this one."""
+    print(f"rank {rank} of {size} on {socket.gethostname()} failed:", file=sys.stderr)
+    traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(FAULT)
+
+
+def _fusion_mb(argv: Sequence[str]) -> float | None:
+    """``--fusion-mb`` must be known before Horovod starts, which is before flags are checked together."""
+    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    p.add_argument("--fusion-mb", type=float)
+    try:
+        value: float | None = p.parse_known_args(argv)[0].fusion_mb
+    except argparse.ArgumentError:
+        return None
+    return value
+
+
+def _set_threads() -> None:
+    """Share the cores among the ranks of a host, unless the user or the launcher has done so."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    local = next(
+        (
+            int(os.environ[name])
+            for name in ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+            if os.environ.get(name, "").isdigit()
+        ),
+        1,
+    )
+    if "OMP_NUM_THREADS" not in os.environ:
+        bound = cores < (os.cpu_count() or 1)
+        torch.set_num_threads(max(1, cores if bound else cores // local))
+
+
+def _set_logging(rank: int) -> None:
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s",
+        stream=sys.stdout,
+        force=True,
+    )
+
+
+def _complain(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

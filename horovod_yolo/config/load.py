@@ -1,0 +1,139 @@
+"""From command line and hyperparameter file to a `TrainConfig`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import yaml
+
+from horovod_yolo.config.schema import (
+    Cache,
+    Compression,
+    Hyp,
+    OptimizerName,
+    Precision,
+    ScaleLr,
+    TrainConfig,
+)
+from horovod_yolo.errors import UserError
+
+HYP_FILE_BYTES = 1 << 20  # a hyperparameter file is a page; more than this is some other file
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are `UserError` and name the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving the process."""
+        raise UserError(message, fix=f"see `{self.prog} --help`")
+
+    def parse_strictly(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse all of ``argv``; an unknown flag is an error that names the nearest one."""
+        known, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise UserError(f"unknown argument {unknown[0]}", fix=nearest(unknown[0].split("=")[0], flags))
+        return known
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """A hint for a misspelt ``word``: the most similar known ones."""
+    close = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are: {', '.join(sorted(known))}"
+
+
+def train_parser(prog: str = "train.py") -> Parser:
+    """All flags of a training run. Defaults stay absent: what was given can be told from what was not."""
+    p = Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    add = p.add_argument
+    add("--data", help="data.yaml: path, train, val, nc, names")
+    add("--cfg", "--model", dest="cfg", help="model: yolov5n, yolov5s, ..., yolov3, yolov3-tiny")
+    add("--weights", help="start from the weights of a checkpoint")
+    add("--hyp", help="hyperparameters, YOLOv5's hyp*.yaml")
+    add("--epochs", type=int)
+    add("--batch-size", "--batch", dest="batch_size", type=int, help="total over all ranks")
+    add("--imgsz", "--img", "--img-size", dest="imgsz", type=int, help="square input size in pixels")
+    add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
+    add(
+        "--resume", nargs="?", const="newest", help="go on from a run folder or checkpoint; alone: the newest"
+    )
+    add("--cache", nargs="?", const="ram", choices=get_args(Cache))
+    add("--device", help="cpu, or GPU numbers such as 0 or 0,1 of this host")
+    add("--multi-scale", dest="multi_scale", action="store_true", help="vary the input size by 50%%")
+    add("--optimizer", choices=get_args(OptimizerName))
+    add("--sync-bn", dest="sync_bn", action="store_true", help="batch norm over the whole global batch")
+    add("--workers", type=int, help="data-loading processes of each rank")
+    add("--project", help="folder of the run folders")
+    add("--name", help="name of the run folder")
+    add("--exist-ok", dest="exist_ok", action="store_true", help="use the folder even where it exists")
+    add("--cos-lr", dest="cos_lr", action="store_true", help="cosine instead of linear decay")
+    add("--label-smoothing", dest="label_smoothing", type=float)
+    add("--patience", type=int, help="stop after so many epochs without a better one; 0: never")
+    add("--freeze", type=int, nargs="+", help="freeze the first N layers, or the layers listed")
+    add("--save-period", dest="save_period", type=int, help="keep a checkpoint every so many epochs")
+    add("--seed", type=int)
+    add("--noautoanchor", action="store_true", help="keep the model's anchors")
+    add("--noval", action="store_true", help="validate after the last epoch only")
+    add("--compression", choices=get_args(Compression), help="of gradients on the wire; auto: fp16 on GPUs")
+    add("--fusion-mb", dest="fusion_mb", type=float, help="size of Horovod's fusion buffer")
+    add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too")
+    add("--precision", choices=get_args(Precision), help="of the forward pass; auto: fp16 on GPUs")
+    add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="scale lr0 by batch / 64")
+    add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
+    add("--cache-dir", dest="cache_dir", help="folder of the data index and the image cache")
+    return p
+
+
+def load_hyp(path: str | Path) -> Hyp:
+    """Read a hyperparameter file. Raises `UserError` that names file, key and nearest key."""
+    path = Path(path)
+    values = read_yaml(path)
+    known = {f.name for f in fields(Hyp)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown hyperparameter {key!r}", where=path, fix=nearest(str(key), known))
+    try:
+        return Hyp(**values)
+    except UserError as error:
+        raise UserError(str(error), where=path) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A small YAML mapping, read without constructing anything but builtins."""
+    try:
+        if path.stat().st_size > HYP_FILE_BYTES:
+            raise UserError("file is over 1 MB, no settings file", where=path, fix="name the right file")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(error.strerror or str(error), where=path, fix="check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"not valid YAML ({_first_line(error)})", where=path, fix="mend the file") from None
+    if not isinstance(values, dict):
+        raise UserError("not a mapping of names to values", where=path, fix="write it as `name: value` lines")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+    return f"{problem}, line {mark.line + 1}" if mark else problem
+
+
+def config_from_flags(given: dict[str, Any]) -> TrainConfig:
+    """A config from the flags that were given (as `train_parser` names them, without ``resume``)."""
+    given = dict(given)
+    if "data" not in given:
+        raise UserError("--data is missing", fix="name the data set: --data path/to/data.yaml")
+    if not given.get("cfg") and not given.get("weights"):
+        raise UserError("--cfg is missing", fix="name a model, such as --cfg yolov5n")
+    hyp = load_hyp(given["hyp"]) if given.get("hyp") else Hyp()
+    given["hyp"] = hyp
+    given.setdefault("label_smoothing", hyp.label_smoothing)
+    if "freeze" in given:
+        given["freeze"] = tuple(given["freeze"])
+    return TrainConfig(**given)

@@ -1,0 +1,194 @@
+"""What a training run can be told: frozen, typed, checked when made.
+
+Names and defaults are YOLOv5's, so that its users' commands and hyperparameter files work here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from horovod_yolo.errors import UserError
+
+Cache = Literal["none", "ram", "disk"]
+OptimizerName = Literal["SGD", "Adam", "AdamW"]
+Compression = Literal["auto", "none", "fp16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+ScaleLr = Literal["none", "linear", "sqrt"]
+
+NOMINAL_BATCH = 64  # the batch that YOLOv5's learning rate and weight decay are meant for
+
+
+def _require(ok: bool, name: str, value: object, rule: str) -> None:
+    if not ok:
+        raise UserError(f"{name} is {value!r}", fix=f"it must be {rule}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyp:
+    """Hyperparameters: a YOLOv5 ``hyp*.yaml``. Defaults are its ``hyp.scratch-low``."""
+
+    lr0: float = 0.01
+    lrf: float = 0.01
+    momentum: float = 0.937
+    weight_decay: float = 0.0005
+    warmup_epochs: float = 3.0
+    warmup_momentum: float = 0.8
+    warmup_bias_lr: float = 0.1
+    box: float = 0.05
+    cls: float = 0.5
+    cls_pw: float = 1.0
+    obj: float = 1.0
+    obj_pw: float = 1.0
+    iou_t: float = 0.20
+    anchor_t: float = 4.0
+    anchors: float = 0.0
+    fl_gamma: float = 0.0
+    hsv_h: float = 0.015
+    hsv_s: float = 0.7
+    hsv_v: float = 0.4
+    degrees: float = 0.0
+    translate: float = 0.1
+    scale: float = 0.5
+    shear: float = 0.0
+    perspective: float = 0.0
+    flipud: float = 0.0
+    fliplr: float = 0.5
+    mosaic: float = 1.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UserError(f"hyperparameter {f.name} is {value!r}", fix="it must be a finite number")
+            object.__setattr__(self, f.name, float(value))
+        for name in ("mosaic", "mixup", "flipud", "fliplr", "label_smoothing", "momentum", "warmup_momentum"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"hyperparameter {name}", value, "between 0 and 1")
+        for name in ("lr0", "lrf", "cls_pw", "obj_pw"):
+            _require(getattr(self, name) > 0, f"hyperparameter {name}", getattr(self, name), "above 0")
+        for name in ("weight_decay", "warmup_epochs", "warmup_bias_lr", "box", "cls", "obj", "fl_gamma"):
+            _require(getattr(self, name) >= 0, f"hyperparameter {name}", getattr(self, name), "0 or more")
+        for name in ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "perspective"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"hyperparameter {name}", value, "from 0 to under 1")
+        _require(self.anchor_t > 1, "hyperparameter anchor_t", self.anchor_t, "above 1")
+        _require(
+            self.copy_paste == 0,
+            "hyperparameter copy_paste",
+            self.copy_paste,
+            "0: it needs segmentation masks, which detection labels do not have",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Every field is a flag of ``train.py`` (dashes for underscores)."""
+
+    data: str
+    cfg: str = ""
+    weights: str = ""
+    hyp: Hyp = field(default_factory=Hyp)
+    epochs: int = 300
+    batch_size: int = 16
+    imgsz: int = 640
+    rect: bool = False
+    cache: Cache = "none"
+    device: str = ""
+    multi_scale: bool = False
+    optimizer: OptimizerName = "SGD"
+    sync_bn: bool = False
+    workers: int = 4
+    project: str = "runs/train"
+    name: str = "exp"
+    exist_ok: bool = False
+    cos_lr: bool = False
+    label_smoothing: float = 0.0
+    patience: int = 100
+    freeze: tuple[int, ...] = (0,)
+    save_period: int = -1
+    seed: int = 0
+    noautoanchor: bool = False
+    noval: bool = False
+    compression: Compression = "auto"
+    fusion_mb: float = 128.0
+    commit_every: int = 0
+    precision: Precision = "auto"
+    scale_lr: ScaleLr = "none"
+    max_steps: int = 0
+    cache_dir: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("imgsz", 32),
+            ("workers", 0),
+            ("patience", 0),
+            ("commit_every", 0),
+            ("max_steps", 0),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            _require(value >= least, _flag(name), value, f"{least} or more")
+        _require(
+            0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "from 0 to under 1"
+        )
+        _require(self.fusion_mb >= 0, "--fusion-mb", self.fusion_mb, "0 or more")
+        for name, choices in (
+            ("cache", Cache),
+            ("optimizer", OptimizerName),
+            ("compression", Compression),
+            ("precision", Precision),
+            ("scale_lr", ScaleLr),
+        ):
+            allowed = get_args(choices)
+            _require(
+                getattr(self, name) in allowed,
+                _flag(name),
+                getattr(self, name),
+                "one of " + ", ".join(allowed),
+            )
+
+    @property
+    def accumulate(self) -> int:
+        """Batches whose gradients are summed before a step, after the warm-up."""
+        return max(round(NOMINAL_BATCH / self.batch_size), 1)
+
+    @property
+    def run_parent(self) -> Path:
+        """The folder that holds the run folders."""
+        return Path(self.project)
+
+    def check_world(self, size: int) -> None:
+        """Raise where the run cannot be shared by ``size`` ranks."""
+        if self.batch_size < size:
+            raise UserError(
+                f"--batch-size {self.batch_size}, the total over all ranks, is smaller than the {size} ranks",
+                fix=f"use --batch-size {size} or more, or fewer ranks",
+            )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain builtins for YAML and checkpoints."""
+    values: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
+    values["hyp"] = {f.name: getattr(config.hyp, f.name) for f in fields(config.hyp)}
+    values["freeze"] = list(config.freeze)
+    return values
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `to_dict`."""
+    values = dict(values)
+    values["hyp"] = Hyp(**values["hyp"])
+    values["freeze"] = tuple(values["freeze"])
+    return TrainConfig(**values)

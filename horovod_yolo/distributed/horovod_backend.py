@@ -1,0 +1,109 @@
+"""Ranks that talk through Horovod: over MPI or Gloo on CPUs, NCCL on GPUs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import horovod.torch as hvd
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from horovod_yolo.distributed.comm import GradientExchange, Pending
+
+T = TypeVar("T")
+
+
+class HorovodCommunicator:
+    """A job started by ``horovodrun`` or ``mpirun``."""
+
+    def __init__(self, fusion_mb: float | None = None) -> None:
+        if fusion_mb is not None:
+            os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", str(int(fusion_mb * 2**20)))
+        hvd.init()
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+        self.local_rank: int = hvd.local_rank()
+        self.local_size: int = hvd.local_size()
+        self.wait_s = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for other ranks."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.wait_s += time.perf_counter() - start
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
+        """Start summing a tensor over ranks. *Collective.*"""
+        return _Handle(hvd.allreduce_async(tensor, name=name, op=hvd.Sum), self)
+
+    def allgather_object(self, value: T) -> list[T]:
+        """Everyone's value, by rank. *Collective.*"""
+        with self.waiting():
+            gathered: list[T] = hvd.allgather_object(value)
+        return gathered
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's value. *Collective.*"""
+        with self.waiting():
+            received: T = hvd.broadcast_object(value, root_rank=0)
+        return received
+
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite everyone's tensors with rank 0's. *Collective.*"""
+        with self.waiting():
+            hvd.broadcast_parameters(dict(tensors), root_rank=0)
+
+    def exchange_gradients(
+        self, optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]], *, compress: bool
+    ) -> tuple[Optimizer, GradientExchange]:
+        """Wrap an optimizer in ``hvd.DistributedOptimizer``. *Collective.*
+
+        ``op=Sum``: the loss divides by what all ranks have together, so the sum of the ranks'
+        gradients is the gradient of the global batch.
+        """
+        wrapped = hvd.DistributedOptimizer(
+            optimizer,
+            named_parameters=list(named_parameters),
+            compression=hvd.Compression.fp16 if compress else hvd.Compression.none,
+            op=hvd.Sum,
+        )
+        return wrapped, _HorovodExchange(wrapped, self)
+
+    def close(self) -> None:
+        """Leave the job in order."""
+        hvd.shutdown()
+
+
+class _Handle:
+    def __init__(self, handle: int, comm: HorovodCommunicator) -> None:
+        self._handle = handle
+        self._comm = comm
+
+    def wait(self) -> Tensor:
+        with self._comm.waiting():
+            result: Tensor = hvd.synchronize(self._handle)
+        return result
+
+
+class _HorovodExchange:
+    def __init__(self, optimizer: Any, comm: HorovodCommunicator) -> None:
+        self._optimizer = optimizer
+        self._comm = comm
+
+    def expect(self, backward_passes: int) -> None:
+        self._optimizer.set_backward_passes_per_step(backward_passes)
+
+    def finish(self) -> None:
+        with self._comm.waiting():
+            self._optimizer.synchronize()
+
+    def stepping(self) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = self._optimizer.skip_synchronize()
+        return context

@@ -1,0 +1,73 @@
+"""One process: every collective has its answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from horovod_yolo.distributed.comm import GradientExchange, Pending
+
+T = TypeVar("T")
+
+
+class Ready:
+    """A sum over one rank."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def wait(self) -> Tensor:
+        """The tensor itself."""
+        return self._tensor
+
+
+class NoExchange:
+    """The gradients of one rank are the sum already."""
+
+    def expect(self, backward_passes: int) -> None:
+        """Nothing to prepare."""
+
+    def finish(self) -> None:
+        """Nothing to wait for."""
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Nothing to hold back."""
+        return nullcontext()
+
+
+class LocalCommunicator:
+    """A job of one rank."""
+
+    rank = 0
+    size = 1
+    local_rank = 0
+    local_size = 1
+    wait_s = 0.0
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
+        """The tensor itself."""
+        return Ready(tensor)
+
+    def allgather_object(self, value: T) -> list[T]:
+        """A list of one."""
+        return [value]
+
+    def broadcast_object(self, value: T) -> T:
+        """The value itself."""
+        return value
+
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to do."""
+
+    def exchange_gradients(
+        self, optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]], *, compress: bool
+    ) -> tuple[Optimizer, GradientExchange]:
+        """The optimizer as it is."""
+        return optimizer, NoExchange()
+
+    def close(self) -> None:
+        """Nothing to leave."""

@@ -1,0 +1,122 @@
+"""Batch norm over the global batch, on CPUs and GPUs, over any `Communicator`.
+
+Horovod's own ``hvd.SyncBatchNorm`` raises on CPU tensors and cannot take an empty batch. Here each
+rank contributes its count, sum and sum of squares per channel in float64, so that neither the
+number of ranks nor an empty slice changes the statistics beyond rounding.
+
+Ioffe and Szegedy, "Batch normalization", 2015, algorithm 1; the backward pass is its derivative with
+the means taken over all ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from horovod_yolo.distributed.comm import Communicator
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, comm: Communicator, name: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count = x.numel() // x.shape[1] if x.numel() else 0
+        local = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
+        if count:
+            var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+            mean64, var64 = mean.double(), var.double()
+            local = torch.cat((mean64 * count, (var64 + mean64.square()) * count, local.new_tensor([count])))
+        total = comm.allreduce_sum(local, name).wait()
+        n = total[-1].clamp(min=1)
+        mean64, square64 = (total[:-1] / n).chunk(2)
+        var64 = (square64 - mean64.square()).clamp(min=0)
+        mean, var = mean64.float(), var64.float()
+        inv_std = (var64 + eps).rsqrt().float()
+        ctx.save_for_backward(x, weight, mean, inv_std, n)
+        ctx.comm, ctx.name = comm, name
+        y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx.mark_non_differentiable(mean, var, n)
+        return y, mean, var, n
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inv_std, n = ctx.saved_tensors
+        dims, shape = (0, 2, 3), (1, -1, 1, 1)
+        x_hat = (x.float() - mean.view(shape)) * inv_std.view(shape)
+        grad_y32 = grad_y.float()
+        grad_bias = grad_y32.sum(dims)
+        grad_weight = (grad_y32 * x_hat).sum(dims)
+        local = torch.cat((grad_bias, grad_weight)).double()
+        total = ctx.comm.allreduce_sum(local, ctx.name + ".backward").wait()
+        mean_grad, mean_grad_x_hat = (total / n).float().chunk(2)
+        grad_x = (weight * inv_std).view(shape) * (
+            grad_y32 - mean_grad.view(shape) - x_hat * mean_grad_x_hat.view(shape)
+        )
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` whose training statistics are those of all ranks' images together."""
+
+    def __init__(self, source: nn.BatchNorm2d, comm: Communicator, name: str) -> None:
+        super().__init__(source.num_features, source.eps, source.momentum)
+        self.weight, self.bias = source.weight, source.bias
+        self.running_mean, self.running_var = source.running_mean, source.running_var
+        self.num_batches_tracked = source.num_batches_tracked
+        self._comm = comm
+        self._name = f"bn.{name}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same; *collective* in training mode."""
+        if not self.training:
+            return super().forward(input)
+        y, mean, var, n = _Normalise.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, self.eps, self._comm, self._name
+        )
+        self._track(mean, var, n)
+        result: Tensor = y
+        return result
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        unbiased = var * (n / (n - 1).clamp(min=1)).float()
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(unbiased, self.momentum)
+
+
+def synchronise_batch_norm(model: nn.Module, comm: Communicator) -> None:
+    """Replace every `BatchNorm2d` of ``model`` in place; parameters and buffers stay the same objects."""
+    for parent_name, parent in list(model.named_modules()):
+        for child_name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and not isinstance(child, SyncBatchNorm2d):
+                setattr(parent, child_name, SyncBatchNorm2d(child, comm, f"{parent_name}.{child_name}"))
+
+
+@torch.no_grad()
+def average_running_statistics(model: nn.Module, comm: Communicator) -> None:
+    """Give all ranks the mean of their batch norms' running statistics. *Collective.*
+
+    Without synchronised batch norm each rank tracks its own slice; what is validated and saved must
+    not be rank 0's alone.
+    """
+    tracked = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if comm.size == 1 or not tracked:
+        return
+    flat = torch.cat([buffer.double() for buffer in tracked])
+    mean = comm.allreduce_sum(flat, "running_statistics").wait() / comm.size
+    parts = torch.split(mean, [buffer.numel() for buffer in tracked])
+    for buffer, part in zip(tracked, parts, strict=True):
+        buffer.copy_(part)

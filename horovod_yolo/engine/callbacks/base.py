@@ -1,0 +1,27 @@
+"""A watcher that does nothing: subclasses name the moments they care for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from horovod_yolo.engine.trainer import EpochReport, StepReport, Trainer
+
+
+class Watcher:
+    """See `horovod_yolo.engine.trainer.Callback`."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step."""
+
+    def on_step(self, report: StepReport) -> None:
+        """After each optimizer step."""
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """After each epoch."""
+
+    def on_commit(self, state: dict[str, Any], best: bool) -> None:
+        """With the state to save."""
+
+    def on_end(self, results: dict[str, Any]) -> None:
+        """After the last epoch."""

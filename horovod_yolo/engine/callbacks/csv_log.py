@@ -1,0 +1,117 @@
+"""``steps.csv`` and ``results.csv``: a line a step, a line an epoch, written as they happen."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from horovod_yolo.checkpoint.store import write
+from horovod_yolo.engine.callbacks.base import Watcher
+
+if TYPE_CHECKING:
+    from horovod_yolo.engine.trainer import EpochReport, StepReport, Trainer
+
+log = logging.getLogger(__name__)
+STEP_COLUMNS = ("step", "epoch", "images", "lr", "box_loss", "obj_loss", "cls_loss", "grad_norm")
+EPOCH_COLUMNS = (
+    "epoch",
+    "train/box_loss",
+    "train/obj_loss",
+    "train/cls_loss",
+    "metrics/precision",
+    "metrics/recall",
+    "metrics/mAP_0.5",
+    "metrics/mAP_0.5:0.95",
+    "val/box_loss",
+    "val/obj_loss",
+    "val/cls_loss",
+    "x/lr0",
+    "x/lr1",
+    "x/lr2",
+    "images_per_s",
+    "data_wait_s",
+    "comm_wait_s",
+)
+
+
+class CsvFile:
+    """A table on disk that grows by rows and, on resume, loses those the checkpoint does not know."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self.path = path
+        self._columns = columns
+
+    def keep_below(self, limit: int) -> None:
+        """Drop rows whose first column is ``limit`` or more; start the file where there is none."""
+        rows = [",".join(self._columns)]
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) < limit]
+            rows += [",".join(row) for row in kept]
+        write(self.path, ("\n".join(rows) + "\n").encode())
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Add a row; a disk that refuses it does not end the run."""
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+        except OSError as error:
+            log.warning("%s: %s; a row is lost", self.path, error.strerror)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a ``results.csv``; empty cells are left out."""
+    with path.open(newline="") as file:
+        return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+class StepLog(Watcher):
+    """Writes ``steps.csv``. Numbers have all digits: two runs are compared by it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = CsvFile(folder / "steps.csv", STEP_COLUMNS)
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Go on after the step the run resumes from."""
+        self._file.keep_below(trainer.progress.step + 1)
+
+    def on_step(self, report: StepReport) -> None:
+        """Add a line."""
+        result = report.result
+        values = (report.step, report.epoch, result.images, report.rates.lr)
+        losses = (result.box_loss, result.obj_loss, result.cls_loss, result.grad_norm)
+        self._file.append(dict(zip(STEP_COLUMNS, values + losses, strict=True)))
+
+
+class EpochLog(Watcher):
+    """Writes ``results.csv`` under YOLOv5's column names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = CsvFile(folder / "results.csv", EPOCH_COLUMNS)
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Go on after the last epoch the run has finished."""
+        self._file.keep_below(trainer.progress.epoch)
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """Add a line."""
+        self._file.append(epoch_row(report))
+
+
+def epoch_row(report: EpochReport) -> dict[str, object]:
+    """An epoch's line of ``results.csv``; cells of an epoch without validation stay empty."""
+    row: dict[str, object] = {"epoch": report.epoch}
+    row |= dict(zip(EPOCH_COLUMNS[1:4], report.losses, strict=True))
+    if report.evaluation:
+        summary, found = report.evaluation.summary, report.evaluation
+        scores = (summary.precision, summary.recall, summary.map50, summary.map50_95)
+        losses = (found.box_loss, found.obj_loss, found.cls_loss)
+        row |= dict(zip(EPOCH_COLUMNS[4:11], scores + losses, strict=True))
+    row |= {"x/lr0": report.rates.bias_lr, "x/lr1": report.rates.lr, "x/lr2": report.rates.lr}
+    row["images_per_s"] = round(report.images / report.seconds, 2)
+    row["data_wait_s"] = round(report.data_wait_s, 3)
+    row["comm_wait_s"] = round(report.comm_wait_s, 3)
+    return row

@@ -1,0 +1,115 @@
+"""Validation over all ranks: each scores its slices, the matches are merged, the AP is over all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from horovod_yolo.boxes import xyxy_to_ltwh
+from horovod_yolo.data.index import Index, Record
+from horovod_yolo.data.loader import Loader
+from horovod_yolo.distributed.comm import Communicator
+from horovod_yolo.engine.step import Precision
+from horovod_yolo.losses.anchor_based import AnchorLoss
+from horovod_yolo.metrics.accumulator import DetectionAccumulator
+from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
+from horovod_yolo.metrics.summary import DetectionSummary
+from horovod_yolo.models.decode import decode, non_max_suppression
+from horovod_yolo.models.head import Detector
+from horovod_yolo.types import Batch, Detections
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers of one pass over a validation set, the same on every rank."""
+
+    summary: DetectionSummary
+    box_loss: float
+    obj_loss: float
+    cls_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """What a pass over a validation set needs besides the model."""
+
+    index: Index
+    loader: Loader  # of this rank's slices, in a fixed order
+    loss: AnchorLoss
+    comm: Communicator
+    precision: Precision
+    conf_threshold: float = 0.001
+    iou_threshold: float = 0.6
+    max_detections: int = 300
+
+    @torch.no_grad()
+    def run(self, model: Detector, collected: dict[int, Detections] | None = None) -> Evaluation:
+        """Score a model. *Collective.*
+
+        Args:
+            model: weights equal on all ranks; left in evaluation mode.
+            collected: where given, gets this rank's detections in original pixels by image.
+        """
+        model.eval()
+        accumulator = DetectionAccumulator(len(self.index.names))
+        losses = torch.zeros(4, dtype=torch.float64, device=self.precision.device)
+        for batch in self.loader.epoch(0):
+            predictions = self._forward(model, batch)
+            losses += self._losses(model, predictions, batch)
+            decoded = decode(predictions, model.anchors_px, model.strides)
+            found = non_max_suppression(decoded, self.conf_threshold, self.iou_threshold, self.max_detections)
+            for index, letterbox, detections in zip(
+                batch.indices.tolist(), batch.letterboxes, found, strict=True
+            ):
+                original = Detections(
+                    letterbox.to_original(detections.boxes_xyxy), detections.scores, detections.classes
+                )
+                accumulator.add(index, truths_of(self.index.records[index]), as_arrays(original))
+                if collected is not None:
+                    collected[index] = original
+        summary = self._merged(accumulator)
+        box, obj, cls, images = self.comm.allreduce_sum(losses, "validation.losses").wait().tolist()
+        images = max(images, 1.0)
+        return Evaluation(summary, box / images, obj / images, cls / images)
+
+    def _forward(self, model: Detector, batch: Batch) -> list[Tensor]:
+        images = batch.images.to(self.precision.device, non_blocking=True).float() / 255
+        with self.precision.autocast():
+            predictions = model(images)
+        return [level.float() for level in predictions]
+
+    def _losses(self, model: Detector, predictions: list[Tensor], batch: Batch) -> Tensor:
+        """(4,) box, obj, cls share of a global batch, each times its images; own images."""
+        targets = batch.targets.to(self.precision.device)
+        shapes = [(level.shape[2], level.shape[3]) for level in predictions]
+        matches = self.loss.match(targets, shapes, model.anchors_px)
+        normalisers = self.loss.normalisers(matches, len(batch))
+        totals = self.comm.allreduce_sum(normalisers, "validation.normalisers").wait()
+        parts = self.loss(predictions, matches, totals).parts
+        return torch.cat((parts.double() * totals[-1], totals.new_tensor([len(batch)])))
+
+    def _merged(self, accumulator: DetectionAccumulator) -> DetectionSummary:
+        states = self.comm.allgather_object(accumulator.state())
+        return DetectionAccumulator.merged(len(self.index.names), states).summary()
+
+
+def truths_of(record: Record) -> ImageTruths:
+    """A record's boxes as the metrics take them."""
+    return ImageTruths(
+        xyxy_to_ltwh(record.boxes_xyxy.astype(np.float64)),
+        record.classes,
+        record.crowd,
+        record.areas.astype(np.float64),
+    )
+
+
+def as_arrays(detections: Detections) -> ImageDetections:
+    """Detections as the metrics take them."""
+    return ImageDetections(
+        xyxy_to_ltwh(detections.boxes_xyxy.double().cpu().numpy()),
+        detections.scores.double().cpu().numpy(),
+        detections.classes.cpu().numpy(),
+    )

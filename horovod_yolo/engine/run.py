@@ -1,0 +1,178 @@
+"""A training run from settings to results, new or resumed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from horovod_yolo.checkpoint import resume
+from horovod_yolo.config.schema import TrainConfig, from_dict
+from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.distributed.comm import Communicator
+from horovod_yolo.engine.build import build_data, build_trainer, together
+from horovod_yolo.engine.callbacks import tensorboard
+from horovod_yolo.engine.callbacks.checkpoints import Checkpointer
+from horovod_yolo.engine.callbacks.csv_log import EpochLog, StepLog
+from horovod_yolo.engine.callbacks.progress import ProgressDisplay
+from horovod_yolo.engine.callbacks.report import ReportWriter
+from horovod_yolo.engine.datasets import raise_together
+from horovod_yolo.engine.run_folder import new_run_folder, versions, write_config, write_json
+from horovod_yolo.engine.trainer import Callback, Trainer
+from horovod_yolo.errors import UserError
+from horovod_yolo.models.zoo import find_model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to do and where: a config, its folder, and the state to go on from."""
+
+    config: TrainConfig
+    folder: Path
+    state: dict[str, Any] | None
+
+
+def new_run(config: TrainConfig, comm: Communicator) -> Run:
+    """A run of its own, in a folder that rank 0 makes. *Collective.*"""
+    together(comm, lambda: _check_before_start(config, comm))
+    folder = on_rank_0(comm, lambda: new_run_folder(config.run_parent, config.name, config.exist_ok))
+    return Run(config, folder, None)
+
+
+def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
+    """Go on with a run from its newest whole checkpoint, which rank 0 chooses and sends. *Collective.*
+
+    Args:
+        target: ``newest``, a run folder or a checkpoint file.
+        given: flags on the command line; they must agree with the run's own, but for the place.
+        comm: the ranks.
+    """
+
+    def load() -> tuple[dict[str, Any], Path]:
+        project = Path(given.get("project", TrainConfig.project))
+        path = resume.newest_run(project) if target == "newest" else Path(target)
+        state, chosen, passed_over = resume.load(path)
+        for reason in passed_over:
+            log.warning("passed over: %s", reason)
+        log.info("resume from %s: epoch %d, step %d", chosen, state["epoch"] + 1, state["step"])
+        return state, chosen.parent.parent
+
+    state, folder = on_rank_0(comm, load)
+    saved = dict(state["config"])
+    config = together(comm, lambda: from_dict(_with_place_of_this_job(saved, given)))
+    together(comm, lambda: config.check_world(comm.size))
+    return Run(config, folder, state)
+
+
+PLACE = ("device", "workers", "cache", "cache_dir", "fusion_mb", "compression")  # change no result, or say so
+NAMES_OF_RUN = ("project", "name", "exist_ok", "hyp")  # of the run's start; a resumed run has them already
+
+
+def _with_place_of_this_job(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The run's settings with those of the machine it goes on on."""
+    for name, value in given.items():
+        if name in PLACE:
+            saved[name] = value
+        elif name not in NAMES_OF_RUN and saved.get(name) != (list(value) if name == "freeze" else value):
+            raise UserError(
+                f"--{name.replace('_', '-')} {value} differs from the run's {saved.get(name)}",
+                where="--resume",
+                fix="leave the flag out, or start a new run from its weights with --weights",
+            )
+    return saved
+
+
+def on_rank_0(comm: Communicator, make: Callable[[], Any]) -> Any:
+    """What rank 0 makes, on all ranks; its `UserError` too. *Collective.*"""
+    value, problem = None, None
+    if comm.rank == 0:
+        try:
+            value = make()
+        except UserError as error:
+            problem = str(error)
+    value, problem = comm.broadcast_object((value, problem))
+    if problem is not None:
+        raise UserError(problem)
+    return value
+
+
+def _check_before_start(config: TrainConfig, comm: Communicator) -> None:
+    config.check_world(comm.size)
+    if config.cfg:
+        find_model(config.cfg)
+
+
+def train(run: Run, comm: Communicator) -> dict[str, Any]:
+    """Train to the end and return what ``results.json`` holds. *Collective.*
+
+    Raises:
+        UserError: a mistake in the settings or the data, on all ranks alike.
+        NonFiniteError: training diverged, on all ranks alike.
+    """
+    spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
+    data = build_data(spec, run.config, comm)
+    if run.state is not None:
+        raise_together(comm, _mismatch(run.state, list(spec.names)))
+    watchers = _watchers(run) if comm.rank == 0 else []
+    trainer = build_trainer(run.config, data, comm, watchers, run.state)
+    if comm.rank == 0:
+        write_config(run.folder, trainer.config)
+    trainer.fit()
+    results = results_of(trainer)
+    if comm.rank == 0:
+        write_json(run.folder / "results.json", results)
+    for watcher in watchers:
+        watcher.on_end(results)
+    trainer.close()
+    return results
+
+
+def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:
+    if state["names"] == names:
+        return None
+    return str(
+        UserError(
+            f"the data has classes {', '.join(names[:5])}, the checkpoint {', '.join(state['names'][:5])}",
+            where="--resume",
+            fix="use the data of the run",
+        )
+    )
+
+
+def _watchers(run: Run) -> list[Callback]:
+    watchers: list[Callback] = [
+        StepLog(run.folder),
+        EpochLog(run.folder),
+        ProgressDisplay(),
+        Checkpointer(run.folder / "weights", run.config.save_period),
+    ]
+    if tensorboard.available():
+        watchers.append(tensorboard.TensorBoard(run.folder))
+    return [*watchers, ReportWriter(run.folder)]
+
+
+def results_of(trainer: Trainer) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    progress, model = trainer.progress, trainer.stepper.model
+    box, obj, cls = progress.last_losses
+    return {
+        "model": model.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "world_size": trainer.comm.size,
+        "global_batch": trainer.config.batch_size,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped,
+        "seed": trainer.config.seed,
+        "metrics": trainer.metrics,
+        "best_epoch": trainer.early_stopping.best_epoch,
+        "train": {"box_loss": box, "obj_loss": obj, "cls_loss": cls},
+        "images_per_s": progress.images / progress.wall_s if progress.wall_s else 0.0,
+        "wall_s": progress.wall_s,
+        "exit": 0,
+        "versions": versions(),
+    }

@@ -1,0 +1,148 @@
+"""One optimizer step. The page to read twice.
+
+A *window* is the run of global batches whose gradients add up to one step; a rank holds its slice of
+each. Whatever the number of ranks, the sum of their gradients is the gradient of the window, because
+the loss divides by counts that were summed over ranks first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from horovod_yolo.distributed.comm import Communicator, GradientExchange
+from horovod_yolo.errors import NonFiniteError
+from horovod_yolo.losses.anchor_based import AnchorLoss
+from horovod_yolo.models.head import Detector
+from horovod_yolo.types import Batch
+
+LARGEST_GRADIENT_NORM = 10.0
+MOST_SKIPS_IN_A_ROW = 25  # a gradient scaler that starts at 65536 may need a dozen to settle
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Global values of one step."""
+
+    box_loss: float
+    obj_loss: float
+    cls_loss: float
+    images: int
+    grad_norm: float
+    skipped: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Number format of the forward pass."""
+
+    device: torch.device
+    dtype: torch.dtype  # float32 switches autocast off
+
+    def autocast(self) -> torch.autocast:
+        """The context of the forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+class Stepper:
+    """Turns windows of batches into optimizer steps."""
+
+    def __init__(
+        self,
+        *,
+        model: Detector,
+        loss: AnchorLoss,
+        optimizer: Optimizer,
+        exchange: GradientExchange,
+        scaler: torch.amp.GradScaler,
+        precision: Precision,
+        comm: Communicator,
+        sync_bn: bool,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.skipped_in_a_row = 0
+        self._exchange = exchange
+        self._precision = precision
+        self._comm = comm
+        self._sync_bn = sync_bn
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+
+    def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> StepResult:
+        """Run one window. *Collective.*
+
+        Args:
+            batches: this rank's slices, in order; as many are taken as there are scales.
+            scales: factor on the input's size for each global batch: all 1 without multi-scale.
+
+        Raises:
+            NonFiniteError: infinite or NaN gradients many times in a row, on all ranks alike.
+        """
+        self.model.train()
+        self._exchange.expect(len(scales))
+        sums = torch.zeros(4, dtype=torch.float64, device=self._precision.device)
+        for scale in scales:
+            batch = next(batches).to(self._precision.device, non_blocking=True)
+            sums += self._forward_backward(_resized(batch, scale))
+        grad_norm = self._finish_gradients()
+        with self._exchange.stepping():
+            skipped = self._update(grad_norm)
+        self.optimizer.zero_grad()
+        box, obj, cls, images = self._comm.allreduce_sum(sums, "losses").wait().tolist()
+        return StepResult(box / images, obj / images, cls / images, int(images), grad_norm, skipped)
+
+    def _forward_backward(self, batch: Batch) -> Tensor:
+        """This rank's share of a batch: (4,) box, obj, cls loss, each times the global images; own images."""
+        images = batch.images.float() / 255
+        shapes = [(images.shape[2] // s, images.shape[3] // s) for s in self.model.strides]
+        matches = self.loss.match(batch.targets, shapes, self.model.anchors_px)
+        counting = self._comm.allreduce_sum(self.loss.normalisers(matches, len(batch)), "normalisers")
+        if len(batch) == 0 and not self._sync_bn:
+            self.model.eval()  # batch norm has no statistics of nothing; all gradients will be zero
+        with self._precision.autocast():
+            predictions = self.model(images)
+        totals = counting.wait()
+        loss = self.loss(predictions, matches, totals)
+        # Horovod's hooks start to send each gradient in here, as soon as it is complete.
+        self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        self.model.train()
+        return torch.cat((loss.parts.double() * totals[-1], totals.new_tensor([len(batch)])))
+
+    def _finish_gradients(self) -> float:
+        """Wait for the ranks' sum, then clip. The norm is the same on every rank."""
+        self._exchange.finish()
+        self.scaler.unscale_(self.optimizer)  # after the exchange: all ranks see the same inf
+        norm = nn.utils.clip_grad_norm_(self._trained, LARGEST_GRADIENT_NORM)
+        return float(norm)
+
+    def _update(self, grad_norm: float) -> bool:
+        """Step, or skip where the gradient is not finite. All ranks hold the same gradient, so all agree."""
+        finite = math.isfinite(grad_norm)
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row > MOST_SKIPS_IN_A_ROW:
+            raise NonFiniteError(
+                f"gradients were infinite or NaN for {self.skipped_in_a_row} steps in a row; "
+                "lower lr0 or warmup_bias_lr, or use --precision fp32"
+            )
+        return not finite
+
+
+def _resized(batch: Batch, factor: float) -> Batch:
+    """The batch with its images scaled (multi-scale); targets are relative and stay."""
+    if factor == 1:
+        return batch
+    size = [max(round(side * factor / 32), 1) * 32 for side in batch.images.shape[2:]]
+    images = batch.images.float()
+    images = F.interpolate(images, size, mode="bilinear") if len(batch) else images.new_zeros((0, 3, *size))
+    return Batch(images, batch.targets, batch.indices, batch.letterboxes)
