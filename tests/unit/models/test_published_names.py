@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from horovod_yolo.models.head import Detector, published_names
-from horovod_yolo.models.zoo import MODELS, build_model
+from horovod_yolo.models.head import published_names
+from horovod_yolo.models.zoo import MODELS
 
-
-def on_meta(name: str, classes: int = 80) -> Detector:
-    with torch.device("meta"):
-        return build_model(name, classes)
-
+from .helpers import on_meta
 
 BATCH_NORM = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 
