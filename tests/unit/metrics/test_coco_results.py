@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from horovod_yolo.errors import UserError
-from horovod_yolo.metrics.coco_results import evaluate_files, format_table, to_json, write_results
+from horovod_yolo.metrics.coco_results import (
+    evaluate_files,
+    format_classes,
+    format_table,
+    to_json,
+    write_results,
+)
 from horovod_yolo.metrics.matching import ImageDetections
 from tests.unit.metrics.references import coco_files, pycocotools_evaluation, random_image
 
@@ -210,3 +216,14 @@ def test_json_holds_all_numbers(tmp_path: Path) -> None:
         (1, "three", 1),
     ]
     assert "name" not in to_json(summary)["per_class"][0]
+
+
+def test_the_table_of_classes_shows_dashes_where_there_is_nothing(tmp_path: Path) -> None:
+    summary = evaluate_files(*written(tmp_path, dataset(), [result()])).summary
+    header, *lines = (line.split() for line in format_classes(summary, ["one", "a long name"]).splitlines())
+    assert header == ["class", "images", "boxes", "P", "R", "mAP50", "mAP50-95"]
+    assert lines == [
+        ["all", "2", "1", *["1.000"] * 4],
+        ["one", "0", "0", *"----"],
+        ["a", "long", "name", "1", "1", *["1.000"] * 4],
+    ]

@@ -137,3 +137,19 @@ def test_images_matched_together_or_alone_are_the_same(seed: int) -> None:
 def test_columns_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"detections need boxes.*\(2, 4\)"):
         ImageDetections(np.zeros((2, 4)), np.zeros(2), np.zeros(1, np.int64))
+
+
+def test_of_equal_overlaps_the_later_truth_is_taken_and_the_earlier_stays_free() -> None:
+    left, right, middle = [0.0, 0.0, 40.0, 40.0], [8.0, 0.0, 40.0, 40.0], [4.0, 0.0, 40.0, 40.0]
+    for first, second in ((left, right), (right, left)):
+        matches = match_images([truths(first, second)], [found((middle, 0.9), (first, 0.8))])
+        assert matches.hits[:, 0, 6].tolist() == [True, True]  # at 0.8: the second overlaps `second` by 2 / 3
+        matches = match_images([truths(first, second)], [found((middle, 0.9), (second, 0.8))])
+        assert matches.hits[:, 0, 6].tolist() == [True, False]
+
+
+def test_a_limit_of_size_belongs_to_both_sides() -> None:
+    exactly = [0.0, 0.0, 32.0, 32.0]
+    matches = match_images([truths(exactly)], [found(([100.0, 100.0, 32.0, 32.0], 0.9))])
+    assert matches.truths_counted.tolist() == [[True, True, True, False]]
+    assert matches.false_alarms[0, :, 0].tolist() == [True, True, True, False]
