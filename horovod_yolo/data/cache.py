@@ -33,6 +33,7 @@ _DAMAGE = (
     ValueError,
     LookupError,
     TypeError,
+    AttributeError,
     EOFError,
     NotImplementedError,
     zipfile.BadZipFile,
@@ -49,7 +50,8 @@ def load_index(folder: Path, key: str, root: Path) -> tuple[Index, list[Problem]
     """What ``save_index`` stored under this key, placed at ``root``; None when there is no sound file."""
     file = _index_file(folder, key)
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream:
+            arrays = np.load(stream, allow_pickle=False)
             return _unpack({name: arrays[name] for name in arrays.files}, key, root)
     except FileNotFoundError:
         return None

@@ -163,10 +163,10 @@ def map_categories(
 def _map_by_order(
     known: Mapping[Key, Mapping[str, Any]], used: set[Key], names: Sequence[str], file: str
 ) -> dict[Key, int]:
-    heads = {c.get("supercategory") for c in known.values()}
+    heads = {str(c.get("supercategory")) for c in known.values()}
     order = sorted(known, key=lambda key: (isinstance(key, str), key))
     if len(order) != len(names):
-        order = [key for key in order if key in used or known[key].get("name") not in heads]
+        order = [key for key in order if key in used or str(known[key].get("name")) not in heads]
     if len(order) != len(names):
         listed = ", ".join(str(known[key].get("name")) for key in order[:10])
         raise _unmapped(f"none of the {len(order)} categories ({listed}) is in the {len(names)} names", file)

@@ -34,6 +34,7 @@ from horovod_yolo.errors import UserError
 
 MAX_LIST_BYTES = 1 << 30
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_DEEPEST = 5  # annotation, object, bndbox, xmin, and one more to tell what lies deeper
 _TEXT_LIMIT = 1000  # characters of a name or number that are kept
 
 
@@ -80,18 +81,18 @@ class _Handler:
     def _start(self, tag: str, _attributes: dict[str, str]) -> None:
         self._path.append(tag)
         self._text.clear()
-        if self._path[1:] == ["object"]:
+        if self._path[1:_DEEPEST] == ["object"]:
             self.objects.append(_Object(self.parser.CurrentLineNumber))
 
     def _end(self, tag: str) -> None:
         # The path below the root decides: a person's <part> has a name and a box of its own.
-        path = self._path[1:]
+        path = self._path[1:_DEEPEST]
+        self._path.pop()
         text = "".join(self._text).strip()[:_TEXT_LIMIT]
         if path == ["object", "name"] or (path[:2] == ["object", "bndbox"] and len(path) == 3):
             self.objects[-1].fields[tag] = text
         elif path[:1] == ["size"] and len(path) == 2:
             self.size[tag] = text
-        self._path.pop()
         self._text.clear()
 
     def _characters(self, text: str) -> None:
