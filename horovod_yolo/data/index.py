@@ -94,7 +94,12 @@ def list_entries(spec: DataSpec, split: str) -> list[Entry]:
     entries: list[Entry] = []
     problems: list[Problem] = []
     for item in items:
-        found, bad = _list_item(_resolve(item, spec), spec, split, folders)
+        try:
+            found, bad = _list_item(_resolve(item, spec), spec, split, folders)
+        except OSError as error:  # no permission, a name too long, a share that is gone
+            reason = error.strerror or str(error)
+            fix = f"correct 'path' or '{split}', or make it readable"
+            raise UserError(f"{item:.200} cannot be read: {reason}", where=spec.file, fix=fix) from error
         entries += found
         problems += bad
     entries.sort(key=lambda entry: relative_name(entry.image, spec.root))

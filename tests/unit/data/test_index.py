@@ -294,6 +294,7 @@ def test_mistakes_name_what_where_and_what_to_do(tmp_path: Path) -> None:
         (("none",), "there is no folder or file .*none. relative paths start at"),
         (("empty",), "no image in empty. images end in .bmp"),
         (("list.txt",), "no image in list.txt; .*list.txt:1: not an image file name: 'readme.md'"),
+        (("x" * 300,), "xxx cannot be read: File name too long. correct 'path' or 'train'"),
         (("weird.csv",), "weird.csv is none of the known kinds. give a folder of images"),
     ]:
         with pytest.raises(UserError, match=what) as caught:
