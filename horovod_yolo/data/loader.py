@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, active_children
 from typing import Any
@@ -29,6 +29,7 @@ from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.types import Batch, SampleKey
 
 PREFETCH_PER_WORKER = 2  # batches made ahead
+_JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _PRELOAD = ["horovod_yolo.data.loader"]  # brings torch, numpy and OpenCV: imported once, not by each worker
 
 
@@ -164,22 +165,31 @@ class Loader:
 
 
 def _forkserver() -> BaseContext:
+    """Start the fork server, deaf to the job's signals, as all it forks will be.
+
+    Ctrl-C and a scheduler's SIGTERM go to the whole process group, but only the trainer may answer
+    them: it still needs its workers, and they the server, until it has written its checkpoint.
+    """
     context = get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
+    resource_tracker.ensure_running()  # lifts such a block whenever it starts, so it has to start before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
 def _settle_in(_worker: int) -> None:
     """Make a new worker single-threaded, deaf to the job's signals, and mortal.
 
-    Ctrl-C and a scheduler's SIGTERM go to the whole process group, but only the trainer may answer
-    them: it still needs its workers until it has written its checkpoint. The trainer's own SIGTERM
-    ends a worker. So does the trainer's death, however sudden: PyTorch's watchdog looks at the
-    parent process, which here is the fork server, and that one waits for the workers.
+    The trainer's own SIGTERM ends a worker. So does the trainer's death, however sudden: PyTorch's
+    watchdog looks at the parent process, which here is the fork server, and that one waits for the
+    workers.
     """
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # the fork server may be older than this loader
     trainer = parent_process()
     assert trainer is not None, "runs in a child process only"
     threading.Thread(target=_end_on_request_of, args=(trainer,), daemon=True).start()

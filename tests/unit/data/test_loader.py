@@ -43,7 +43,7 @@ def suicidal(key: SampleKey) -> Sample:
 
 
 def slow(key: SampleKey) -> Sample:
-    time.sleep(0.05)
+    time.sleep(0.1)
     return SAMPLES(key)
 
 
@@ -136,18 +136,21 @@ def test_workers_live_on_between_epochs_and_end_with_the_loader() -> None:
         next(batches.epoch(2))
 
 
-def test_signals_of_the_job_do_not_reach_workers() -> None:
+def test_signals_to_the_whole_job_leave_workers_and_their_server_alone() -> None:
     others = set(active_children())
     with loader(1) as batches:
         epoch = batches.epoch(0)
         next(epoch)
         (worker,) = set(active_children()) - others
+        server = psutil.Process(worker.pid).ppid()
+        assert server != os.getpid()
         for name in ("INT", "TERM"):
-            subprocess.run(["/bin/sh", "-c", f"kill -{name} {worker.pid}"], check=True)
-        assert not ended(worker.pid or 0, within_s=0.5)
+            subprocess.run(["/bin/sh", "-c", f"kill -{name} {worker.pid} {server}"], check=True)
+        assert not ended(worker.pid or 0, within_s=0.5) and not ended(server, within_s=0.5)
         assert len(list(epoch)) == 3
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())  # here they still arrive
         worker.terminate()  # from the trainer itself it counts
-        assert ended(worker.pid or 0, within_s=5)
+        assert ended(worker.pid or 0, within_s=20)
 
 
 def test_a_dead_worker_is_an_error_and_not_a_hang() -> None:
@@ -156,7 +159,7 @@ def test_a_dead_worker_is_an_error_and_not_a_hang() -> None:
         begun = time.monotonic()
         with pytest.raises(RuntimeError, match="worker"):
             list(batches.epoch(1))
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 60
 
 
 TRAINER = """
@@ -182,7 +185,7 @@ def test_workers_end_when_their_trainer_is_killed(tmp_path: Path) -> None:
         workers = [int(pid) for pid in trainer.stdout.readline().split()]
         trainer.kill()
     assert len(workers) == 2
-    assert all(ended(pid, within_s=5) for pid in workers)
+    assert all(ended(pid, within_s=20) for pid in workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -193,10 +196,11 @@ def test_an_unreadable_image_is_named(workers: int) -> None:
 
 def test_waiting_is_measured_from_the_start_of_the_epoch() -> None:
     with loader(0, sample_fn=slow) as batches:
+        begun = time.perf_counter()
         list(batches.epoch(0))
-        assert 0.5 <= batches.wait_s < 5
+        assert 1.0 <= batches.wait_s <= time.perf_counter() - begun
         next(batches.epoch(1, start_batch=3))
-        assert 0.05 <= batches.wait_s < 0.45
+        assert 0.1 <= batches.wait_s < 1.0
 
 
 @pytest.mark.parametrize("workers", [0, 1])
