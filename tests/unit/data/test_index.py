@@ -14,9 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from horovod_yolo.data.formats import yolo
 from horovod_yolo.data.index import Index, Record, assemble, content_key, list_entries, scan
-from horovod_yolo.data.read import ImageError, read_image
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.errors import UserError
 
@@ -398,13 +396,3 @@ def test_digest_sees_every_field(small_set: DataSpec) -> None:
         changed = dataclasses.replace(first, **{name: value})
         digests.add(Index(index.root, index.names, (changed, *index.records[1:])).digest)
     assert len(digests) == 2 + len(changes)
-
-
-def test_scan_keeps_to_what_the_pixels_reader_can_read(small_set: DataSpec) -> None:
-    for entry, record in zip(list_entries(small_set, "train"), _scan(small_set)[0], strict=True):
-        assert entry.labels.file == yolo.label_path(entry.image)
-        if record is None:
-            with pytest.raises(ImageError):
-                read_image(entry.image)
-        else:
-            assert read_image(entry.image).shape == (record.height, record.width, 3)
