@@ -31,9 +31,12 @@ TRAINING_WIDTH = 2 / 3  # of every photograph, from the left
 EMPTY_SHARE = 0.04  # of the images, roughly
 MAX_DIGITS = 8  # in one image
 MAX_ROTATION = 20.0  # degrees either way, so that 6 and 9 stay apart
-MIN_VISIBLE = 0.65  # of a digit that others overlap
-SIZES = ((0.10, 0.35), (0.055, 0.10))  # height of a digit as a share of the image: usual, small
-SMALL_SHARE = 0.15  # of the digits
+CROWDING = 0.65  # how near the number of digits in an image comes to the most
+OVERLAP_SHARE = 0.3  # of the digits may lie on others
+MAX_HIDDEN = 0.3  # of a digit's ink, each time another one lies on it
+TRIES = 10  # to find a place for a digit
+SIZES = ((0.12, 0.36), (0.055, 0.12))  # height of a digit as a share of the image: usual, small
+SMALL_SHARE = 0.12  # of the digits
 
 Alpha = NDArray[np.float32]  # (h, w) coverage by ink, 0 to 1
 
@@ -188,20 +191,34 @@ def _picture(rng: np.random.Generator, sources: _Sources, size: int) -> _Picture
     image = _background(rng, sources.photos, size)
     owner = np.full((size, size), -1)  # which digit's ink each pixel shows
     classes: list[int] = []
-    wanted = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MAX_DIGITS + 1))
+    wanted = 0 if rng.random() < EMPTY_SHARE else 1 + int(rng.binomial(MAX_DIGITS - 1, CROWDING))
     for _ in range(wanted):
         which = int(rng.integers(len(sources.classes)))
         alpha = _sprite(rng, sources.digits[which], _height(rng) * size)
-        y, x = (int(rng.integers(0, size - side)) for side in alpha.shape)
-        trial = owner.copy()
-        trial[y : y + alpha.shape[0], x : x + alpha.shape[1]][alpha > 0.5] = len(classes)
-        if _hides_too_much(owner, trial):
+        may_hide = MAX_HIDDEN if rng.random() < OVERLAP_SHARE else 0.0
+        spot = _free_spot(rng, owner, alpha > 0.5, may_hide)
+        if spot is None:
             continue
-        owner = trial
+        owner[spot][alpha > 0.5] = len(classes)
         classes.append(int(sources.classes[which]))
-        _ink(rng, image[y : y + alpha.shape[0], x : x + alpha.shape[1]], alpha)
+        _ink(rng, image[spot], alpha)
     boxes = [_extent(owner == digit) for digit in range(len(classes))]
     return _Picture(image, np.array(classes, np.int64), np.array(boxes, np.float32).reshape(-1, 4))
+
+
+def _free_spot(
+    rng: np.random.Generator, owner: Ints, ink: NDArray[np.bool_], may_hide: float
+) -> tuple[slice, slice] | None:
+    """Try some places for (h, w) ink until no digit of ``owner`` loses more than its share to it."""
+    whole = np.bincount(owner[owner >= 0], minlength=1)
+    for _ in range(TRIES):
+        y, x = (int(rng.integers(0, len(owner) - side)) for side in ink.shape)
+        spot = (slice(y, y + ink.shape[0]), slice(x, x + ink.shape[1]))
+        covered = owner[spot][ink]
+        hidden = np.bincount(covered[covered >= 0], minlength=len(whole))
+        if (hidden <= may_hide * whole).all():
+            return spot
+    return None
 
 
 def _background(rng: np.random.Generator, photos: tuple[Image, ...], size: int) -> Image:
@@ -238,13 +255,6 @@ def _extent(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
     """x1, y1, x2, y2 around the True pixels of an (H, W) mask that has some."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-
-
-def _hides_too_much(before: Ints, after: Ints) -> bool:
-    """Whether a digit of ``before`` keeps less than MIN_VISIBLE of its ink in ``after``."""
-    covered = np.bincount(before[(before >= 0) & (before != after)], minlength=1)
-    shown = np.bincount(before[before >= 0], minlength=len(covered))
-    return bool((covered > (1 - MIN_VISIBLE) * shown[: len(covered)]).any())
 
 
 def _ink(rng: np.random.Generator, patch: Image, alpha: Alpha) -> None:
