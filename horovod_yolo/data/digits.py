@@ -35,8 +35,8 @@ CROWDING = 0.65  # how near the number of digits in an image comes to the most
 OVERLAP_SHARE = 0.3  # of the digits may lie on others
 MAX_HIDDEN = 0.3  # of a digit's ink, each time another one lies on it
 TRIES = 10  # to find a place for a digit
-SIZES = ((0.12, 0.36), (0.055, 0.12))  # height of a digit as a share of the image: usual, small
-SMALL_SHARE = 0.12  # of the digits
+SIZES = ((0.14, 0.38), (0.055, 0.14))  # height of a digit as a share of the image: usual, small
+SMALL_SHARE = 0.1  # of the digits
 
 Alpha = NDArray[np.float32]  # (h, w) coverage by ink, 0 to 1
 

@@ -60,7 +60,7 @@ def test_pictures_have_no_to_eight_digits_some_overlapping_some_small(tmp_path: 
     counts = np.array([len(picture.classes) for picture in pictures])
     assert counts.min() == 0 and counts.max() == 8
     heights = np.concatenate([p.boxes_xyxy[:, 3] - p.boxes_xyxy[:, 1] for p in pictures]) / SIZE
-    assert 0.05 < (heights < 0.1).mean() < 0.3
+    assert 0.03 < (heights < 0.1).mean() < 0.15
     overlapping = 0
     for picture in pictures:
         low, high = picture.boxes_xyxy[:, None, :2], picture.boxes_xyxy[None, :, 2:]
