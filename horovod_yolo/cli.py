@@ -102,7 +102,7 @@ def _val_options(argv: Sequence[str]) -> Any:
     p.add_argument("--max-det", dest="max_det", type=int)
     p.add_argument("--device")
     p.add_argument("--workers", type=int)
-    p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"))
+    p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16", "fp64"))
     p.add_argument("--cache-dir", dest="cache_dir")
     p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
     given = vars(p.parse_strictly(argv))

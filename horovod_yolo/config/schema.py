@@ -15,7 +15,7 @@ from horovod_yolo.errors import UserError
 Cache = Literal["none", "ram", "disk"]
 OptimizerName = Literal["SGD", "Adam", "AdamW"]
 Compression = Literal["auto", "none", "fp16"]
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
 ScaleLr = Literal["none", "linear", "sqrt"]
 
 NOMINAL_BATCH = 64  # the batch that YOLOv5's learning rate and weight decay are meant for

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from horovod_yolo.distributed.comm import GradientExchange, Pending
+from horovod_yolo.distributed.local import Ready
 
 T = TypeVar("T")
+SECONDS_BETWEEN_POLLS = 1e-4
 
 
 class HorovodCommunicator:
@@ -41,6 +43,8 @@ class HorovodCommunicator:
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing a tensor over ranks. *Collective.*"""
+        if self.size == 1:
+            return Ready(tensor)
         return _Handle(hvd.allreduce_async(tensor, name=name, op=hvd.Sum), self)
 
     def allgather_object(self, value: T) -> list[T]:
@@ -81,6 +85,15 @@ class HorovodCommunicator:
         hvd.shutdown()
 
 
+def _sleep_until_done(handle: int) -> None:
+    """Wait without using the core.
+
+    ``hvd.synchronize`` spins, which starves Horovod's own thread and the other ranks where they share cores.
+    """
+    while not hvd.poll(handle):
+        time.sleep(SECONDS_BETWEEN_POLLS)
+
+
 class _Handle:
     def __init__(self, handle: int, comm: HorovodCommunicator) -> None:
         self._handle = handle
@@ -88,6 +101,7 @@ class _Handle:
 
     def wait(self) -> Tensor:
         with self._comm.waiting():
+            _sleep_until_done(self._handle)
             result: Tensor = hvd.synchronize(self._handle)
         return result
 
@@ -102,6 +116,9 @@ class _HorovodExchange:
 
     def finish(self) -> None:
         with self._comm.waiting():
+            for handle, _ in self._optimizer._handles.values():
+                if handle is not None:
+                    _sleep_until_done(handle)
             self._optimizer.synchronize()
 
     def stepping(self) -> AbstractContextManager[None]:

@@ -19,6 +19,11 @@ from torch.nn import functional as F
 from horovod_yolo.distributed.comm import Communicator
 
 
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: half precision cannot hold a sum over pixels."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -27,15 +32,15 @@ class _Normalise(torch.autograd.Function):
         count = x.numel() // x.shape[1] if x.numel() else 0
         local = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
         if count:
-            var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+            var, mean = torch.var_mean(_wide(x), dim=(0, 2, 3), correction=0)
             mean64, var64 = mean.double(), var.double()
             local = torch.cat((mean64 * count, (var64 + mean64.square()) * count, local.new_tensor([count])))
         total = comm.allreduce_sum(local, name).wait()
         n = total[-1].clamp(min=1)
         mean64, square64 = (total[:-1] / n).chunk(2)
         var64 = (square64 - mean64.square()).clamp(min=0)
-        mean, var = mean64.float(), var64.float()
-        inv_std = (var64 + eps).rsqrt().float()
+        mean, var = mean64.to(weight), var64.to(weight)
+        inv_std = (var64 + eps).rsqrt().to(weight)
         ctx.save_for_backward(x, weight, mean, inv_std, n)
         ctx.comm, ctx.name = comm, name
         y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
@@ -46,15 +51,15 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inv_std, n = ctx.saved_tensors
         dims, shape = (0, 2, 3), (1, -1, 1, 1)
-        x_hat = (x.float() - mean.view(shape)) * inv_std.view(shape)
-        grad_y32 = grad_y.float()
-        grad_bias = grad_y32.sum(dims)
-        grad_weight = (grad_y32 * x_hat).sum(dims)
+        x_hat = (_wide(x) - mean.view(shape)) * inv_std.view(shape)
+        grad_y = _wide(grad_y)
+        grad_bias = grad_y.sum(dims)
+        grad_weight = (grad_y * x_hat).sum(dims)
         local = torch.cat((grad_bias, grad_weight)).double()
         total = ctx.comm.allreduce_sum(local, ctx.name + ".backward").wait()
-        mean_grad, mean_grad_x_hat = (total / n).float().chunk(2)
+        mean_grad, mean_grad_x_hat = (total / n).to(weight).chunk(2)
         grad_x = (weight * inv_std).view(shape) * (
-            grad_y32 - mean_grad.view(shape) - x_hat * mean_grad_x_hat.view(shape)
+            grad_y - mean_grad.view(shape) - x_hat * mean_grad_x_hat.view(shape)
         )
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
 
@@ -85,7 +90,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def _track(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        unbiased = var * (n / (n - 1).clamp(min=1)).float()
+        unbiased = var * (n / (n - 1).clamp(min=1)).to(var)
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(unbiased, self.momentum)

@@ -110,7 +110,7 @@ def choose_device(wanted: str, comm: Communicator) -> torch.device:
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """``auto`` is fp16 on GPUs and fp32 on CPUs."""
     name = wanted if wanted != "auto" else ("fp16" if device.type == "cuda" else "fp32")
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
     return Precision(device=device, dtype=dtypes[name])
 
 
@@ -325,7 +325,7 @@ def build_trainer(
     model = together(comm, lambda: build_model_for(replace(config, weights="") if resumed else config, data))
     stride = max(model.strides)
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
-    model.to(device)
+    model.to(device, precision.of_weights)
     ema = Ema(model)
     loss = build_loss(config.hyp, config, model)
     stepper = build_stepper(config, model, loss, comm, precision)

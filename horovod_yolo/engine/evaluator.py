@@ -76,9 +76,8 @@ class Evaluator:
         return Evaluation(summary, box / images, obj / images, cls / images)
 
     def _forward(self, model: Detector, batch: Batch) -> list[Tensor]:
-        images = batch.images.to(self.precision.device, non_blocking=True).float() / 255
         with self.precision.autocast():
-            predictions = model(images)
+            predictions = model(self.precision.images(batch))
         return [level.float() for level in predictions]
 
     def _losses(self, model: Detector, predictions: list[Tensor], batch: Batch) -> Tensor:

@@ -31,7 +31,7 @@ def predict_images(
         canvas, fit = letterbox(image, imgsz, imgsz)
         x = torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))[None]
         with torch.no_grad(), precision.autocast():
-            raw = model(x.to(precision.device).float() / 255)
+            raw = model(x.to(precision.device, precision.of_weights) / 255)
         decoded = decode([level.float() for level in raw], model.anchors_px, model.strides)
         found = non_max_suppression(decoded, conf_threshold, iou_threshold, max_detections, multi_label=False)
         results.append(Detections(fit.to_original(found[0].boxes_xyxy), found[0].scores, found[0].classes))

@@ -117,7 +117,7 @@ def train(run: Run, comm: Communicator) -> dict[str, Any]:
     data = build_data(spec, run.config, comm)
     if run.state is not None:
         raise_together(comm, _mismatch(run.state, list(spec.names)))
-    watchers = _watchers(run) if comm.rank == 0 else []
+    watchers = _watchers(run, alone=comm.size == 1) if comm.rank == 0 else []
     trainer = build_trainer(run.config, data, comm, watchers, run.state)
     if comm.rank == 0:
         write_config(run.folder, trainer.config)
@@ -143,11 +143,11 @@ def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:
     )
 
 
-def _watchers(run: Run) -> list[Callback]:
+def _watchers(run: Run, *, alone: bool) -> list[Callback]:
     watchers: list[Callback] = [
         StepLog(run.folder),
         EpochLog(run.folder),
-        ProgressDisplay(),
+        ProgressDisplay(alone=alone),
         Checkpointer(run.folder / "weights", run.config.save_period),
     ]
     if tensorboard.available():

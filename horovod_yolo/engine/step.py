@@ -43,11 +43,20 @@ class Precision:
     """Number format of the forward pass."""
 
     device: torch.device
-    dtype: torch.dtype  # float32 switches autocast off
+    dtype: torch.dtype
+
+    @property
+    def of_weights(self) -> torch.dtype:
+        """What the weights and the input are kept in: float32 under autocast too."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def images(self, batch: Batch) -> Tensor:
+        """(B, 3, H, W) uint8 or scaled pixels -> the network's input in 0..1, on the device."""
+        return batch.images.to(self.device, self.of_weights, non_blocking=True) / 255
 
     def autocast(self) -> torch.autocast:
         """The context of the forward pass."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != self.of_weights)
 
 
 class Stepper:
@@ -101,7 +110,7 @@ class Stepper:
 
     def _forward_backward(self, batch: Batch) -> Tensor:
         """This rank's share of a batch: (4,) box, obj, cls loss, each times the global images; own images."""
-        images = batch.images.float() / 255
+        images = self._precision.images(batch)
         shapes = [(images.shape[2] // s, images.shape[3] // s) for s in self.model.strides]
         matches = self.loss.match(batch.targets, shapes, self.model.anchors_px)
         counting = self._comm.allreduce_sum(self.loss.normalisers(matches, len(batch)), "normalisers")

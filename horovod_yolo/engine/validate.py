@@ -83,18 +83,19 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
         batch=options.batch_size,
         workers=options.workers,
     )
+    precision = choose_precision(options.precision, device)
     evaluator = Evaluator(
         index=index,
         loader=loader,
         loss=build_loss(trained.hyp, trained, model),
         comm=comm,
-        precision=choose_precision(options.precision, device),
+        precision=precision,
         conf_threshold=options.conf_thres,
         iou_threshold=options.iou_thres,
         max_detections=options.max_det,
     )
     collected: dict[int, Detections] | None = {} if options.save_json else None
-    evaluation = evaluator.run(model.to(device), collected)
+    evaluation = evaluator.run(model.to(device, precision.of_weights), collected)
     loader.close()
     if collected is not None:
         _save_detections(options.save_json, collected, index, comm)

@@ -17,10 +17,15 @@ SECONDS_BETWEEN_LINES = 20.0  # in a log file; a terminal redraws its bar instea
 
 
 class ProgressDisplay(Watcher):
-    """Losses, images a second and the time left, epoch by epoch."""
+    """Losses, images a second and the time left, epoch by epoch.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+    Args:
+        alone: whether this process has the terminal for itself. Launchers prefix every write of a rank,
+            and Open MPI gives ranks a pseudo-terminal, so a bar there would fill the screen.
+    """
+
+    def __init__(self, alone: bool) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -29,7 +34,7 @@ class ProgressDisplay(Watcher):
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not (alone and self._console.is_terminal),
         )
         self._task = self._bar.add_task("", total=None, note="")
         self._epoch, self._done, self._images = -1, 0, 0
@@ -39,6 +44,7 @@ class ProgressDisplay(Watcher):
         """Say where the run starts."""
         self._epochs = trainer.config.epochs
         self._schedule = trainer.schedule
+        self._started = self._printed = time.perf_counter()
         self._bar.start()
 
     def on_step(self, report: StepReport) -> None:
@@ -75,6 +81,7 @@ class ProgressDisplay(Watcher):
             )
         left = report.seconds * (self._epochs - report.epoch - 1)
         self._console.print(line + (f"  |  about {left / 60:.0f} min left" if left >= 60 else ""))
+        self._started = self._printed = time.perf_counter()
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Leave the terminal as it was."""
@@ -83,7 +90,6 @@ class ProgressDisplay(Watcher):
     def _begin(self, epoch: int) -> None:
         self._epoch, self._done, self._images = epoch, 0, 0
         self._total = sum(1 for _ in self._schedule.windows(epoch))
-        self._started = self._printed = time.perf_counter()
         self._bar.reset(
             self._task, total=self._total, description=f"epoch {epoch + 1}/{self._epochs}", note=""
         )
