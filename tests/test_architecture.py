@@ -1,0 +1,227 @@
+"""The rules of the design that can be read from the source: who imports whom, sizes, forbidden habits."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = "horovod_yolo"
+LINES_OF_A_FILE = 400
+LINES_OF_A_FUNCTION = 50
+
+BASE = {"types", "boxes", "errors"}
+PARTS = {"data", "models", "losses", "metrics"}
+# What a package (or single module) of horovod_yolo may import of the others, beside itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    "types": set(),
+    "boxes": set(),
+    "errors": set(),
+    "data": BASE,
+    "models": BASE,
+    "losses": {*BASE, "models.head"},
+    "metrics": BASE,
+    "report": {*BASE, "data", "metrics"},
+    "distributed": {"errors", "types"},
+    "checkpoint.state": {"errors", "types", "checkpoint.store"},
+    "checkpoint.store": {"errors", "types"},
+    "checkpoint.resume": {"errors", "types", "checkpoint.store", "checkpoint.state"},
+    "config.schema": {"errors", "types"},
+    "config.load": {"errors", "types", "config.schema"},
+    "engine": {*BASE, *PARTS, "report", "distributed", "checkpoint", "config"},
+    "api": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
+    "cli": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
+}
+MAY_IMPORT_HOROVOD = {
+    "distributed/horovod_backend.py",
+    "distributed/elastic.py",
+    "distributed/sync_batchnorm.py",
+}
+MAY_IMPORT_EVERYTHING = {"engine/build.py", "engine/run.py", "engine/validate.py"}
+SLOW_IMPORTS = {"torch", "horovod", "albumentations", "matplotlib", "cv2", "sklearn", "skimage"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def module_of(path: Path) -> str:
+    """Dotted name below the package; empty for the package itself."""
+    parts = path.relative_to(REPOSITORY / PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names of what a file imports, anywhere in it, and the line."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, below the package's name."""
+    return {
+        name.removeprefix(PACKAGE + ".") for name, _ in imports(path) if name.startswith(PACKAGE + ".")
+    } - {"__version__"}
+
+
+def is_within(name: str, group: str) -> bool:
+    return name == group or name.startswith(group + ".")
+
+
+def rule_for(module: str) -> str:
+    groups = [group for group in MAY_IMPORT if is_within(module, group)]
+    assert groups, f"{module} has no place in the design: give it one in MAY_IMPORT"
+    return max(groups, key=len)
+
+
+PACKAGE_FILES = [path for path in sources(PACKAGE) if path.name != "__init__.py"]
+ALL_FILES = sources(PACKAGE, "tests", "benchmarks", "launch")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=name_of)
+def test_imports_go_one_way(path: Path) -> None:
+    group = rule_for(module_of(path))
+    allowed = {group, *MAY_IMPORT[group]}
+    wrong = {name for name in own_imports(path) if not any(is_within(name, other) for other in allowed)}
+    assert not wrong, f"{group} may import {sorted(allowed)} only"
+
+
+def test_package_files_import_nothing() -> None:
+    for path in sources(PACKAGE):
+        if path.name == "__init__.py" and path.parent != REPOSITORY / PACKAGE / "data" / "formats":
+            assert not list(imports(path)), name_of(path)
+
+
+def test_only_the_composition_root_knows_everything() -> None:
+    everything = {"data", "models", "losses", "distributed"}
+    found = {
+        str(path.relative_to(REPOSITORY / PACKAGE))
+        for path in PACKAGE_FILES
+        if everything <= {name.split(".")[0] for name in own_imports(path)}
+    }
+    # The evaluator and the loop's contract (types in signatures) may name them too, but build no part.
+    assert found - MAY_IMPORT_EVERYTHING <= {"engine/evaluator.py"}
+    assert "engine/build.py" in found
+
+
+def test_parts_are_constructed_in_the_composition_root_only() -> None:
+    parts = {"Trainer", "Stepper", "Ema", "Loader", "StepSampler", "AnchorLoss", "Schedule", "GradScaler"}
+    for path in PACKAGE_FILES:
+        called = {
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Call)
+        }
+        if path.name != "build.py":
+            assert not called & parts, name_of(path)
+
+
+def test_horovod_is_imported_behind_the_protocol_only() -> None:
+    found = {
+        str(path.relative_to(REPOSITORY / PACKAGE))
+        for path in sources(PACKAGE)
+        if any(is_within(name, "horovod") for name, _ in imports(path))
+    }
+    assert "distributed/horovod_backend.py" in found
+    assert found <= MAY_IMPORT_HOROVOD
+
+
+def runtime_graph() -> dict[str, set[str]]:
+    """Module -> modules it imports when it is imported: no ``TYPE_CHECKING``, nothing inside functions."""
+    known = {module_of(path) for path in PACKAGE_FILES}
+    graph = {}
+    for path in PACKAGE_FILES:
+        names = set()
+        for node in tree(path).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+                base = (node.module or "").removeprefix(PACKAGE).lstrip(".")
+                candidates = {f"{base}.{alias.name}".lstrip(".") for alias in node.names} | {base}
+                names |= candidates & known
+        graph[module_of(path)] = names
+    return graph
+
+
+def test_no_import_cycles() -> None:
+    graph = runtime_graph()
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module not in done:
+            for other in graph[module]:
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+    assert done == set(graph)
+    assert sum(len(names) for names in graph.values()) > 100  # the graph is not empty by mistake
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=name_of)
+def test_only_the_command_line_prints(path: Path) -> None:
+    lines = [
+        node.lineno
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not lines or path == REPOSITORY / PACKAGE / "cli.py", f"print in lines {lines}: use logging"
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
+def test_sizes(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LINES_OF_A_FILE
+    long = [
+        f"{node.name}: {1 + (node.end_lineno or 0) - node.lineno} lines"
+        for node in ast.walk(tree(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (node.end_lineno or 0) - node.lineno > LINES_OF_A_FUNCTION
+    ]
+    assert not long
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
+def test_no_exception_is_swallowed(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            assert not all(isinstance(line, ast.Pass) for line in node.body), f"line {node.lineno}"
+            assert node.type is not None, f"line {node.lineno}: a bare except"
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=name_of)
+def test_nothing_is_evaluated_or_unpickled(path: Path) -> None:
+    """No code from strings, and nothing from disk that could carry code."""
+    called = {ast.unparse(n.func) for n in ast.walk(tree(path)) if isinstance(n, ast.Call)}
+    forbidden = {"eval", "exec", "pickle.load", "pickle.loads", "os.system", "yaml.unsafe_load"}
+    assert not called & forbidden
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert keywords.get("weights_only") == "True", f"line {node.lineno}"
+
+
+def test_the_command_line_starts_without_heavy_imports() -> None:
+    """`horovod-yolo eval` and every mistake in a flag answer at once."""
+    code = "import sys, horovod_yolo.cli; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "horovod_yolo" in loaded.stdout.split()
+    assert not SLOW_IMPORTS & set(loaded.stdout.split())
