@@ -81,12 +81,21 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_rotating(path: Path, data: bytes, keep: int) -> None:
-    """`write`, keeping the ``keep - 1`` files before it: ``last.1.pt`` is the newest of them."""
+    """`write`, keeping the ``keep - 1`` files before it: ``last.1.pt`` is the newest of them.
+
+    The new file is on the disk before any older one moves, so that a full disk costs no generation.
+
+    Raises:
+        OSError: as `write`.
+    """
     generations = [path, *(older(path, k) for k in range(1, keep))]
-    for source, target in reversed(list(itertools.pairwise(generations))):
-        if source.exists():
-            _link(source, target)
-    write(path, data)
+    with replacing(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        for source, target in reversed(list(itertools.pairwise(generations))):
+            if source.exists():
+                _link(source, target)
 
 
 def older(path: Path, generation: int) -> Path:
@@ -99,10 +108,13 @@ def _link(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
