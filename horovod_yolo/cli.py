@@ -66,7 +66,8 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
             metrics = results["metrics"]
             print(f"mAP50 {metrics['mAP50']:.4f}  mAP50-95 {metrics['mAP50-95']:.4f}")
             print(f"weights {run.folder}/weights/best.pt  table {run.folder}/results.csv")
-            print(f"curves  {run.folder}/results.png  report {run.folder}/report.html", flush=True)
+            if not run.config.noplots:
+                print(f"curves  {run.folder}/results.png  report {run.folder}/report.html", flush=True)
 
     return _on_ranks(parse, job)
 
@@ -174,7 +175,7 @@ def _on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
 
     _set_threads()
     try:
-        comm = connect(_fusion_mb(sys.argv))
+        comm = connect()
     except UserError as error:
         _complain(str(error))
         return MISTAKE
@@ -204,17 +205,6 @@ def _leave_alone(rank: int, size: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(FAULT)
-
-
-def _fusion_mb(argv: Sequence[str]) -> float | None:
-    """``--fusion-mb`` must be known before Horovod starts, which is before flags are checked together."""
-    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    p.add_argument("--fusion-mb", type=float)
-    try:
-        value: float | None = p.parse_known_args(argv)[0].fusion_mb
-    except argparse.ArgumentError:
-        return None
-    return value
 
 
 def _set_threads() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -22,7 +22,7 @@ from horovod_yolo.config.schema import (
 )
 from horovod_yolo.errors import UserError
 
-HYP_FILE_BYTES = 1 << 20  # a hyperparameter file is a page; more than this is some other file
+HYP_FILE_BYTES = 1 << 16  # a hyperparameter file is a page; more than this is some other file
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,9 +36,21 @@ class Parser(argparse.ArgumentParser):
         """Parse all of ``argv``; an unknown flag is an error that names the nearest one."""
         known, unknown = self.parse_known_args(argv)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            raise UserError(f"unknown argument {unknown[0]}", fix=nearest(unknown[0].split("=")[0], flags))
+            raise UserError(
+                f"unknown argument {unknown[0]}", fix=nearest(unknown[0].split("=")[0], self._flags())
+            )
         return known
+
+    def _flags(self) -> list[str]:
+        """All flags, those of subcommands too."""
+        below = [
+            parser
+            for action in self._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for parser in action.choices.values()
+        ]
+        actions = [action for parser in (self, *below) for action in parser._actions]
+        return [flag for action in actions for flag in action.option_strings]
 
 
 def nearest(word: str, known: Collection[str]) -> str:
@@ -79,14 +91,37 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--seed", type=int)
     add("--noautoanchor", action="store_true", help="keep the model's anchors")
     add("--noval", action="store_true", help="validate after the last epoch only")
+    add("--noplots", action="store_true", help="no plots and no report at the end")
     add("--compression", choices=get_args(Compression), help="of gradients on the wire; auto: fp16 on GPUs")
-    add("--fusion-mb", dest="fusion_mb", type=float, help="size of Horovod's fusion buffer")
+    add("--fusion-mb", dest="fusion_mb", type=float, help="size of the groups that gradients travel in")
     add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too")
     add("--precision", choices=get_args(Precision), help="of the forward pass; auto: fp16 on GPUs")
-    add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="scale lr0 by batch / 64")
+    add(
+        "--scale-lr",
+        dest="scale_lr",
+        choices=get_args(ScaleLr),
+        help="scale lr0 by the images of a step / nbs",
+    )
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
     add("--cache-dir", dest="cache_dir", help="folder of the data index and the image cache")
     return p
+
+
+def flags_to_argv(flags: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments as a command line, so that both have one meaning and one set of checks.
+
+    ``cos_lr=True`` is ``--cos-lr``, ``freeze=(0, 1)`` is ``--freeze 0 1``; None and False are left out.
+    """
+    argv: list[str] = []
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, (list, tuple)):
+            argv += [flag, *map(str, value)]
+        elif value is True:
+            argv.append(flag)
+        elif value is not None and value is not False:
+            argv.append(f"{flag}={value}")
+    return argv
 
 
 def load_hyp(path: str | Path) -> Hyp:
@@ -103,15 +138,27 @@ def load_hyp(path: str | Path) -> Hyp:
         raise UserError(str(error), where=path) from None
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Settings have no use for aliases, and a few lines of them can stand for billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias, write the value itself", self.get_mark())
+        return super().compose_node(parent, index)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A small YAML mapping, read without constructing anything but builtins."""
     try:
-        if path.stat().st_size > HYP_FILE_BYTES:
-            raise UserError("file is over 1 MB, no settings file", where=path, fix="name the right file")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(HYP_FILE_BYTES + 1)
     except OSError as error:
         raise UserError(error.strerror or str(error), where=path, fix="check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    if len(data) > HYP_FILE_BYTES:
+        raise UserError("file is over 64 kB, no settings file", where=path, fix="name the right file")
+    try:
+        values = yaml.load(data.decode(), _PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"not valid YAML ({_first_line(error)})", where=path, fix="mend the file") from None
     if not isinstance(values, dict):
         raise UserError("not a mapping of names to values", where=path, fix="write it as `name: value` lines")

@@ -18,12 +18,22 @@ Compression = Literal["auto", "none", "fp16"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
 ScaleLr = Literal["none", "linear", "sqrt"]
 
-NOMINAL_BATCH = 64  # the batch that YOLOv5's learning rate and weight decay are meant for
-
 
 def _require(ok: bool, name: str, value: object, rule: str) -> None:
     if not ok:
         raise UserError(f"{name} is {value!r}", fix=f"it must be {rule}")
+
+
+def _finite_number(name: str, value: object) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond all floats, and too long to print
+        number = value = math.inf
+    if not math.isfinite(number):
+        fix = "it must be a finite number, in YAML 1.0e-2, not 1e-2"
+        raise UserError(f"{name} is {value!r:.60}", fix=fix)
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +70,33 @@ class Hyp:
     mixup: float = 0.0
     copy_paste: float = 0.0
     label_smoothing: float = 0.0
+    nbs: float = 64.0  # nominal batch: what lr0 and weight_decay are meant for (Ultralytics' name)
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise UserError(f"hyperparameter {f.name} is {value!r}", fix="it must be a finite number")
-            object.__setattr__(self, f.name, float(value))
-        for name in ("mosaic", "mixup", "flipud", "fliplr", "label_smoothing", "momentum", "warmup_momentum"):
+            object.__setattr__(
+                self, f.name, _finite_number(f"hyperparameter {f.name}", getattr(self, f.name))
+            )
+        for name in ("mosaic", "mixup", "flipud", "fliplr", "label_smoothing"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"hyperparameter {name}", value, "between 0 and 1")
         for name in ("lr0", "lrf", "cls_pw", "obj_pw"):
             _require(getattr(self, name) > 0, f"hyperparameter {name}", getattr(self, name), "above 0")
         for name in ("weight_decay", "warmup_epochs", "warmup_bias_lr", "box", "cls", "obj", "fl_gamma"):
             _require(getattr(self, name) >= 0, f"hyperparameter {name}", getattr(self, name), "0 or more")
-        for name in ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "perspective"):
+        for name in (
+            "momentum",
+            "warmup_momentum",
+            "hsv_h",
+            "hsv_s",
+            "hsv_v",
+            "translate",
+            "scale",
+            "perspective",
+        ):
             value = getattr(self, name)
             _require(0 <= value < 1, f"hyperparameter {name}", value, "from 0 to under 1")
+        _require(self.nbs >= 1, "hyperparameter nbs", self.nbs, "1 or more")
         _require(self.anchor_t > 1, "hyperparameter anchor_t", self.anchor_t, "above 1")
         _require(
             self.copy_paste == 0,
@@ -115,8 +135,9 @@ class TrainConfig:
     seed: int = 0
     noautoanchor: bool = False
     noval: bool = False
+    noplots: bool = False
     compression: Compression = "auto"
-    fusion_mb: float = 128.0
+    fusion_mb: float = 25.0
     commit_every: int = 0
     precision: Precision = "auto"
     scale_lr: ScaleLr = "none"
@@ -139,7 +160,10 @@ class TrainConfig:
         _require(
             0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "from 0 to under 1"
         )
-        _require(self.fusion_mb >= 0, "--fusion-mb", self.fusion_mb, "0 or more")
+        _require(self.seed < 1 << 64, "--seed", self.seed, "under 2 to the power of 64, as torch needs it")
+        numbered = bool(self.freeze) and min(self.freeze) >= 0
+        _require(numbered, "--freeze", self.freeze, "a number of layers or a list of them, from 0")
+        _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
         for name, choices in (
             ("cache", Cache),
             ("optimizer", OptimizerName),
@@ -158,7 +182,7 @@ class TrainConfig:
     @property
     def accumulate(self) -> int:
         """Batches whose gradients are summed before a step, after the warm-up."""
-        return max(round(NOMINAL_BATCH / self.batch_size), 1)
+        return max(round(self.hyp.nbs / self.batch_size), 1)
 
     @property
     def run_parent(self) -> Path:

@@ -74,9 +74,21 @@ class Communicator(Protocol):
         """Overwrite everyone's tensors with rank 0's. *Collective.*"""
 
     def exchange_gradients(
-        self, optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]], *, compress: bool
+        self,
+        optimizer: Optimizer,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        compress: bool,
+        group_mb: float,
     ) -> tuple[Optimizer, GradientExchange]:
-        """Wrap an optimizer so that gradients are summed over ranks. *Collective.*"""
+        """Wrap an optimizer so that gradients are summed over ranks. *Collective.*
+
+        Args:
+            optimizer: of the parameters.
+            named_parameters: all that get gradients, the same on every rank.
+            compress: send float16.
+            group_mb: gradients travel in groups of about this size.
+        """
 
     def close(self) -> None:
         """Leave the job in order."""

@@ -25,7 +25,7 @@ def launched_rank(environ: Mapping[str, str] = os.environ) -> tuple[int, int] | 
     return None
 
 
-def connect(fusion_mb: float | None = None) -> Communicator:
+def connect() -> Communicator:
     """Join the job this process was launched into, or be a job of one.
 
     Raises:
@@ -43,4 +43,4 @@ def connect(fusion_mb: float | None = None) -> Communicator:
             f"launched on {launched[1]} ranks, but Horovod does not load ({error})",
             fix="build it for this Python and torch with launch/install_horovod.sh",
         ) from None
-    return HorovodCommunicator(fusion_mb)
+    return HorovodCommunicator()

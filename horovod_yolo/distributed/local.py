@@ -64,7 +64,12 @@ class LocalCommunicator:
         """Nothing to do."""
 
     def exchange_gradients(
-        self, optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]], *, compress: bool
+        self,
+        optimizer: Optimizer,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        compress: bool,
+        group_mb: float,
     ) -> tuple[Optimizer, GradientExchange]:
         """The optimizer as it is."""
         return optimizer, NoExchange()

@@ -17,7 +17,7 @@ from torch import nn
 from horovod_yolo.boxes import xyxy_to_xywh
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
-from horovod_yolo.config.schema import NOMINAL_BATCH, Cache, Hyp, TrainConfig
+from horovod_yolo.config.schema import Cache, Hyp, TrainConfig
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, Load, TrainTransform
 from horovod_yolo.data.cache import ImageCache, default_cache_dir
 from horovod_yolo.data.index import Index
@@ -260,9 +260,8 @@ def round_to_stride(imgsz: int, stride: int) -> int:
 def build_schedule(config: TrainConfig, batches_per_epoch: int) -> Schedule:
     """Rates and accumulation of the whole run."""
     hyp = config.hyp
-    factor = {"none": 1.0, "linear": config.batch_size / NOMINAL_BATCH}.get(
-        config.scale_lr, math.sqrt(config.batch_size / NOMINAL_BATCH)
-    )
+    share = config.batch_size * config.accumulate / hyp.nbs
+    factor = {"none": 1.0, "linear": share, "sqrt": math.sqrt(share)}[config.scale_lr]
     if config.scale_lr != "none":
         log.info("--scale-lr %s: lr0 %g times %.3f", config.scale_lr, hyp.lr0, factor)
     return Schedule(
@@ -285,9 +284,13 @@ def build_stepper(
     """Optimizer, gradient exchange and scaler around a model. *Collective.*"""
     frozen = set(config.freeze) if len(config.freeze) > 1 else set(range(config.freeze[0]))
     freeze(model, dict(zip(model.state_dict(), published_names(model), strict=True)), frozen)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(
+            "--freeze leaves nothing to train", fix=f"{model.name} has {model.head.layer + 1} layers"
+        )
     if config.sync_bn:
         synchronise_batch_norm(model, comm)
-    decay = config.hyp.weight_decay * config.batch_size * config.accumulate / NOMINAL_BATCH
+    decay = config.hyp.weight_decay * config.batch_size * config.accumulate / config.hyp.nbs
     plain = make_optimizer(
         config.optimizer, model, lr=config.hyp.lr0, momentum=config.hyp.momentum, decay=decay
     )
@@ -296,6 +299,7 @@ def build_stepper(
         plain,
         [(name, p) for name, p in model.named_parameters() if p.requires_grad],
         compress=config.compression == "fp16" or (config.compression == "auto" and on_gpu),
+        group_mb=config.fusion_mb,
     )
     scaler = torch.amp.GradScaler(
         precision.device.type, init_scale=FP16_FIRST_SCALE, enabled=precision.dtype == torch.float16
@@ -322,7 +326,8 @@ def build_trainer(
     """Everything of a run, with equal state on all ranks. *Collective.*"""
     device = together(comm, lambda: choose_device(config.device, comm))
     precision = choose_precision(config.precision, device)
-    model = together(comm, lambda: build_model_for(replace(config, weights="") if resumed else config, data))
+    start = replace(config, cfg=resumed["model_name"], weights="") if resumed else config
+    model = together(comm, lambda: build_model_for(start, data))
     stride = max(model.strides)
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
     model.to(device, precision.of_weights)

@@ -152,7 +152,9 @@ def _watchers(run: Run, *, alone: bool) -> list[Callback]:
     ]
     if tensorboard.available():
         watchers.append(tensorboard.TensorBoard(run.folder))
-    return [*watchers, ReportWriter(run.folder)]
+    if not run.config.noplots:
+        watchers.append(ReportWriter(run.folder))
+    return watchers
 
 
 def results_of(trainer: Trainer) -> dict[str, Any]:

@@ -51,8 +51,13 @@ class Precision:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def images(self, batch: Batch) -> Tensor:
-        """(B, 3, H, W) uint8 or scaled pixels -> the network's input in 0..1, on the device."""
-        return batch.images.to(self.device, self.of_weights, non_blocking=True) / 255
+        """(B, 3, H, W) uint8 or scaled pixels -> the network's input in 0..1, on the device.
+
+        Channels last: convolutions are up to a third faster so, on CPUs and on GPUs. The weights stay as
+        they are, because Horovod and checkpoints want them contiguous.
+        """
+        images = batch.images.to(self.device, self.of_weights, non_blocking=True)
+        return images.contiguous(memory_format=torch.channels_last) / 255
 
     def autocast(self) -> torch.autocast:
         """The context of the forward pass."""
@@ -100,7 +105,7 @@ class Stepper:
         sums = torch.zeros(4, dtype=torch.float64, device=self._precision.device)
         for scale in scales:
             batch = next(batches).to(self._precision.device, non_blocking=True)
-            sums += self._forward_backward(_resized(batch, scale))
+            sums += self._forward_backward(_resized(batch, scale, max(self.model.strides)))
         grad_norm = self._finish_gradients()
         with self._exchange.stepping():
             skipped = self._update(grad_norm)
@@ -135,9 +140,9 @@ class Stepper:
     def _update(self, grad_norm: float) -> bool:
         """Step, or skip where the gradient is not finite. All ranks hold the same gradient, so all agree."""
         finite = math.isfinite(grad_norm)
-        if finite or self.scaler.is_enabled():
+        if finite:
             self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.update()  # knows from `unscale_` whether to lower the scale
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row > MOST_SKIPS_IN_A_ROW:
             raise NonFiniteError(
@@ -147,11 +152,11 @@ class Stepper:
         return not finite
 
 
-def _resized(batch: Batch, factor: float) -> Batch:
-    """The batch with its images scaled (multi-scale); targets are relative and stay."""
+def _resized(batch: Batch, factor: float, stride: int) -> Batch:
+    """The batch with its images scaled to a multiple of ``stride``; targets are relative and stay."""
     if factor == 1:
         return batch
-    size = [max(round(side * factor / 32), 1) * 32 for side in batch.images.shape[2:]]
+    size = [max(round(side * factor / stride), 1) * stride for side in batch.images.shape[2:]]
     images = batch.images.float()
     images = F.interpolate(images, size, mode="bilinear") if len(batch) else images.new_zeros((0, 3, *size))
     return Batch(images, batch.targets, batch.indices, batch.letterboxes)

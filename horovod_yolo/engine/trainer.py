@@ -110,6 +110,8 @@ class Trainer:
         start, waited = time.perf_counter(), self.comm.wait_s
         epoch, images_before = self.progress.epoch, self.progress.epoch_sums[3]
         batches = self.loader.epoch(epoch, self.progress.batch)
+        # A commit on the last step of an epoch leaves a resumed run its validation only.
+        rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))
         for window in self.schedule.windows(epoch, self.progress.batch):
             rates = self.schedule.rates(epoch, window.first_batch + window.batches - 1)
             apply_rates(self.stepper.optimizer, rates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.data.index import Index
@@ -44,6 +45,18 @@ class ValOptions:
     precision: str = "auto"
     cache_dir: str = ""
     save_json: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("imgsz", 0), ("batch_size", 1), ("max_det", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                self._refuse(name, f"{least} or more")
+        for name in ("conf_thres", "iou_thres"):
+            if not 0 <= getattr(self, name) <= 1:
+                self._refuse(name, "between 0 and 1")
+
+    def _refuse(self, name: str, rule: str) -> NoReturn:
+        flag = "--" + name.replace("_", "-")
+        raise UserError(f"{flag} is {getattr(self, name)!r}", fix=f"it must be {rule}")
 
 
 def load_detector(path: Path) -> tuple[Detector, TrainConfig, tuple[str, ...]]:

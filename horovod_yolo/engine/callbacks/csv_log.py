@@ -45,12 +45,16 @@ class CsvFile:
         self._columns = columns
 
     def keep_below(self, limit: int) -> None:
-        """Drop rows whose first column is ``limit`` or more; start the file where there is none."""
+        """Drop rows whose first column is ``limit`` or more; start the file where there is none.
+
+        Rows that a power cut left incomplete go as well.
+        """
         rows = [",".join(self._columns)]
         if self.path.exists():
-            with self.path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) < limit]
-            rows += [",".join(row) for row in kept]
+            for row in self.path.read_text(errors="replace").splitlines():
+                number, *rest = row.split(",")
+                if len(rest) == len(self._columns) - 1 and number.isdecimal() and int(number) < limit:
+                    rows.append(row)
         write(self.path, ("\n".join(rows) + "\n").encode())
 
     def append(self, row: Mapping[str, object]) -> None:

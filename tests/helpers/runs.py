@@ -1,0 +1,52 @@
+"""What tests ask of run folders."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOSSES = ("box_loss", "obj_loss", "cls_loss")
+
+
+def steps(run: Path) -> list[dict[str, float]]:
+    """The lines of ``steps.csv``."""
+    with (run / "steps.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    """``last.pt``."""
+    loaded: dict[str, Any] = torch.load(run / "weights" / "last.pt", weights_only=True)
+    return loaded
+
+
+def flat(weights: dict[str, Tensor]) -> Tensor:
+    """All floating-point tensors of a state as one vector."""
+    return torch.cat([tensor.double().flatten() for tensor in weights.values() if tensor.is_floating_point()])
+
+
+def largest_loss_difference(run: Path, reference: Path) -> float:
+    """The largest relative difference of any loss at any step; a step without objects has box loss 0."""
+    pairs = zip(steps(run), steps(reference), strict=True)
+    return max(abs(a[name] - b[name]) / (abs(b[name]) or 1.0) for a, b in pairs for name in LOSSES)
+
+
+def weight_difference(run: Path, reference: Path) -> float:
+    """Norm of the difference of all weights, relative to the norm of the reference's."""
+    a, b = (flat(checkpoint(folder)["model"]) for folder in (run, reference))
+    return float((a - b).norm() / b.norm())
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two nested states are equal in every tensor and every builtin."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same_bits, a, b))
+    return bool(a == b)

@@ -1,0 +1,145 @@
+"""The user's mistakes: one line, exit code 2 on every rank, no traceback, no hang."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ranks
+
+SECONDS = 30  # generous for a loaded machine; a hang would last until Horovod's own time-out
+
+
+def copy_of(data: Path, folder: Path) -> Path:
+    shutil.copytree(data.parent, folder / "data")
+    return folder / "data" / data.name
+
+
+def labels_of(data: Path) -> list[Path]:
+    return sorted((data.parent / "labels" / "train").glob("*.txt"))
+
+
+def missing_data(data: Path, folder: Path) -> tuple[list[object], str]:
+    return ["--data", folder / "nowhere.yaml"], "nowhere.yaml"
+
+
+def missing_images(data: Path, folder: Path) -> tuple[list[object], str]:
+    data = copy_of(data, folder)
+    shutil.rmtree(data.parent / "images" / "val")
+    return ["--data", data], "images/val"
+
+
+def only_wrong_classes(data: Path, folder: Path) -> tuple[list[object], str]:
+    data = copy_of(data, folder)
+    for label in labels_of(data):
+        label.write_text("11 0.5 0.5 0.1 0.1\n")
+    return ["--data", data], "class"
+
+
+def only_nan_boxes(data: Path, folder: Path) -> tuple[list[object], str]:
+    data = copy_of(data, folder)
+    for label in labels_of(data):
+        label.write_text("1 nan 0.5 0.1 0.1\n")
+    return ["--data", data], ".txt:1"
+
+
+def empty_set(data: Path, folder: Path) -> tuple[list[object], str]:
+    data = copy_of(data, folder)
+    for image in (data.parent / "images" / "train").iterdir():
+        image.unlink()
+    return ["--data", data], "no image"
+
+
+def unreadable_images(data: Path, folder: Path) -> tuple[list[object], str]:
+    data = copy_of(data, folder)
+    for image in (data.parent / "images" / "train").iterdir():
+        image.write_bytes(b"<html>not found</html>")
+    return ["--data", data], "images/train"
+
+
+def unknown_flag(data: Path, folder: Path) -> tuple[list[object], str]:
+    return ["--data", data, "--epoch", "3"], "--epochs"
+
+
+def unknown_hyperparameter(data: Path, folder: Path) -> tuple[list[object], str]:
+    (folder / "hyp.yaml").write_text("lr: 0.1\n")
+    return ["--data", data, "--hyp", folder / "hyp.yaml"], "lr0"
+
+
+def batch_below_ranks(data: Path, folder: Path) -> tuple[list[object], str]:
+    return ["--data", data, "--batch", "1"], "2 ranks"
+
+
+def no_epochs(data: Path, folder: Path) -> tuple[list[object], str]:
+    return ["--data", data, "--epochs", "0"], "--epochs"
+
+
+def unknown_model(data: Path, folder: Path) -> tuple[list[object], str]:
+    return ["--data", data, "--cfg", "yolov5q"], "yolov5"
+
+
+def weights_of_nothing(data: Path, folder: Path) -> tuple[list[object], str]:
+    (folder / "yolov5n.pt").write_bytes(b"PK not a checkpoint")
+    return ["--data", data, "--weights", folder / "yolov5n.pt"], "yolov5n.pt"
+
+
+def nothing_to_resume(data: Path, folder: Path) -> tuple[list[object], str]:
+    return ["--resume", folder], "resume"
+
+
+CASES: list[Callable[[Path, Path], tuple[list[object], str]]] = [
+    missing_data, missing_images, only_wrong_classes, only_nan_boxes, empty_set, unreadable_images,
+    unknown_flag, unknown_hyperparameter, batch_below_ranks, no_epochs, unknown_model, weights_of_nothing,
+    nothing_to_resume,
+]  # fmt: skip
+
+# Each rank leaves its exit code in a file: horovodrun itself ends with 1 whatever its ranks' code is.
+RANK = "import os, pathlib, sys; from horovod_yolo.cli import train_main; code = train_main(sys.argv[2:]); " \
+    "pathlib.Path(sys.argv[1], os.environ['HOROVOD_RANK']).write_text(str(code)); sys.exit(code)"  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_one_line_and_exit_code_2_on_every_rank(
+    case: Callable[[Path, Path], tuple[list[object], str]], digits: Path, tmp_path: Path
+) -> None:
+    flags, named = case(digits, tmp_path)
+    defaults = ["--img", "64", "--workers", "0", "--noplots", "--project", str(tmp_path / "runs")]
+    model = [] if "--cfg" in flags or "--resume" in flags or "--weights" in flags else ["--cfg", "yolov5n"]
+    start = time.monotonic()
+    words = [str(flag) for flag in [*flags, *model, *([] if "--resume" in flags else defaults)]]
+    job = ranks.run(["-c", RANK, tmp_path, *words], 2, timeout=SECONDS)
+    assert time.monotonic() - start < SECONDS
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"], job.output
+    said = [line for line in job.output.splitlines() if line.startswith(("[0]<stderr>", "[1]<stderr>"))]
+    assert len(said) == 1, job.output  # horovodrun's own lines have no rank
+    assert "error: " in said[0] and named in said[0]
+
+
+def test_another_models_checkpoint(digits: Path, tmp_path: Path) -> None:
+    tiny = [
+        "--img",
+        "64",
+        "--workers",
+        "0",
+        "--noplots",
+        "--noval",
+        "--max-steps",
+        "1",
+        "--project",
+        tmp_path,
+    ]
+    made = ranks.run(["train.py", "--data", digits, "--cfg", "yolov5n", "--name", "n", *tiny], 1, "plain")
+    assert made.code == 0, made.output
+    weights = tmp_path / "n" / "weights" / "last.pt"
+    job = ranks.run(
+        ["train.py", "--data", digits, "--cfg", "yolov5s", "--weights", weights, *tiny], 1, "plain"
+    )
+    assert job.code == 2
+    assert "yolov5n" in job.output.splitlines()[-1] and "yolov5s" in job.output.splitlines()[-1]
+    changed = ranks.run(["train.py", "--resume", tmp_path / "n", "--epochs", "7"], 1, "plain")
+    assert changed.code == 2
+    assert "--epochs 7" in changed.output.splitlines()[-1]
