@@ -1,0 +1,165 @@
+"""The documents name what is there: every flag with its default, files, headings, commands that parse."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from horovod_yolo.config.load import config_from_flags, train_parser
+from horovod_yolo.config.schema import Hyp, TrainConfig
+from horovod_yolo.engine.validate import ValOptions
+
+REPO = Path(__file__).resolve().parents[2]
+DOCS = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), *(REPO / "benchmarks").glob("*.md")])
+CONFIG = (REPO / "docs/config.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+NO_DEFAULT = "–"
+
+
+def table(heading: str) -> dict[tuple[str, ...], str]:
+    """First column (names) and second of the table below a heading of docs/config.md."""
+    section = CONFIG.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \| [^|]+", section, re.MULTILINE)
+    found = {tuple(re.findall(r"`([^`]+)`", names)): default.strip() for names, default in rows}
+    assert len(found) == len(rows), "a row stands twice"
+    return found
+
+
+def as_cell(value: Any) -> str:
+    """How the documents write a default."""
+    if isinstance(value, bool):
+        return {False: "off", True: "on"}[value]
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value) or NO_DEFAULT
+
+
+def blocks(language: str, text: str) -> list[str]:
+    return [content for name, content in FENCE.findall(text) if name == language]
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """All command lines of all documents as (document, words)."""
+    lines = [
+        (document.name, line)
+        for document in DOCS
+        for block in blocks("bash", document.read_text(encoding="utf-8"))
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    split = [(name, shlex.split(line, comments=True)) for name, line in lines]
+    return [(name, words) for name, words in split if words]
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+TRAIN_COMMANDS = [(name, words) for name, words in commands() if "train.py" in words]
+WITH_HOSTS = [words for _, words in TRAIN_COMMANDS if "-H" in words]
+TRAIN_TABLE = "Flags of `train.py` and `horovod-yolo train`"
+VAL_TABLE = "Flags of `horovod-yolo val`"
+
+
+def test_every_flag_of_training_is_documented_and_no_other() -> None:
+    flags = {flag for action in train_parser()._actions for flag in action.option_strings}
+    assert {flag for row in table(TRAIN_TABLE) for flag in row} == flags - {"-h", "--help"}
+
+
+def test_defaults_of_training_are_those_of_the_code() -> None:
+    documented = {row[0]: default for row, default in table(TRAIN_TABLE).items()}
+    expected = {"--data": "required", "--hyp": NO_DEFAULT, "--resume": NO_DEFAULT}
+    for f in fields(TrainConfig):
+        expected.setdefault("--" + f.name.replace("_", "-"), as_cell(f.default))
+    assert documented == expected
+
+
+def test_hyperparameters_and_their_defaults_are_those_of_the_code() -> None:
+    documented = {row[0]: float(default) for row, default in table("Hyperparameters").items()}
+    assert documented == {f.name: f.default for f in fields(Hyp)}
+
+
+def test_every_flag_of_validation_is_documented_with_its_default() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "horovod_yolo.cli", "val", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPO,
+    )
+    documented = table(VAL_TABLE)
+    assert {flag for row in documented for flag in row} == set(
+        re.findall(r"--[a-z][a-z-]*", shown.stdout)
+    ) - {"--help"}
+    expected = {"--" + f.name.replace("_", "-"): as_cell(f.default) for f in fields(ValOptions)}
+    assert {row[0]: default for row, default in documented.items()} == {**expected, "--weights": "required"}
+
+
+def test_there_are_commands_to_check() -> None:
+    launchers = {words[0] for _, words in TRAIN_COMMANDS}
+    assert launchers == {"python", "horovodrun", "mpirun"}
+    assert len(WITH_HOSTS) >= 2
+    assert len([name for name, _ in TRAIN_COMMANDS if name == "README.md"]) >= 8
+
+
+@pytest.mark.parametrize(("document", "words"), TRAIN_COMMANDS, ids=lambda value: str(value)[:60])
+def test_commands_that_train_are_accepted(document: str, words: list[str]) -> None:
+    given = vars(train_parser().parse_strictly(words[words.index("train.py") + 1 :]))
+    if "resume" not in given:
+        ranks = int(words[words.index("-np") + 1]) if "-np" in words else 1
+        config_from_flags(given).check_world(ranks)
+
+
+@pytest.mark.parametrize("words", WITH_HOSTS, ids=" ".join)
+def test_slots_add_up_to_the_ranks(words: list[str]) -> None:
+    """Under Gloo Horovod fills all slots that it is given."""
+    slots = [int(host.split(":")[1]) for host in words[words.index("-H") + 1].split(",")]
+    assert sum(slots) == int(words[words.index("-np") + 1])
+
+
+def test_targets_of_make_and_commands_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    used = {words[1] for _, words in commands() if words[0] == "make"}
+    assert used and used <= targets
+    subcommands = {
+        words[words.index("horovod-yolo") + 1] for _, words in commands() if "horovod-yolo" in words
+    }
+    assert subcommands == {"data", "eval", "val"}
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_local_links_lead_somewhere(document: Path) -> None:
+    for link in LINK.findall(document.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (document.parent / name).resolve() if name else document
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_files_of_the_repository_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:horovod_yolo|launch|tests)/[\w./]+)`", text):
+        assert (REPO / name).exists(), name
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_python_examples_are_python(document: Path) -> None:
+    for block in blocks("python", document.read_text(encoding="utf-8")):
+        ast.parse(block)
+
+
+def test_the_main_documents_are_there() -> None:
+    named = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "quickstart.md", "config.md", "distributed.md"}
+    assert named <= {document.name for document in DOCS}
