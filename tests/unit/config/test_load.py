@@ -1,0 +1,265 @@
+"""Command line and hyperparameter files: YOLOv5's work as they are, mistakes are named."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from horovod_yolo.config.load import (
+    HYP_FILE_BYTES,
+    config_from_flags,
+    flags_to_argv,
+    load_hyp,
+    nearest,
+    read_yaml,
+    train_parser,
+)
+from horovod_yolo.config.schema import Hyp, TrainConfig
+from horovod_yolo.errors import UserError
+
+# Names and values of YOLOv5's hyp.scratch-low.yaml, which has no label_smoothing line of its own.
+SCRATCH_LOW = """\
+lr0: 0.01
+lrf: 0.01
+momentum: 0.937
+weight_decay: 0.0005
+warmup_epochs: 3.0
+warmup_momentum: 0.8
+warmup_bias_lr: 0.1
+box: 0.05
+cls: 0.5
+cls_pw: 1.0
+obj: 1.0
+obj_pw: 1.0
+iou_t: 0.20
+anchor_t: 4.0
+# anchors: 3
+fl_gamma: 0.0
+hsv_h: 0.015
+hsv_s: 0.7
+hsv_v: 0.4
+degrees: 0.0
+translate: 0.1
+scale: 0.5
+shear: 0.0
+perspective: 0.0
+flipud: 0.0
+fliplr: 0.5
+mosaic: 1.0
+mixup: 0.0
+copy_paste: 0.0
+"""
+
+
+def config_of(*argv: str) -> TrainConfig:
+    return config_from_flags(vars(train_parser().parse_strictly(argv)))
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "hyp.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_yolov5s_hyperparameter_file_is_the_default(tmp_path: Path) -> None:
+    assert load_hyp(written(tmp_path, SCRATCH_LOW)) == Hyp()
+
+
+def test_each_hyperparameter_is_read_under_its_name(tmp_path: Path) -> None:
+    values = {f.name: 0.5 for f in fields(Hyp)} | {"anchor_t": 3.5, "copy_paste": 0, "nbs": 32}
+    loaded = load_hyp(written(tmp_path, "\n".join(f"{k}: {v}" for k, v in values.items())))
+    assert {f.name: getattr(loaded, f.name) for f in fields(Hyp)} == values
+
+
+def test_a_yolov5_command_line() -> None:
+    line = """--img 320 --batch 8 --epochs 5 --data d.yaml --cfg yolov5s.yaml --weights '' --cache
+        --device 0,1 --multi-scale --optimizer AdamW --sync-bn --workers 2 --project p --name n --exist-ok
+        --cos-lr --label-smoothing 0.1 --patience 9 --freeze 10 --save-period 3 --seed 4 --rect --noval
+        --noautoanchor"""
+    assert config_of(*shlex.split(line)) == TrainConfig(
+        imgsz=320,
+        batch_size=8,
+        epochs=5,
+        data="d.yaml",
+        cfg="yolov5s.yaml",
+        cache="ram",
+        device="0,1",
+        multi_scale=True,
+        optimizer="AdamW",
+        sync_bn=True,
+        workers=2,
+        project="p",
+        name="n",
+        exist_ok=True,
+        cos_lr=True,
+        label_smoothing=0.1,
+        patience=9,
+        freeze=(10,),
+        save_period=3,
+        seed=4,
+        rect=True,
+        noautoanchor=True,
+        noval=True,
+    )
+
+
+@pytest.mark.parametrize("flag", ["--imgsz", "--img", "--img-size"])
+def test_aliases_of_the_input_size(flag: str) -> None:
+    assert config_of("--data", "d", "--cfg", "yolov5n", flag, "96").imgsz == 96
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--freeze", "0", "1", "2"], {"freeze": (0, 1, 2)}),
+        (["--cache", "disk"], {"cache": "disk"}),
+        (["--max-steps", "5"], {"max_steps": 5}),
+        (["--fusion-mb", "0.5"], {"fusion_mb": 0.5}),
+        (["--batch-size=7"], {"batch_size": 7}),
+    ],
+)
+def test_forms_of_a_flag(argv: list[str], expected: dict[str, Any]) -> None:
+    config = config_of("--data", "d", "--cfg", "yolov5n", *argv)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_each_setting_has_a_flag() -> None:
+    flags = {action.dest for action in train_parser()._actions}
+    assert {f.name for f in fields(TrainConfig)} <= flags
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--epoch", "3"], "unknown argument --epoch. did you mean --epochs"),
+        (["--sync_bn"], "unknown argument --sync_bn. did you mean --sync-bn"),
+        (["--batchsize=3"], "unknown argument --batchsize=3. did you mean --batch-size"),
+        (["--q7"], "unknown argument --q7. known are: --batch, "),
+        (["stray"], "unknown argument stray"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--epochs", "1.5"], "argument --epochs: invalid int value: '1.5'"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--optimizer", "sgd"], "argument --optimizer: invalid choice: 'sgd'"),
+        (["--cache", "tape"], "argument --cache: invalid choice: 'tape'"),
+        (["--freeze"], "argument --freeze: expected at least one argument"),
+        (["--epochs", "0"], "--epochs is 0. it must be 1 or more"),
+        (["--hyp", "/none.yaml"], "/none.yaml: No such file or directory. check the path"),
+    ],
+)
+def test_wrong_flags_are_named(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config_of("--data", "d.yaml", "--cfg", "yolov5n", *argv)
+    assert message in str(caught.value)
+
+
+def test_what_a_run_needs_at_least() -> None:
+    with pytest.raises(UserError, match="--data is missing"):
+        config_of("--cfg", "yolov5n")
+    with pytest.raises(UserError, match="--cfg is missing"):
+        config_of("--data", "d.yaml")
+    assert config_of("--data", "d.yaml", "--weights", "w.pt").weights == "w.pt"
+
+
+def test_label_smoothing_of_the_file_counts_unless_the_flag_is_given(tmp_path: Path) -> None:
+    hyp = str(written(tmp_path, "label_smoothing: 0.2"))
+    start = ["--data", "d", "--cfg", "yolov5n", "--hyp", hyp]
+    assert config_of(*start).label_smoothing == 0.2
+    assert config_of(*start, "--label-smoothing", "0.0").label_smoothing == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("momentun: 0.9", "unknown hyperparameter 'momentun'. did you mean momentum"),
+        ("lr: 0.9", "unknown hyperparameter 'lr'. did you mean lrf"),
+        ("3: 0.9", "unknown hyperparameter 3"),
+        ("lr0: fast", "hyperparameter lr0 is 'fast'. it must be a finite number"),
+        ("lr0: 1e-2", "hyperparameter lr0 is '1e-2'. it must be a finite number, in YAML 1.0e-2, not 1e-2"),
+        ("lr0: .nan", "hyperparameter lr0 is nan"),
+        ("lr0: yes", "hyperparameter lr0 is True"),
+        ("lr0:", "hyperparameter lr0 is None"),
+        ("", "not a mapping"),
+        ("[1, 2]", "not a mapping"),
+        ("lr0: [", "not valid YAML"),
+        ("\tlr0: 1", "not valid YAML"),
+        ("lr0: 2001-99-99", "not valid YAML"),
+        ("lr0: " + "1" * 5000, "not valid YAML"),
+        ("? [a]\n: 1", "not valid YAML"),
+        (b"lr0: \xff", "not valid YAML"),
+        (b"\0\0\0", "not valid YAML"),
+        ("lr0: 1\n---\nlr0: 2", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_mistake(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_hyp(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tags_construct_nothing(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    for tag in ("!!python/object/apply:os.system", "!!python/object/new:os.system", "!anything"):
+        with pytest.raises(UserError, match="not valid YAML"):
+            read_yaml(written(tmp_path, f"lr0: {tag} ['touch {proof}']"))
+    assert not proof.exists()
+
+
+LAUGHS = "a0: &a0 [1, 1]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 30)
+)
+MERGES = "a0: &a0 {lr0: 1}\n" + "".join(
+    f"a{k}: &a{k} {{<<: [{', '.join([f'*a{k - 1}'] * 9)}]}}\n" for k in range(1, 30)
+)
+BOMBS = {
+    "laughs": LAUGHS,
+    "laughs as a value": LAUGHS.replace("a29:", "lr0:"),
+    "merges": MERGES,
+    "nested lists": "lr0: " + "[" * 60_000,
+    "nested mappings": "{a: " * 15_000,
+    "many values": "lr0: [" + "1," * 30_000 + "]",
+    "many keys": "".join(f"k{k}: 1\n" for k in range(6_000)),
+    "huge": "lr0: 1 # " + "x" * HYP_FILE_BYTES,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_fizzle(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, BOMBS[name])
+    start = time.process_time()
+    with pytest.raises(UserError) as caught:
+        load_hyp(path)
+    assert time.process_time() - start < 8
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "/proc/self/mem"])
+def test_paths_that_are_no_files(path: str) -> None:
+    with pytest.raises(UserError, match=path):
+        load_hyp(path)
+
+
+def test_keyword_arguments_mean_what_flags_mean() -> None:
+    flags = {"data": "d x.yaml", "cfg": "yolov5n", "batch_size": 3, "cos_lr": True, "rect": False}
+    flags |= {"freeze": (0, 1), "device": None, "project": "-p", "label_smoothing": 0.1}
+    assert config_of(*flags_to_argv(flags)) == TrainConfig(
+        data="d x.yaml",
+        cfg="yolov5n",
+        batch_size=3,
+        cos_lr=True,
+        freeze=(0, 1),
+        project="-p",
+        label_smoothing=0.1,
+    )
+
+
+def test_nearest_names_at_most_two_or_all() -> None:
+    assert nearest("epoch", ["epochs", "seed"]) == "did you mean epochs?"
+    assert nearest("qqq", ["epochs", "seed"]) == "known are: epochs, seed"

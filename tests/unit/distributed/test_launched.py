@@ -1,0 +1,62 @@
+"""Whether this process is one of several is read from the launcher's variables alone."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from horovod_yolo.distributed.launched import LAUNCHERS, connect, launched_rank
+from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.errors import UserError
+
+HOROVODRUN = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "16", "OMPI_UNIVERSE_SIZE": "32"}
+MPICH = {"PMI_RANK": "7", "PMI_SIZE": "8"}
+SLURM_ALLOCATION = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"PATH": "/bin", **SLURM_ALLOCATION}, None),  # `python train.py` inside salloc is alone
+        (HOROVODRUN, (3, 4)),
+        (OPEN_MPI, (0, 16)),
+        (MPICH, (7, 8)),
+        ({**OPEN_MPI, **HOROVODRUN}, (3, 4)),  # horovodrun started from inside an MPI job
+        ({"HOROVOD_RANK": "3"}, None),
+        ({"HOROVOD_RANK": "", "HOROVOD_SIZE": ""}, None),
+        ({"HOROVOD_RANK": "-1", "HOROVOD_SIZE": "4"}, None),
+        ({"HOROVOD_RANK": "x", "HOROVOD_SIZE": "4", **MPICH}, (7, 8)),
+    ],
+)
+def test_rank_and_size(environment: dict[str, str], expected: tuple[int, int] | None) -> None:
+    assert launched_rank(environment) == expected
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for names in LAUNCHERS:
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_process_started_alone_needs_no_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "horovod", None)  # importing it raises ImportError
+    monkeypatch.delitem(sys.modules, "horovod_yolo.distributed.horovod_backend", raising=False)
+    assert isinstance(connect(), LocalCommunicator)
+
+
+@pytest.mark.usefixtures("alone")
+def test_several_ranks_without_horovod_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never several runs of one rank each, which would all write to the same folder."""
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    monkeypatch.delitem(sys.modules, "horovod_yolo.distributed.horovod_backend", raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    assert isinstance(connect(), LocalCommunicator)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"launched on 2 ranks, but Horovod does not load .*install_horovod"):
+        connect()

@@ -1,0 +1,193 @@
+"""Tables that survive a resume, checkpoints that never stop a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from horovod_yolo.checkpoint import resume, store
+from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
+from horovod_yolo.engine.callbacks.checkpoints import Checkpointer
+from horovod_yolo.engine.callbacks.csv_log import (
+    EPOCH_COLUMNS,
+    STEP_COLUMNS,
+    CsvFile,
+    StepLog,
+    epoch_row,
+    read_rows,
+)
+from horovod_yolo.engine.schedule import Rates
+from horovod_yolo.engine.step import StepResult
+from horovod_yolo.engine.trainer import EpochReport, StepReport
+
+COLUMNS = ("step", "loss", "lr")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> CsvFile:
+    table = CsvFile(tmp_path / "steps.csv", COLUMNS)
+    table.keep_below(0)
+    for step in range(1, 6):
+        table.append({"step": step, "loss": step / 3, "lr": 1e-5})
+    return table
+
+
+def steps_in(table: CsvFile) -> list[float]:
+    return [row["step"] for row in read_rows(table.path)]
+
+
+def test_a_table_starts_with_its_columns(tmp_path: Path) -> None:
+    table = CsvFile(tmp_path / "new.csv", COLUMNS)
+    table.keep_below(7)
+    assert table.path.read_text() == "step,loss,lr\n"
+
+
+def test_numbers_keep_all_their_digits(table: CsvFile) -> None:
+    assert read_rows(table.path)[1] == {"step": 2.0, "loss": 2 / 3, "lr": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [(0, []), (4, [1, 2, 3]), (6, [1, 2, 3, 4, 5]), (100, [1, 2, 3, 4, 5])]
+)
+def test_rows_the_checkpoint_does_not_know_go(table: CsvFile, limit: int, left: list[int]) -> None:
+    before = table.path.read_text().splitlines()
+    table.keep_below(limit)
+    assert steps_in(table) == left
+    assert table.path.read_text().splitlines() == before[: len(left) + 1]
+    table.append({"step": limit, "loss": 0, "lr": 0})
+    assert steps_in(table) == [*left, limit]
+
+
+@pytest.mark.parametrize(
+    "torn", [b"3", b"3,0.1", b"\0\0\0\0", b"\xff\xfe,1,2", b"x,1,2", b"", b"\xc2\xb2,1,2"]
+)
+def test_what_a_power_cut_left_goes(table: CsvFile, torn: bytes) -> None:
+    with table.path.open("ab") as file:
+        file.write(torn)
+    table.keep_below(5)
+    assert steps_in(table) == [1, 2, 3, 4]
+
+
+def test_a_disk_that_refuses_a_row_does_not_end_the_run(
+    table: CsvFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = CsvFile(Path("/dev/full"), COLUMNS)
+    full.append({"step": 1, "loss": 0, "lr": 0})
+    assert "/dev/full: No space left on device; a row is lost" in caplog.text
+
+
+def step_report(step: int) -> StepReport:
+    result = StepResult(0.1, 0.2, 0.3, 16, 4.0, False)
+    return StepReport(step, 1, Rates(lr=0.01, bias_lr=0.05, momentum=0.9), result)
+
+
+def test_the_steps_of_a_run(tmp_path: Path) -> None:
+    log = StepLog(tmp_path)
+    log._file.keep_below(0)
+    log.on_step(step_report(1))
+    (row,) = read_rows(tmp_path / "steps.csv")
+    assert tuple(row) == STEP_COLUMNS
+    assert list(row.values()) == [1, 1, 16, 0.01, 0.1, 0.2, 0.3, 4.0]
+
+
+def test_an_epoch_without_validation_leaves_cells_empty(tmp_path: Path) -> None:
+    report = EpochReport(
+        epoch=3,
+        losses=(0.1, 0.2, 0.3),
+        evaluation=None,
+        rates=Rates(lr=0.01, bias_lr=0.05, momentum=0.9),
+        images=100,
+        seconds=4.0,
+        data_wait_s=0.5,
+        comm_wait_s=0.25,
+        best=False,
+    )
+    table = CsvFile(tmp_path / "results.csv", EPOCH_COLUMNS)
+    table.keep_below(0)
+    table.append(epoch_row(report))
+    (row,) = read_rows(table.path)
+    assert not any(name.startswith(("metrics/", "val/")) for name in row)
+    assert (row["epoch"], row["train/obj_loss"], row["images_per_s"]) == (3, 0.2, 25)
+    assert (row["x/lr0"], row["x/lr1"], row["x/lr2"]) == (0.05, 0.01, 0.01)  # YOLOv5's order: biases first
+
+
+def make_state(step: int, epoch: int = 0, batch: int = 1) -> dict[str, Any]:
+    return training_state(
+        model={"w": torch.full((3,), float(step))},
+        ema={"weights": {"w": torch.full((3,), float(-step))}, "updates": step},
+        optimizer={"state": {0: {"m": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        scaler={},
+        progress=Progress(epoch=epoch, batch=batch, step=step),
+        early_stopping=EarlyStopping(),
+        metrics={},
+        config={},
+        model_name="yolov5n",
+        names=("a",),
+    )
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return tmp_path / "exp" / "weights"
+
+
+def test_commits_reach_the_disk_in_order(weights: Path) -> None:
+    checkpointer = Checkpointer(weights, save_period=-1)
+    for step in range(1, 5):
+        checkpointer.on_commit(make_state(step), best=step == 2)
+    checkpointer.on_end({})
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.1.pt", "last.2.pt", "last.pt"]
+    assert [store.read(path)["step"] for path in resume.generations(weights)] == [4, 3, 2]
+    assert store.read(weights / "best.pt")["step"] == 2
+
+
+def test_training_may_go_on_while_the_file_is_written(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer, state = Checkpointer(weights, save_period=-1), make_state(1)
+    checkpointer.on_commit(state, best=True)
+    for tensor in (state["model"]["w"], state["ema"]["weights"]["w"], state["optimizer"]["state"][0]["m"]):
+        tensor.fill_(99.0)
+    state["optimizer"]["param_groups"][0]["lr"] = 99.0
+    checkpointer.on_end({})
+    saved = store.read(weights / "last.pt")
+    assert saved["model"]["w"].tolist() == [1.0] * 3
+    assert saved["optimizer"] == {
+        "state": {0: {"m": pytest.approx(torch.ones(2))}},
+        "param_groups": [{"lr": 0.1, "params": [0]}],
+    }
+
+
+def test_every_so_many_epochs_a_checkpoint_is_kept(weights: Path) -> None:
+    checkpointer = Checkpointer(weights, save_period=2)
+    for epoch, batch in ((0, 3), (1, 0), (1, 2), (2, 0), (2, 4), (3, 0), (4, 0)):
+        checkpointer.on_commit(make_state(10 * epoch + batch, epoch, batch), best=False)
+    checkpointer.on_end({})
+    kept = {path.name: store.read(path)["step"] for path in weights.glob("epoch*.pt")}
+    assert kept == {"epoch2.pt": 20, "epoch4.pt": 40}
+
+
+def test_a_disk_that_refuses_a_checkpoint_does_not_end_the_run(
+    weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights.parent.mkdir()
+    weights.write_text("a file where the folder should be")
+    checkpointer = Checkpointer(weights, save_period=1)
+    with caplog.at_level(logging.WARNING):
+        checkpointer.on_commit(make_state(1), best=True)
+        checkpointer.wait()
+    assert f"CHECKPOINT NOT WRITTEN to {weights}" in caplog.text
+    weights.unlink()
+    checkpointer.on_commit(make_state(2), best=True)
+    checkpointer.on_end({})
+    assert store.read(weights / "last.pt")["step"] == store.read(weights / "best.pt")["step"] == 2
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_full_disk(weights: Path) -> None:
+    checkpointer = Checkpointer(weights, save_period=-1)
+    checkpointer.on_commit({**make_state(1), "bad": lambda: os}, best=False)
+    with pytest.raises(Exception, match="pickle"):
+        checkpointer.on_end({})
