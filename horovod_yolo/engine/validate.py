@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -85,6 +86,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     data = options.data or trained.data
     spec = together(comm, lambda: load_data_yaml(Path(data)))
     together(comm, lambda: _require_classes(options, data, names, spec.names))
+    together(comm, lambda: _require_folder(options.save_json))
     device = together(comm, lambda: choose_device(options.device, comm))
     index = shared_index(spec, options.task, comm, index_cache(options.cache_dir))
     imgsz = options.imgsz or trained.imgsz
@@ -123,6 +125,14 @@ def _require_classes(
             f"the data has {len(given)} classes, {options.weights} was trained on {len(trained)}",
             where=data,
             fix="use data with the classes of the checkpoint",
+        )
+
+
+def _require_folder(file: str) -> None:
+    folder = Path(file).parent
+    if file and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(
+            "no folder to write into", where=f"--save-json {file}", fix="make it, or name another"
         )
 
 

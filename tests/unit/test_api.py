@@ -1,0 +1,135 @@
+"""The same from Python: train, score and use a detector without the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from horovod_yolo.api import YOLO
+from horovod_yolo.data.read import read_image
+from horovod_yolo.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[YOLO, dict[str, Any]]:
+    project = tmp_path_factory.mktemp("runs")
+    model = YOLO("yolov5n")
+    flags: dict[str, Any] = {"imgsz": 64, "batch": 14, "workers": 0, "device": "cpu", "project": project}
+    return model, model.train(data=digits, epochs=1, name="a", noplots=True, cos_lr=True, **flags)
+
+
+def images_of(data: Path) -> list[Path]:
+    return sorted((data.parent / "images" / "val").iterdir())
+
+
+def test_train_returns_what_results_json_holds(trained: tuple[YOLO, dict[str, Any]]) -> None:
+    model, results = trained
+    assert model.weights is not None
+    assert json.loads((model.weights.parent.parent / "results.json").read_text()) == results
+    assert (results["model"], results["epochs"], results["world_size"]) == ("yolov5n", 1, 1)
+    config = torch.load(model.weights, weights_only=True)["config"]
+    assert (config["imgsz"], config["batch_size"], config["cos_lr"]) == (64, 14, True)
+
+
+def test_val_scores_as_training_did(trained: tuple[YOLO, dict[str, Any]], digits: Path) -> None:
+    model, results = trained
+    metrics = model.val(workers=0, device="cpu", batch_size=28)
+    assert metrics["mAP50-95"] == pytest.approx(results["metrics"]["mAP50-95"], abs=1e-6)
+    assert metrics["val_loss"] == pytest.approx(results["metrics"]["val_loss"], rel=1e-5)
+    named = model.val(digits, workers=0, device="cpu", batch_size=28)
+    assert named == metrics
+
+
+def test_predict_from_paths_and_pixels(trained: tuple[YOLO, dict[str, Any]], digits: Path) -> None:
+    weights = trained[0].weights
+    assert weights is not None
+    model = YOLO(weights)
+    paths = images_of(digits)[:3]
+    found = model.predict(paths, conf_threshold=1e-4, max_detections=20)
+    again = model.predict([read_image(path) for path in paths], conf_threshold=1e-4, max_detections=20)
+    assert len(found) == 3 and sum(map(len, found)) > 0
+    for path, one, other in zip(paths, found, again, strict=True):
+        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy) and torch.equal(one.scores, other.scores)
+        assert len(one) <= 20
+        height, width = read_image(path).shape[:2]
+        assert (one.boxes_xyxy >= 0).all()
+        assert (one.boxes_xyxy <= torch.tensor([width, height, width, height])).all()
+        assert torch.equal(one.scores, one.scores.sort(descending=True).values)
+    assert model.predict([]) == []
+
+
+def test_weights_go_on_training(trained: tuple[YOLO, dict[str, Any]], digits: Path, tmp_path: Path) -> None:
+    weights = trained[0].weights
+    assert weights is not None
+    model = YOLO(str(weights))
+    assert model.name == "yolov5n"
+    results = model.train(
+        data=digits, epochs=1, imgsz=64, batch=28, workers=0, max_steps=1, project=tmp_path, noplots=True
+    )
+    assert results["steps"] == 1
+    config = torch.load(tmp_path / "exp" / "weights" / "last.pt", weights_only=True)["config"]
+    assert config["weights"] == str(weights)
+    assert model.weights == tmp_path / "exp" / "weights" / "best.pt"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"epoch": 3}, "unknown argument --epoch=3. did you mean --epochs"),
+        ({"epochs": "many"}, "argument --epochs: invalid int value: 'many'"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"resume": True}, "resume is not for a new run"),
+        ({"hyp": "none.yaml"}, "none.yaml: No such file"),
+    ],
+)
+def test_wrong_flags_are_named(digits: Path, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        YOLO("yolov5n").train(data=digits, **flags)
+    assert message in str(caught.value)
+
+
+def test_wrong_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: cannot be read"):
+        YOLO("yolov5n").train(data=tmp_path / "none.yaml", project=tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("yolov5q", "unknown model 'yolov5q'"), ("none.pt", "none.pt: No such file"), ("", "unknown model ''")],
+)
+def test_wrong_models_are_named(model: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        YOLO(model)
+    assert message in str(caught.value)
+
+
+def test_a_new_model_has_nothing_to_score_or_find_with() -> None:
+    for use in (lambda: YOLO("yolov5n").val(), lambda: YOLO("yolov5n").predict([])):
+        with pytest.raises(UserError, match="yolov5n has no weights yet"):
+            use()
+
+
+def test_wrong_options_and_images_are_named(trained: tuple[YOLO, dict[str, Any]], tmp_path: Path) -> None:
+    model, _ = trained
+    with pytest.raises(UserError, match=r"unknown option batchsize\. did you mean batch_size"):
+        model.val(batchsize=3)
+    with pytest.raises(UserError, match="--batch-size is 0"):
+        model.val(batch_size=0)
+    with pytest.raises(UserError, match=r"--save-json .*no folder to write into"):
+        model.val(save_json=str(tmp_path / "none" / "x.json"), workers=0)
+    (tmp_path / "x.jpg").write_bytes(b"text")
+    for image in (tmp_path / "none.jpg", tmp_path / "x.jpg"):
+        with pytest.raises(UserError, match=str(image)):
+            model.predict([image])
+    for pixels in (
+        np.zeros((4, 4), np.uint8),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+    ):
+        with pytest.raises(UserError, match=r"give \(H, W, 3\) uint8 RGB"):
+            model.predict([pixels])  # type: ignore[list-item]

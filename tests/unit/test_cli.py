@@ -1,0 +1,203 @@
+"""Each command ends with the code and the one line that the design promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import horovod_yolo
+from horovod_yolo import cli
+from horovod_yolo.distributed.launched import LAUNCHERS
+from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.errors import NonFiniteError, UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SECONDS = 10  # of processor time: other jobs on the machine do not count
+
+
+def call(*arguments: str | Path, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run ``train.py`` or ``horovod-yolo``; also the processor time it took."""
+    first = [REPOSITORY / "train.py"] if arguments[0] == "train.py" else ["-m", "horovod_yolo.cli"]
+    rest = arguments[1:] if arguments[0] == "train.py" else arguments
+    launched = {name for names in LAUNCHERS for name in names}
+    environment = {k: v for k, v in os.environ.items() if k not in launched} | {"OMP_NUM_THREADS": "1"}
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, *map(str, (*first, *rest))], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    after = os.times()
+    return done, (after.children_user + after.children_system) - (
+        before.children_user + before.children_system
+    )
+
+
+def mistake(*arguments: str | Path, cwd: Path) -> str:
+    """The one line that a command ends with when the mistake is the user's."""
+    done, seconds = call(*arguments, cwd=cwd)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert seconds < SECONDS
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian", "unknown command 'trian'. did you mean train?"),
+        ("--epochs 3", "unknown command '--epochs'. known are: data, eval, train, val"),
+        ("eval --gt a.json", "the following arguments are required: --dt"),
+        ("eval --gt a.json --dt b.json --jsn", "unknown argument --jsn. did you mean --json"),
+        ("eval --gt none.json --dt none.json", "none.json: cannot be read (No such file or directory)"),
+        ("data", "the following arguments are required: kind"),
+        ("data digitz --out x", "invalid choice: 'digitz'"),
+        ("data digits", "the following arguments are required: --out"),
+        ("data digits --out x --imges 5", "unknown argument --imges. did you mean --images"),
+        ("data digits --out x --images many", "invalid int value: 'many'"),
+        ("data digits --out .", ".: "),
+    ],
+)
+def test_mistakes_without_torch(tmp_path: Path, arguments: str, message: str) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    assert message in mistake(*arguments.split(), cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train.py --data none.yaml --cfg yolov5n --device cpu", "none.yaml: cannot be read"),
+        ("train --data d.yaml --cfg yolov5n --epoch 3", "unknown argument --epoch. did you mean --epochs"),
+        ("val --weights none.pt", "none.pt: No such file or directory. --weights takes"),
+    ],
+)
+def test_mistakes_of_jobs(tmp_path: Path, arguments: str, message: str) -> None:
+    assert message in mistake(*arguments.split(), cwd=tmp_path)
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    done, _ = call("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"horovod_yolo {horovod_yolo.__version__}\n")
+    done, _ = call("eval", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "--gt" in done.stdout
+
+
+def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: horovod-yolo {train,val,eval,data}" in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> tuple[Path, Path]:
+    """One image, one box, found exactly."""
+    truth, found = tmp_path / "gt.json", tmp_path / "dt.json"
+    box = {"image_id": 1, "category_id": 3, "bbox": [10, 10, 50, 40]}
+    truth.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "width": 100, "height": 100}],
+                "categories": [{"id": 3, "name": "cat"}],
+                "annotations": [{"id": 1, "area": 2000, "iscrowd": 0, **box}],
+            }
+        )
+    )
+    found.write_text(json.dumps([{"score": 0.9, **box}]))
+    return truth, found
+
+
+def test_eval_prints_the_twelve_numbers(scores: tuple[Path, Path], tmp_path: Path) -> None:
+    done, _ = call("eval", "--gt", scores[0], "--dt", scores[1], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    numbers = [line for line in done.stdout.splitlines() if "=" in line]
+    assert len(numbers) == 12
+    assert "1.000" in numbers[0]
+
+
+def test_eval_as_json(scores: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "--gt", str(scores[0]), "--dt", str(scores[1]), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["mAP50-95"] == pytest.approx(1.0)
+    assert printed["per_class"][0]["name"] == "cat"
+
+
+def test_data_digits_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "d"
+    assert cli.main(["data", "digits", "--out", str(out), "--images", "10", "--size", "64"]) == 0
+    assert f"train with --data {out / 'data.yaml'}" in capsys.readouterr().out
+    assert (out / "data.yaml").is_file()
+
+
+class Closed(LocalCommunicator):
+    """Notes whether the job was left in order."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Closed:
+    comm = Closed()
+    monkeypatch.setattr("horovod_yolo.distributed.launched.connect", lambda: comm)
+    monkeypatch.setattr(cli, "_set_threads", lambda: None)
+    monkeypatch.setattr(cli, "_set_logging", lambda _rank: None)
+    return comm
+
+
+def raising(error: Exception) -> Any:
+    def run(*_: Any) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("wrong", where="d.yaml", fix="mend it"), 2, "error: d.yaml: wrong. mend it\n"),
+        (NonFiniteError("diverged"), 1, "training stopped: diverged\n"),
+    ],
+)
+def test_codes_of_jobs(
+    job: Closed, capsys: pytest.CaptureFixture[str], error: Exception, code: int, message: str
+) -> None:
+    for rank in (0, 1):
+        job.rank, job.closed = rank, False
+        assert cli._on_ranks(lambda: None, raising(error)) == code
+        assert capsys.readouterr().err == (message if rank == 0 else "")
+        assert job.closed
+
+
+def test_a_fault_ends_this_rank_at_once_and_names_it(
+    job: Closed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    job.rank, job.size = 3, 4
+    with pytest.raises(SystemExit):
+        cli._on_ranks(lambda: None, raising(ZeroDivisionError("ours")))
+    assert codes == [1]
+    assert not job.closed  # an orderly end would wait for the others
+    printed = capsys.readouterr().err
+    assert "rank 3 of 4 on " in printed and "ZeroDivisionError: ours" in printed
+
+
+def test_the_command_line_is_quick(tmp_path: Path) -> None:
+    start = time.process_time()
+    assert cli.main(["nonsense"]) == 2
+    assert time.process_time() - start < 0.5
