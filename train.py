@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Train a detector: ``horovodrun -np 8 -H host1:4,host2:4 python train.py --data d.yaml --cfg yolov5s``."""
 
-import sys
-
-from horovod_yolo.cli import train_main
+from horovod_yolo.cli import leave, train_main
 
 if __name__ == "__main__":
-    sys.exit(train_main())
+    leave(train_main())

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from horovod_yolo import __version__
 from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
+from horovod_yolo.distributed.launched import launched_rank
 from horovod_yolo.errors import NonFiniteError, UserError
 
 log = logging.getLogger("horovod_yolo")
@@ -45,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE if argv else MISTAKE
     _complain(f"unknown command {argv[0]!r}. {nearest(argv[0], commands)}")
     return MISTAKE
+
+
+def console() -> NoReturn:
+    """The ``horovod-yolo`` script."""
+    leave(main())
 
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
@@ -198,6 +204,19 @@ def _on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     return code
 
 
+def leave(code: int) -> NoReturn:
+    """End this process.
+
+    Ranks that failed together leave at once: a slow end of the interpreter on one would let horovodrun see
+    the other's end first and kill it, and its exit code would be lost.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code != DONE and launched_rank() is not None:
+        os._exit(code)
+    sys.exit(code)
+
+
 def _leave_alone(rank: int, size: int) -> NoReturn:
     """End this process at once: an orderly shutdown would wait for ranks that wait for this one."""
     print(f"rank {rank} of {size} on {socket.gethostname()} failed:", file=sys.stderr)
@@ -239,4 +258,4 @@ def _complain(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

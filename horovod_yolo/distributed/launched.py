@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from horovod_yolo.distributed.comm import Communicator
-from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.errors import UserError
+
+if TYPE_CHECKING:
+    from horovod_yolo.distributed.comm import Communicator
 
 # (rank, size) as set by horovodrun over Gloo, Open MPI's mpirun (horovodrun --mpi too) and MPICH's.
 LAUNCHERS = (
@@ -31,6 +33,8 @@ def connect() -> Communicator:
     Raises:
         UserError: launched on several ranks without a working Horovod.
     """
+    from horovod_yolo.distributed.local import LocalCommunicator  # brings torch, which looking does not need
+
     launched = launched_rank()
     if launched is None:
         return LocalCommunicator()

@@ -68,7 +68,7 @@ def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
     return Run(config, folder, state)
 
 
-PLACE = ("device", "workers", "cache", "cache_dir", "fusion_mb", "compression")  # change no result, or say so
+PLACE = ("device", "workers", "cache", "cache_dir")  # of this job; the results stay the same
 NAMES_OF_RUN = ("project", "name", "exist_ok", "hyp")  # of the run's start; a resumed run has them already
 
 
