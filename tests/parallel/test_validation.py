@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from horovod_yolo.checkpoint import store
-from horovod_yolo.checkpoint.state import EarlyStopping, Progress, inference_state, training_state
-from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.data.index import assemble, list_entries, scan
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.models.zoo import build_model
 from tests.helpers import ranks
 
 
 @pytest.fixture(scope="module")
-def weights(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that finds something: its head's biases say "object" more often than a new one's."""
-    torch.manual_seed(3)
-    model = build_model("yolov5n", 10)
-    with torch.no_grad():
-        for conv in model.head.m:
-            conv.bias += 2.0 * torch.randn_like(conv.bias)
-    state = training_state(
-        model=model.state_dict(),
-        ema={"weights": model.state_dict(), "updates": 1},
-        optimizer={"param_groups": []},
-        scaler={},
-        progress=Progress(),
-        early_stopping=EarlyStopping(),
-        metrics={},
-        config=to_dict(TrainConfig(data=str(digits), cfg="yolov5n", imgsz=64)),
-        model_name="yolov5n",
-        names=tuple(str(digit) for digit in range(10)),
+def one_class(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as one class, of which even an untrained network hits a few."""
+    folder = tmp_path_factory.mktemp("one_class") / "data"
+    shutil.copytree(digits.parent, folder)
+    for label in (folder / "labels").rglob("*.txt"):
+        rows = [line.split()[1:] for line in label.read_text().splitlines()]
+        label.write_text("".join(f"0 {' '.join(row)}\n" for row in rows))
+    (folder / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [digit]\n")
+    return folder / "data.yaml"
+
+
+@pytest.fixture(scope="module")
+def weights(one_class: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that has learned just enough to hit something."""
+    folder = tmp_path_factory.mktemp("weights")
+    flags = (
+        "--cfg yolov5n --img 128 --batch 7 --epochs 15 --noval --noplots --workers 0 --optimizer AdamW "
+        "--hyp horovod_yolo/config/hyp.digits.yaml --name run"
     )
-    path = tmp_path_factory.mktemp("weights") / "best.pt"
-    store.write(path, store.serialise(inference_state(state)))
-    return path
+    job = ranks.run(["train.py", "--data", one_class, "--project", folder, *flags.split()], 1, "plain")
+    assert job.code == 0, job.output
+    return folder / "run" / "weights" / "last.pt"
 
 
 def validate(weights: Path, world_size: int, detections: Path) -> tuple[str, list[dict[str, object]]]:
@@ -51,20 +47,22 @@ def validate(weights: Path, world_size: int, detections: Path) -> tuple[str, lis
     )  # fmt: skip
     assert job.code == 0, job.output
     table = job.output[job.output.index("class ") :].replace("[0]<stdout>:", "")
-    return "\n".join(line.rstrip() for line in table.splitlines()[:12]), json.loads(detections.read_text())
+    return "\n".join(line.rstrip() for line in table.splitlines()[:3]), json.loads(detections.read_text())
 
 
-def test_one_and_three_ranks_give_the_same_numbers(weights: Path, digits: Path, tmp_path: Path) -> None:
+def test_one_and_three_ranks_give_the_same_numbers(weights: Path, one_class: Path, tmp_path: Path) -> None:
     alone, found_alone = validate(weights, 1, tmp_path / "1.json")
     three, found_three = validate(weights, 3, tmp_path / "3.json")
     assert alone == three
-    spec = load_data_yaml(digits)
+    spec = load_data_yaml(one_class)
     records, _ = scan(list_entries(spec, "train"), spec.names, spec.root)
     images = {record.image_id for record in assemble(spec.root, spec.names, records).records}
     assert {row["image_id"] for row in found_alone} <= images
     assert len(found_alone) > 100
     assert len(found_alone) == len(found_three)
-    ap_alone, ap_three = (_coco_numbers(digits, file) for file in (tmp_path / "1.json", tmp_path / "3.json"))
+    ap_alone, ap_three = (
+        _coco_numbers(one_class, file) for file in (tmp_path / "1.json", tmp_path / "3.json")
+    )
     assert ap_alone["AP"] > 0, "the network finds nothing, so the comparison says nothing"
     assert ap_three == pytest.approx(ap_alone, abs=1e-6)
 
