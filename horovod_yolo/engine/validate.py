@@ -86,7 +86,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     data = options.data or trained.data
     spec = together(comm, lambda: load_data_yaml(Path(data)))
     together(comm, lambda: _require_classes(options, data, names, spec.names))
-    together(comm, lambda: _require_folder(options.save_json))
+    together(comm, lambda: _require_folder(options.save_json if comm.rank == 0 else ""))
     device = together(comm, lambda: choose_device(options.device, comm))
     index = shared_index(spec, options.task, comm, index_cache(options.cache_dir))
     imgsz = options.imgsz or trained.imgsz

@@ -84,6 +84,13 @@ def test_a_resumed_run_ends_as_the_whole_one(digits: Path, whole: Recorder, mome
     assert resumed.epochs[-1].losses == whole.epochs[-1].losses
 
 
+def test_torchs_generator_goes_on_where_it_was(digits: Path, whole: Recorder) -> None:
+    state = copy.deepcopy(whole.states[0])
+    state["rng"]["torch"] = torch.Generator().manual_seed(12345).get_state()
+    make_trainer(settings(digits), state=state)
+    assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(12345))
+
+
 def test_a_run_that_is_over_has_nothing_to_do(digits: Path, whole: Recorder) -> None:
     trainer, recorder = make_trainer(settings(digits), state=copy.deepcopy(whole.states[-1]))
     trainer.fit()
