@@ -197,7 +197,9 @@ def _on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
         if comm.rank == 0:
             print(f"training stopped: {error}", file=sys.stderr, flush=True)
         code = FAULT
-    except Exception:  # noqa: BLE001  the last resort of a rank: name it, then leave
+    except Exception:  # the last resort of a rank: name it, then leave
+        if comm.size == 1:
+            raise
         _leave_alone(comm.rank, comm.size)
     comm.allgather_object(code)  # nobody leaves, and ends the job, before rank 0 has spoken
     comm.close()

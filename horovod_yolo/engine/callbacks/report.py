@@ -30,9 +30,8 @@ class ReportWriter(Watcher):
         self._folder = folder
 
     def on_start(self, trainer: Trainer) -> None:
-        """Remember the run and draw its first training samples, as the network will see them."""
+        """Remember the run. Nothing is drawn before the end: the other ranks would wait for it."""
         self._trainer = trainer
-        self._draw_training_samples()
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Draw the curves and examples, and write the report."""
@@ -41,6 +40,7 @@ class ReportWriter(Watcher):
         if self._trainer.evaluation is not None:
             summary = self._trainer.evaluation.summary
             plots.plot_pr_curves(summary, self._trainer.names, self._folder / "PR_curve.png")
+        self._draw_training_samples()
         self._draw_predictions()
         titles = {
             "results.png": "Training",
@@ -53,6 +53,7 @@ class ReportWriter(Watcher):
         log.info("report: %s", path)
 
     def _draw_training_samples(self) -> None:
+        """The first batch again, as the network saw it: a sample follows from its key."""
         keys = self._trainer.sampler.rank_keys(epoch=0, batch=0)[:SHOWN_IMAGES]
         try:
             samples = [self._trainer.transform(key) for key in keys]
