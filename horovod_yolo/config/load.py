@@ -9,8 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-import yaml
-
 from horovod_yolo.config.schema import (
     Cache,
     Compression,
@@ -21,6 +19,7 @@ from horovod_yolo.config.schema import (
     TrainConfig,
 )
 from horovod_yolo.errors import UserError
+from horovod_yolo.plain_yaml import read_mapping
 
 HYP_FILE_BYTES = 1 << 16  # a hyperparameter file is a page; more than this is some other file
 
@@ -127,7 +126,7 @@ def flags_to_argv(flags: Mapping[str, Any]) -> list[str]:
 def load_hyp(path: str | Path) -> Hyp:
     """Read a hyperparameter file. Raises `UserError` that names file, key and nearest key."""
     path = Path(path)
-    values = read_yaml(path)
+    values = read_mapping(path, most_bytes=HYP_FILE_BYTES, what="a settings file")
     known = {f.name for f in fields(Hyp)}
     for key in values:
         if key not in known:
@@ -136,39 +135,6 @@ def load_hyp(path: str | Path) -> Hyp:
         return Hyp(**values)
     except UserError as error:
         raise UserError(str(error), where=path) from None
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Settings have no use for aliases, and a few lines of them can stand for billions of values."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "an alias, write the value itself", self.get_mark())
-        return super().compose_node(parent, index)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A small YAML mapping, read without constructing anything but builtins."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(HYP_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(error.strerror or str(error), where=path, fix="check the path") from None
-    if len(data) > HYP_FILE_BYTES:
-        raise UserError("file is over 64 kB, no settings file", where=path, fix="name the right file")
-    try:
-        values = yaml.load(data.decode(), _PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"not valid YAML ({_first_line(error)})", where=path, fix="mend the file") from None
-    if not isinstance(values, dict):
-        raise UserError("not a mapping of names to values", where=path, fix="write it as `name: value` lines")
-    return values
-
-
-def _first_line(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-    return f"{problem}, line {mark.line + 1}" if mark else problem
 
 
 def config_from_flags(given: dict[str, Any]) -> TrainConfig:

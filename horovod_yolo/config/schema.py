@@ -68,7 +68,7 @@ class Hyp:
     fliplr: float = 0.5
     mosaic: float = 1.0
     mixup: float = 0.0
-    copy_paste: float = 0.0
+    copy_paste: float = 0.0  # accepted for YOLOv5's files; needs masks, which detection labels do not have
     label_smoothing: float = 0.0
     nbs: float = 64.0  # nominal batch: what lr0 and weight_decay are meant for (Ultralytics' name)
 
@@ -77,7 +77,7 @@ class Hyp:
             object.__setattr__(
                 self, f.name, _finite_number(f"hyperparameter {f.name}", getattr(self, f.name))
             )
-        for name in ("mosaic", "mixup", "flipud", "fliplr", "label_smoothing"):
+        for name in ("mosaic", "mixup", "copy_paste", "flipud", "fliplr", "label_smoothing"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"hyperparameter {name}", value, "between 0 and 1")
         for name in ("lr0", "lrf", "cls_pw", "obj_pw"):
@@ -98,12 +98,6 @@ class Hyp:
             _require(0 <= value < 1, f"hyperparameter {name}", value, "from 0 to under 1")
         _require(self.nbs >= 1, "hyperparameter nbs", self.nbs, "1 or more")
         _require(self.anchor_t > 1, "hyperparameter anchor_t", self.anchor_t, "above 1")
-        _require(
-            self.copy_paste == 0,
-            "hyperparameter copy_paste",
-            self.copy_paste,
-            "0: it needs segmentation masks, which detection labels do not have",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from horovod_yolo.errors import UserError
+from horovod_yolo.plain_yaml import read_mapping
 
-MAX_YAML_BYTES = 16 << 20
+MAX_YAML_BYTES = 1 << 20
 _KEYS = ("path", "train", "val", "test", "nc", "names")
 # YOLOv5 and the sites that export for it write these; none changes what we read.
 _IGNORED_KEYS = ("download", "roboflow")
@@ -46,7 +45,7 @@ def load_data_yaml(path: Path) -> DataSpec:
     Raises:
         UserError: the file is missing or is not such a file.
     """
-    content = _mapping(path)
+    content = read_mapping(path, most_bytes=MAX_YAML_BYTES, what="a data file")
     _require_known_keys(content, path)
     names = _names(content, path)
     return DataSpec(
@@ -57,22 +56,6 @@ def load_data_yaml(path: Path) -> DataSpec:
         test=_items(content, "test", path, required=False),
         names=names,
     )
-
-
-def _mapping(path: Path) -> Mapping[str, Any]:
-    fix = "give --data a YAML file with the keys path, train, val, nc and names"
-    try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise UserError("too large for a data file", where=path, fix=fix)
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", where=path, fix=fix) from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"not valid YAML: {reason}", where=path, fix=fix) from error
-    if not isinstance(content, dict):
-        raise UserError("not a mapping of keys to values", where=path, fix=fix)
-    return content
 
 
 def _require_known_keys(content: Mapping[str, Any], path: Path) -> None:

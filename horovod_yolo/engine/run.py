@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from horovod_yolo.checkpoint import resume
+from horovod_yolo.config.load import load_hyp
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.comm import Communicator
@@ -68,8 +69,8 @@ def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
     return Run(config, folder, state)
 
 
-PLACE = ("device", "workers", "cache", "cache_dir")  # of this job; the results stay the same
-NAMES_OF_RUN = ("project", "name", "exist_ok", "hyp")  # of the run's start; a resumed run has them already
+PLACE = ("device", "workers", "cache", "cache_dir", "noplots")  # of this job; the results stay the same
+NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already
 
 
 def _with_place_of_this_job(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +78,9 @@ def _with_place_of_this_job(saved: dict[str, Any], given: dict[str, Any]) -> dic
     for name, value in given.items():
         if name in PLACE:
             saved[name] = value
+        elif name == "hyp":
+            if asdict(load_hyp(value)) != saved["hyp"]:
+                raise UserError(f"--hyp {value} differs from the run's", where="--resume", fix="leave it out")
         elif name not in NAMES_OF_RUN and saved.get(name) != (list(value) if name == "freeze" else value):
             raise UserError(
                 f"--{name.replace('_', '-')} {value} differs from the run's {saved.get(name)}",

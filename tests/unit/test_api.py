@@ -84,7 +84,7 @@ def test_weights_go_on_training(trained: tuple[YOLO, dict[str, Any]], digits: Pa
         ({"epochs": "many"}, "argument --epochs: invalid int value: 'many'"),
         ({"epochs": 0}, "--epochs is 0"),
         ({"resume": True}, "resume is not for a new run"),
-        ({"hyp": "none.yaml"}, "none.yaml: No such file"),
+        ({"hyp": "none.yaml"}, "none.yaml: cannot be read: No such file"),
     ],
 )
 def test_wrong_flags_are_named(digits: Path, flags: dict[str, Any], message: str) -> None:

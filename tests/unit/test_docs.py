@@ -150,7 +150,7 @@ def test_local_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
 def test_files_of_the_repository_that_are_named_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:horovod_yolo|launch|tests)/[\w./]+)`", text):
+    for name in re.findall(r"`((?:horovod_yolo|benchmarks|launch|tests)/[\w./]+)`", text):
         assert (REPO / name).exists(), name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.resume import KEEP
 from horovod_yolo.checkpoint.state import inference_state
 from horovod_yolo.engine.callbacks.base import Watcher
+
+if TYPE_CHECKING:
+    from horovod_yolo.engine.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,11 @@ class Checkpointer(Watcher):
         self._save_period = save_period
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Clear away what a killed run was writing."""
+        for unfinished in self._weights.glob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
 
     def on_commit(self, state: dict[str, Any], best: bool) -> None:
         """Copy the state and queue it; waits only where the disk is a whole commit behind."""

@@ -16,11 +16,11 @@ from horovod_yolo.config.load import (
     flags_to_argv,
     load_hyp,
     nearest,
-    read_yaml,
     train_parser,
 )
 from horovod_yolo.config.schema import Hyp, TrainConfig
 from horovod_yolo.errors import UserError
+from horovod_yolo.plain_yaml import read_mapping
 
 # Names and values of YOLOv5's hyp.scratch-low.yaml, which has no label_smoothing line of its own.
 SCRATCH_LOW = """\
@@ -148,7 +148,7 @@ def test_each_setting_has_a_flag() -> None:
         (["--cache", "tape"], "argument --cache: invalid choice: 'tape'"),
         (["--freeze"], "argument --freeze: expected at least one argument"),
         (["--epochs", "0"], "--epochs is 0. it must be 1 or more"),
-        (["--hyp", "/none.yaml"], "/none.yaml: No such file or directory. check the path"),
+        (["--hyp", "/none.yaml"], "/none.yaml: cannot be read: No such file or directory"),
     ],
 )
 def test_wrong_flags_are_named(argv: list[str], message: str) -> None:
@@ -208,7 +208,9 @@ def test_tags_construct_nothing(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     for tag in ("!!python/object/apply:os.system", "!!python/object/new:os.system", "!anything"):
         with pytest.raises(UserError, match="not valid YAML"):
-            read_yaml(written(tmp_path, f"lr0: {tag} ['touch {proof}']"))
+            read_mapping(
+                written(tmp_path, f"lr0: {tag} ['touch {proof}']"), most_bytes=1 << 16, what="a settings file"
+            )
     assert not proof.exists()
 
 

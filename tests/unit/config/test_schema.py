@@ -60,7 +60,7 @@ WRONG_HYPS: list[tuple[str, Any]] = [
     ("mixup", -0.1),
     ("flipud", 2),
     ("fliplr", -1),
-    ("copy_paste", 0.1),
+    ("copy_paste", 1.1),
     ("label_smoothing", 1.5),
 ]
 
