@@ -63,7 +63,7 @@ demo: setup $(DEMO_DATA)/data.yaml  ## train on the built-in data set with two r
 	$(DEMO_LAUNCH) $(DEMO_TRAIN)
 	@echo
 	@echo 'report   $(DEMO_RUN)/report.html'
-	@echo 'curves   $(DEMO_RUN)/results.csv, $(DEMO_RUN)/results.json'
+	@echo 'curves   $(DEMO_RUN)/results.png, $(DEMO_RUN)/results.csv'
 	@echo 'weights  $(DEMO_RUN)/weights/best.pt, $(DEMO_RUN)/weights/last.pt'
 
 test: setup  ## the tests, but for the slow ones

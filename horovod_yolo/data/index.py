@@ -157,8 +157,11 @@ def assemble(root: Path, names: Sequence[str], scanned: Sequence[Record | None])
     return Index(root=root, names=tuple(names), records=records)
 
 
-def content_key(entries: Sequence[Entry], spec: DataSpec, split: str) -> str:
-    """A hash of the names, sizes and times of images and label files. Moving them together keeps it."""
+def content_key(entries: Sequence[Entry], spec: DataSpec, split: str, *, times: bool = True) -> str:
+    """A hash of the names, sizes and times of images and label files. Moving them together keeps it.
+
+    Without ``times``, copies of a data set on several hosts have the same one.
+    """
     total = hashlib.sha256(_canonical(FORMAT_VERSION, split, spec.names))
     hashed: set[Path] = set()
     for entry in entries:
@@ -167,7 +170,9 @@ def content_key(entries: Sequence[Entry], spec: DataSpec, split: str) -> str:
         for file in (entry.image, entry.labels.file):
             if file not in hashed:
                 hashed.add(file)
-                total.update(_canonical(relative_name(file, spec.root), *_fingerprint(file)))
+                total.update(
+                    _canonical(relative_name(file, spec.root), *_fingerprint(file)[: 2 if times else 1])
+                )
     return total.hexdigest()
 
 

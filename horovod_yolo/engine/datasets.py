@@ -29,11 +29,13 @@ def shared_index(spec: DataSpec, split: str, comm: Communicator, cache_dir: Path
     except UserError as error:
         entries, problem = [], str(error)
     raise_together(comm, problem)
-    key = content_key(entries, spec, split)
-    require_same(comm, key, f"the {split} images or labels", spec.file)
+    what = f"the {split} images or labels"
+    require_same(comm, content_key(entries, spec, split, times=False), what, spec.file)
+    key = content_key(entries, spec, split)  # of this host's copy; caches are each host's own
     cached = cache.load_index(cache_dir, key, spec.root)
     if all(comm.allgather_object(cached is not None)) and cached is not None:
         index, problems = cached
+        require_same(comm, index.digest, what, spec.file)
     else:
         low, high = (len(entries) * r // comm.size for r in (comm.rank, comm.rank + 1))
         parts = comm.allgather_object(scan(entries[low:high], spec.names, spec.root))
@@ -64,7 +66,7 @@ def require_same(comm: Communicator, value: str, what: str, where: Path) -> None
         raise UserError(
             f"{what} differ between ranks: {len(counts)} versions",
             where=where,
-            fix="give every host the same files with the same modification times",
+            fix="give every host the same files",
         )
 
 
