@@ -11,20 +11,46 @@ from horovod_yolo.errors import UserError
 if TYPE_CHECKING:
     from horovod_yolo.distributed.comm import Communicator
 
-# (rank, size) as set by horovodrun over Gloo, Open MPI's mpirun (horovodrun --mpi too) and MPICH's.
+# (rank, size) as set by horovodrun over Gloo, Open MPI's mpirun (horovodrun --mpi too), MPICH's, and Slurm's
+# `srun --mpi=pmix`.
 LAUNCHERS = (
     ("HOROVOD_RANK", "HOROVOD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
+    ("PMIX_RANK", "SLURM_NTASKS"),
 )
 
 
 def launched_rank(environ: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """(rank, size) given by the launcher; None for a process started alone."""
-    for rank, size in LAUNCHERS:
-        if environ.get(rank, "").isdigit() and environ.get(size, "").isdigit():
-            return int(environ[rank]), int(environ[size])
+    """(rank, size) given by the launcher; None for a process started alone.
+
+    What does not fit together is no launch: variables that are left over must not make this process a rank of
+    a job that does not exist.
+    """
+    for names in LAUNCHERS:
+        rank, size = (_number(environ, name) for name in names)
+        if rank is not None and size is not None and rank < size and _is_whole(names[0], environ):
+            return rank, size
     return None
+
+
+def _is_whole(rank: str, environ: Mapping[str, str]) -> bool:
+    """Whether the rest of what the launcher that sets ``rank`` sets is there too."""
+    if rank == "OMPI_COMM_WORLD_RANK":
+        # Without the server that the last two stand for, MPI itself would take each process for a job of one.
+        local = _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
+        return local is not None and any(name in environ for name in ("PMIX_RANK", "OMPI_MCA_ess_base_jobid"))
+    if rank == "PMIX_RANK":
+        # A batch script has SLURM_NTASKS, SLURM_PROCID=0 and no PMIX_RANK: it is alone.
+        same = _number(environ, "SLURM_PROCID") == _number(environ, "PMIX_RANK")
+        several = (_number(environ, "SLURM_NTASKS") or 0) > 1
+        return same and several and _number(environ, "SLURM_STEP_ID") is not None
+    return True
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def connect() -> Communicator:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +15,16 @@ from horovod_yolo.errors import UserError
 
 HOROVODRUN = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "16", "OMPI_UNIVERSE_SIZE": "32"}
+OPEN_MPI |= {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "PMIX_RANK": "0"}
 MPICH = {"PMI_RANK": "7", "PMI_SIZE": "8"}
 SLURM_ALLOCATION = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}
+SLURM_TASK = {**SLURM_ALLOCATION, "SLURM_PROCID": "5", "SLURM_STEP_ID": "0", "PMIX_RANK": "5"}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
+
+
+def without(environment: dict[str, str], *names: str) -> dict[str, str]:
+    assert set(names) <= set(environment)
+    return {name: value for name, value in environment.items() if name not in names}
 
 
 @pytest.mark.parametrize(
@@ -25,6 +36,9 @@ SLURM_ALLOCATION = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1
         (OPEN_MPI, (0, 16)),
         (MPICH, (7, 8)),
         ({**OPEN_MPI, **HOROVODRUN}, (3, 4)),  # horovodrun started from inside an MPI job
+        (SLURM_TASK, (5, 8)),
+        ({**SLURM_TASK, **OPEN_MPI}, (0, 16)),  # mpirun starts its daemons with srun
+        ({**OPEN_MPI, "OMPI_MCA_ess_base_jobid": "1175584769"}, (0, 16)),
         ({"HOROVOD_RANK": "3"}, None),
         ({"HOROVOD_RANK": "", "HOROVOD_SIZE": ""}, None),
         ({"HOROVOD_RANK": "-1", "HOROVOD_SIZE": "4"}, None),
@@ -33,6 +47,43 @@ SLURM_ALLOCATION = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1
 )
 def test_rank_and_size(environment: dict[str, str], expected: tuple[int, int] | None) -> None:
     assert launched_rank(environment) == expected
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        TORCHRUN,
+        {"OMPI_COMM_WORLD_SIZE": "16"},
+        without(OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_RANK"),
+        without(OPEN_MPI, "PMIX_RANK"),  # no server behind it: MPI_Init would make a job of one
+        {**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "16"},
+        {**HOROVODRUN, "HOROVOD_RANK": "4"},
+        {**HOROVODRUN, "HOROVOD_RANK": "٣"},
+        {**HOROVODRUN, "HOROVOD_SIZE": "9" * 5000},
+        without(SLURM_TASK, "PMIX_RANK"),  # srun --mpi=none, a batch script
+        without(SLURM_TASK, "SLURM_STEP_ID"),
+        {**SLURM_TASK, "SLURM_PROCID": "0"},
+        {**SLURM_TASK, "SLURM_PROCID": "0", "PMIX_RANK": "0", "SLURM_NTASKS": "1"},
+        {"PMIX_RANK": "0"},
+    ],
+)
+def test_what_is_left_over_does_not_hijack_a_single_process(environment: dict[str, str]) -> None:
+    assert launched_rank(environment) is None
+
+
+@pytest.mark.parametrize("launcher", [["mpirun", "--allow-run-as-root", "--oversubscribe"], ["horovodrun"]])
+def test_ranks_of_the_real_launchers_know_themselves(launcher: list[str]) -> None:
+    tool = Path(sys.executable).parent / launcher[0]
+    if not tool.exists():
+        pytest.skip(f"no {tool}: nothing to launch with")
+    code = "from horovod_yolo.distributed.launched import launched_rank; print('found', launched_rank())"
+    where = ["-np", "2", "-H", "localhost:2"]
+    flags = ["--gloo"] if launcher[0] == "horovodrun" else []
+    done = subprocess.run(
+        [str(tool), *launcher[1:], *flags, *where, sys.executable, "-c", code],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert sorted(re.findall(r"found \(.*\)", done.stdout)) == ["found (0, 2)", "found (1, 2)"]
 
 
 @pytest.fixture
@@ -54,8 +105,8 @@ def test_several_ranks_without_horovod_is_the_users_mistake(monkeypatch: pytest.
     """Never several runs of one rank each, which would all write to the same folder."""
     monkeypatch.setitem(sys.modules, "horovod", None)
     monkeypatch.delitem(sys.modules, "horovod_yolo.distributed.horovod_backend", raising=False)
-    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    for name, value in {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert isinstance(connect(), LocalCommunicator)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"launched on 2 ranks, but Horovod does not load .*install_horovod"):
