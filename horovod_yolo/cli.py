@@ -1,4 +1,4 @@
-"""The command line: ``train.py`` and ``horovod-yolo train|val|eval|data``. Parsing and exit codes only.
+"""The command line: ``train.py`` and ``horovod-yolo train|val|eval|data|launch``: parsing, exit codes.
 
 Exit codes: 0 done, 2 the user's mistake (one line, no traceback), 1 a fault of ours.
 """
@@ -9,18 +9,22 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from horovod_yolo import __version__
 from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
 from horovod_yolo.distributed.launched import launched_rank
 from horovod_yolo.errors import NonFiniteError, UserError
+
+if TYPE_CHECKING:
+    from horovod_yolo.launch.plan import LaunchPlan
 
 log = logging.getLogger("horovod_yolo")
 DONE, FAULT, MISTAKE = 0, 1, 2
@@ -34,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "val": val_main,
         "eval": eval_main,
         "data": data_main,
+        "launch": launch_main,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
@@ -157,6 +162,86 @@ def data_main(argv: Sequence[str]) -> int:
         print(f"{args.images} images in {args.out}; train with --data {args.out / 'data.yaml'}")
 
     return _guarded(run)
+
+
+def launch_main(argv: Sequence[str]) -> int:
+    """Start a job on several ranks and hosts; on success this process becomes the launcher."""
+
+    def run() -> None:
+        own, words = _split(argv)
+        args = _launch_parser().parse_strictly(own)
+        plan, notes = _launch_plan(args, words)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        if args.dry_run:
+            print(shlex.join(plan.argv()))
+            return
+        from horovod_yolo.launch.plan import environment
+
+        sys.stderr.flush()
+        os.execve(plan.tool, plan.argv(), environment(os.environ))
+
+    return _guarded(run)
+
+
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What stands before and after the first ``--``."""
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
+def _launch_parser() -> Parser:
+    p = Parser(
+        prog="horovod-yolo launch",
+        allow_abbrev=False,
+        usage="%(prog)s (--hosts LIST | --hostfile FILE) [options] -- {train,val,SCRIPT.py} ...",
+    )
+    hosts = p.add_mutually_exclusive_group(required=True)
+    hosts.add_argument("--hosts", "-H", metavar="LIST", help="host1:4,host2:4")
+    hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="a host a line: see hostfiles/README.md")
+    p.add_argument("--np", "-np", dest="ranks", type=int, metavar="N", help="ranks; default: all slots")
+    how = p.add_mutually_exclusive_group()
+    for flag, launcher in (("gloo", "horovodrun-gloo"), ("mpi", "horovodrun-mpi"), ("mpirun", "mpirun")):
+        how.add_argument(f"--{flag}", dest="launcher", action="store_const", const=launcher)
+    p.set_defaults(launcher="horovodrun-gloo")
+    p.add_argument("--interface", metavar="IF", help="network interface; default: that of the route")
+    p.add_argument(
+        "-x",
+        dest="also",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="mpirun: pass this variable on too",
+    )
+    p.add_argument("--dry-run", dest="dry_run", action="store_true", help="print the command and stop")
+    return p
+
+
+def _launch_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[LaunchPlan, list[str]]:
+    """The plan, and notes for the user. A dry run may be for another host: there a check is a note."""
+    from horovod_yolo.launch import hostfile, network, plan
+
+    given = hostfile.read_hostfile(args.hostfile) if args.hostfile else hostfile.parse_hosts(args.hosts)
+    hosts = plan.fit(given, args.ranks)
+    program, notes = plan.program(words), []
+    try:
+        network.check_own_name(hosts)
+    except UserError as error:
+        if not args.dry_run:
+            raise
+        notes.append(str(error))
+    interface, why = network.find_interface(hosts) if args.interface is None else (args.interface, "")
+    made = plan.LaunchPlan(
+        launcher=args.launcher,
+        tool=plan.tool(args.launcher),
+        hosts=hosts,
+        program=program,
+        interface=plan.checked_interface(interface),
+        names=plan.passed_on(plan.environment(os.environ), args.also),
+        prefix=plan.own_mpi(hosts),
+        as_root=os.geteuid() == 0,
+    )
+    return made, [*notes, *([why] if why else [])]
 
 
 def _guarded(run: Callable[[], None]) -> int:

@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config.load": {"errors", "types", "plain_yaml", "config.schema"},
     "engine": {*BASE, *PARTS, "report", "distributed", "checkpoint", "config"},
     "api": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
-    "cli": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
+    "launch": {"errors"},
+    "cli": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine", "launch"},
 }
 MAY_IMPORT_HOROVOD = {
     "distributed/horovod_backend.py",

@@ -1,0 +1,1 @@
+"""Start a job on several hosts: which hosts, which ranks, which command."""

@@ -1,0 +1,139 @@
+"""Hosts and their slots, from a command line or a file; one parser for what the launchers accept.
+
+A line, or an entry of ``--hosts``, is one of ``name``, ``name:4`` (horovodrun, MPICH) and
+``name slots=4 max_slots=8`` (Open MPI, horovodrun). A name without slots counts for one. A name that
+stands twice adds up, as Open MPI and the one-line-a-slot files of PBS mean it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from horovod_yolo.errors import UserError
+
+MAX_BYTES = 1_000_000
+MAX_SLOTS = 1024
+# What horovodrun accepts, less a leading '-' or '.', which ssh could take for a flag. ASCII only.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+_SETTINGS = ("slots", "max_slots")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host and how many ranks it takes."""
+
+    name: str
+    slots: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.slots}"
+
+
+def parse_hosts(text: str, where: str = "--hosts") -> tuple[Host, ...]:
+    """Hosts of ``host1:4,host2:4``, in order of first appearance.
+
+    Raises:
+        UserError: not a list of hosts.
+    """
+    return _merge(((where, entry.strip()) for entry in text.split(",")), where)
+
+
+def parse_hostfile(text: str, where: object = "hostfile") -> tuple[Host, ...]:
+    """Hosts of the text of a hostfile; ``#`` starts a comment, blank lines do not count.
+
+    Raises:
+        UserError: names ``where`` and the line.
+    """
+    lines = ((f"{where}:{n}", line.partition("#")[0].strip()) for n, line in enumerate(text.splitlines(), 1))
+    return _merge(((place, line) for place, line in lines if line), where)
+
+
+def read_hostfile(path: Path) -> tuple[Host, ...]:
+    """Hosts of a hostfile in UTF-8 of at most 1 MB.
+
+    Raises:
+        UserError: it cannot be read, or a line is no host.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"larger than {MAX_BYTES // 1_000_000} MB", where=path, fix="is it a hostfile?")
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=path) from None
+    except UnicodeDecodeError:
+        raise UserError("not a text file in UTF-8", where=path, fix="is it a hostfile?") from None
+    return parse_hostfile(text, path)
+
+
+def _merge(entries: Iterable[tuple[str, str]], where: object) -> tuple[Host, ...]:
+    slots: dict[str, int] = {}
+    for place, entry in entries:
+        host = _parse_entry(entry, place)
+        slots[host.name] = slots.get(host.name, 0) + host.slots
+    if not slots:
+        raise UserError("names no host", where=where, fix="write a line such as `host1 slots=4`")
+    return tuple(Host(name, count) for name, count in slots.items())
+
+
+def _parse_entry(entry: str, place: str) -> Host:
+    words = re.sub(r"\s*=\s*", "=", entry).split()
+    if not words:
+        raise UserError("a host is missing between two commas", where=place)
+    address, *settings = words
+    if address.count(":") > 1 or address.startswith("["):
+        raise UserError(
+            f"{_shown(address)} looks like an IPv6 address, which horovodrun does not take",
+            where=place,
+            fix="give the host a name or an IPv4 address",
+        )
+    name, colon, count = address.partition(":")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{_shown(name)} is no host name", where=place, fix=_name_hint(name))
+    found = _settings(settings, place)
+    if colon and "slots" in found:
+        raise UserError(f"{name} has its slots twice, after ':' and after 'slots='", where=place)
+    slots = _slots(count, place) if colon else found.get("slots", 1)
+    if slots > found.get("max_slots", slots):
+        raise UserError(f"{name} has more slots ({slots}) than max_slots ({found['max_slots']})", where=place)
+    return Host(name, slots)
+
+
+def _settings(words: list[str], place: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        key = key.replace("-", "_")
+        if key not in _SETTINGS or not equals:
+            raise UserError(
+                f"{_shown(word)} is not understood after a host",
+                where=place,
+                fix="known: slots=N, max_slots=N",
+            )
+        if key in found:
+            raise UserError(f"{key} is given twice", where=place)
+        found[key] = _slots(value, place)
+    return found
+
+
+def _slots(text: str, place: str) -> int:
+    if re.fullmatch(r"[0-9]{1,6}", text) and 1 <= int(text) <= MAX_SLOTS:
+        return int(text)
+    raise UserError(f"{_shown(text)} is no number of slots from 1 to {MAX_SLOTS}", where=place)
+
+
+def _name_hint(name: str) -> str:
+    if "[" in name:
+        return "`scontrol show hostnames` spells Slurm's short form out"
+    if "@" in name:
+        return "user names belong into ~/.ssh/config"
+    return "letters, digits, '.', '-' and '_' make a name"
+
+
+def _shown(text: str) -> str:
+    """What was given, short and without control characters."""
+    return ascii(text if len(text) <= 60 else text[:57] + "...")

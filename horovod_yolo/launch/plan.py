@@ -1,0 +1,204 @@
+"""The command that starts a job: checked and complete before anything starts, as a list of arguments."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from horovod_yolo.errors import UserError
+from horovod_yolo.launch.hostfile import Host
+
+Launcher = Literal["horovodrun-gloo", "horovodrun-mpi", "mpirun"]
+
+# horovodrun over Gloo puts the environment on ssh's command line, where `ps` shows it to everyone.
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
+_NO_SECRET = {"TOKENIZERS_PARALLELISM"}
+# mpirun passes on what it is told only. These make the ranks the same everywhere.
+_PASSED_ON = re.compile(
+    r"PATH|LD_LIBRARY_PATH|VIRTUAL_ENV|LANG|LC_ALL|TZ|XDG_CACHE_HOME|MPLBACKEND"
+    r"|PYTHON[A-Z0-9_]*|(OMP|MKL|OPENBLAS|CUDA|NVIDIA|NCCL|HOROVOD|TORCH|PYTORCH|UCX|FI)_[A-Z0-9_]*"
+)
+# A launcher around this one left these; they would tell the ranks a wrong place.
+_OF_A_RANK = re.compile(r"HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|GLOO_RENDEZVOUS_.*|CONTROLLER)")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*(,[A-Za-z0-9_][A-Za-z0-9_.:@-]*)*")
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A checked job: as many slots as ranks, and what runs on each of them.
+
+    ``tool`` is the path of horovodrun or mpirun; ``program`` is what a rank runs; ``names`` are variables
+    that mpirun passes on; ``prefix`` is where Open MPI is on the other hosts, None for what their PATH says.
+    """
+
+    launcher: Launcher
+    tool: str
+    hosts: tuple[Host, ...]
+    program: tuple[str, ...]
+    interface: str | None = None
+    names: tuple[str, ...] = ()
+    prefix: str | None = None
+    as_root: bool = False
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks start."""
+        return sum(host.slots for host in self.hosts)
+
+    def argv(self) -> list[str]:
+        """The command, for no shell: arguments with spaces stay whole."""
+        return self._mpirun() if self.launcher == "mpirun" else self._horovodrun()
+
+    def _where(self) -> list[str]:
+        return ["-np", str(self.ranks), "-H", ",".join(map(str, self.hosts))]
+
+    def _mpi_options(self) -> list[str]:
+        # Ranks that wait yield the core: with data workers there are more processes than cores.
+        prefix = ["--prefix", self.prefix] if self.prefix else []
+        return [*prefix, "-mca", "mpi_yield_when_idle", "1"]
+
+    def _horovodrun(self) -> list[str]:
+        over_mpi = self.launcher == "horovodrun-mpi"
+        # One word with a '=': a shell reads it once more, and argparse must not take it for a flag.
+        how = ["--mpi", f"--mpi-args={shlex.join(self._mpi_options())}"] if over_mpi else ["--gloo"]
+        # Without the cache's hour a host that was mended is seen at once.
+        network = ["--network-interfaces", self.interface] if self.interface else []
+        return [self.tool, *how, "--disable-cache", *network, *self._where(), *self.program]
+
+    def _mpirun(self) -> list[str]:
+        root = ["--allow-run-as-root"] if self.as_root else []
+        network, passed = [], [word for name in self.names for word in ("-x", name)]
+        if self.interface:
+            network = ["-mca", "btl_tcp_if_include", self.interface]
+            if "NCCL_SOCKET_IFNAME" not in self.names:
+                passed += ["-x", f"NCCL_SOCKET_IFNAME={self.interface}"]
+        transport = ["-mca", "pml", "ob1", "-mca", "btl", "tcp,self,vader", *network]
+        binding = ["-bind-to", "none", "-map-by", "slot"]
+        options = [*root, *self._where(), *binding, *transport, *self._mpi_options(), *passed]
+        return [self.tool, *options, *self.program]
+
+
+def fit(hosts: Sequence[Host], ranks: int | None = None) -> tuple[Host, ...]:
+    """``hosts`` with ``ranks`` slots together, filled in order; all slots where ``ranks`` is None.
+
+    horovodrun 0.28.1 over Gloo starts a rank in every slot whatever ``-np`` says, so none may be left over.
+
+    Raises:
+        UserError: ``ranks`` do not fit.
+    """
+    slots = sum(host.slots for host in hosts)
+    left = slots if ranks is None else ranks
+    if left < 1:
+        raise UserError(f"{left} ranks are none", where="-np")
+    if left > slots:
+        raise UserError(
+            f"{left} ranks do not fit {slots} slots",
+            where=",".join(map(str, hosts[:8])) + ("..." if len(hosts) > 8 else ""),
+            fix="lower -np, or name more slots or hosts",
+        )
+    taken = []
+    for host in hosts:
+        if left > 0:
+            taken.append(Host(host.name, min(host.slots, left)))
+            left -= host.slots
+    return tuple(taken)
+
+
+def program(words: Sequence[str]) -> tuple[str, ...]:
+    """What each rank runs: ``train ...``, ``val ...`` of ours, or a Python script, with this Python.
+
+    Raises:
+        UserError: neither.
+    """
+    if not words:
+        raise UserError("nothing to launch", fix="write it after `--`, such as `-- train --data data.yaml`")
+    if words[0] in ("train", "val"):
+        return (sys.executable, "-m", "horovod_yolo.cli", *words)
+    if Path(words[0]).suffix != ".py":
+        raise UserError("is neither train, val nor a Python script", where=words[0])
+    if not Path(words[0]).is_file():
+        raise UserError("no such file", where=words[0])
+    return (sys.executable, *words)
+
+
+def tool(launcher: Launcher) -> str:
+    """Path of horovodrun or mpirun: this Python's own before the PATH's.
+
+    Raises:
+        UserError: there is none.
+    """
+    name = "mpirun" if launcher == "mpirun" else "horovodrun"
+    found = shutil.which(name, path=str(scripts())) or shutil.which(name)
+    if found is None:
+        raise UserError(f"{name} is not there", fix="launch/install_horovod.sh installs it for this Python")
+    return found
+
+
+def scripts() -> Path:
+    """Folder of this Python's programs; not resolved, or a virtual environment would be left."""
+    return Path(sys.executable).parent
+
+
+def own_mpi(hosts: Sequence[Host]) -> str | None:
+    """Prefix of an Open MPI installed into this Python's environment.
+
+    Other hosts would find another Open MPI, or none, on their PATH. None where this Python has none, and for
+    one host.
+    """
+    return str(scripts().parent) if len(hosts) > 1 and (scripts() / "mpirun").exists() else None
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` for the launcher: no secrets, no rank of an outer job, this Python's programs first."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not is_secret(name) and not _OF_A_RANK.fullmatch(name)
+    }
+    folders = [folder for folder in kept.get("PATH", "").split(":") if folder and folder != str(scripts())]
+    return {**kept, "PATH": ":".join([str(scripts()), *folders])}
+
+
+def passed_on(environ: Mapping[str, str], also: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of the variables that mpirun passes on: those known to matter, and ``also``.
+
+    Raises:
+        UserError: a name of ``also`` is not set, is no name, or is that of a secret.
+    """
+    wanted = {name for name in environ if _PASSED_ON.fullmatch(name)}
+    for name in also:
+        if not _NAME.fullmatch(name) or name not in environ:
+            raise UserError("no such variable is set", where=f"-x {name}")
+        if is_secret(name):
+            raise UserError(
+                "looks like a secret, which others could read on the hosts",
+                where=f"-x {name}",
+                fix="let the ranks read it from a file",
+            )
+        wanted.add(name)
+    return tuple(sorted(n for n in wanted if not is_secret(n) and not _OF_A_RANK.fullmatch(n)))
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name may hold a secret."""
+    return bool(_SECRET.search(name)) and name not in _NO_SECRET
+
+
+def checked_interface(name: str | None) -> str | None:
+    """``name`` as given with ``--interface``, or None.
+
+    Raises:
+        UserError: not the name of an interface, nor a list of them.
+    """
+    if name is not None and not _INTERFACE.fullmatch(name):
+        raise UserError(
+            f"{name!r} is no network interface", where="--interface", fix="`ip -br link` lists them"
+        )
+    return name

@@ -1,0 +1,146 @@
+"""`horovod-yolo launch`: what it prints, what it refuses, and one job that really starts."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from horovod_yolo import cli
+from horovod_yolo.launch import network, plan
+
+PYTHON = sys.executable
+BIN = Path(PYTHON).parent
+
+
+@pytest.fixture(autouse=True)
+def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    monkeypatch.setattr(plan, "tool", lambda launcher: f"/venv/bin/{launcher.split('-')[0]}")
+    monkeypatch.setattr(
+        network, "find_interface", lambda hosts: ("eth0", "") if len(hosts) > 1 else (None, "")
+    )
+    monkeypatch.setattr(network, "check_own_name", lambda hosts: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (
+            "--hosts host1:4,host2:4",
+            "horovodrun --gloo --disable-cache --network-interfaces eth0 -np 8 -H host1:4,host2:4",
+        ),
+        (
+            "-H host1:4,host2:4 -np 5 --interface ib0 --gloo",
+            "horovodrun --gloo --disable-cache --network-interfaces ib0 -np 5 -H host1:4,host2:1",
+        ),
+        ("--hostfile hosts --np 2", "horovodrun --gloo --disable-cache -np 2 -H host1:2"),
+        (
+            "--hosts localhost:2 --mpi",
+            "horovodrun --mpi '--mpi-args=-mca mpi_yield_when_idle 1' --disable-cache -np 2 -H localhost:2",
+        ),
+    ],
+)
+def test_a_dry_run_prints_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("hosts").write_text("host1 slots=4\nhost2 slots=4\n")
+    job = ["train", "--data", "a b.yaml", "--", "x"]
+    assert cli.main(["launch", *arguments.split(), "--dry-run", "--", *job]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"/venv/bin/{command} /venv/bin/python -m horovod_yolo.cli {shlex.join(job)}\n"
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--hosts host1:4,host2:4 -np 16 -- train", "16 ranks do not fit 8 slots"),
+        ("--hosts host1:4,host2:4 -- ", "nothing to launch"),
+        ("--hosts host1:4 train", "unknown argument train"),
+        ("-- train", "one of the arguments --hosts/-H --hostfile is required"),
+        ("--hosts h:1 --hostfile f -- train", "not allowed with argument"),
+        ("--hosts h:1 --mpi --gloo -- train", "not allowed with argument"),
+        ("--hosts h:1 --mpirrun -- train", "did you mean --mpirun"),
+        ("--hosts h:1 -np many -- train", "invalid int value"),
+        ("--hosts h:1 --interface a;b -- train", "'a;b' is no network interface"),
+        ("--hosts h:1 --mpirun -x ABSENT_HERE -- train", "-x ABSENT_HERE: no such variable is set"),
+        ("--hostfile none -- train", "none: cannot be read"),
+    ],
+)
+def test_mistakes_start_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "execve", lambda *call: pytest.fail(f"started {call[1]}"))
+    assert cli.main(["launch", *arguments.split()]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.err.count("\n") == 1 and shown.out == ""
+
+
+def test_a_bad_name_of_this_host_stops_a_job_but_not_a_dry_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(hosts: object) -> None:
+        raise cli.UserError("this host's own name is 127.0.1.1")
+
+    monkeypatch.setattr(network, "check_own_name", refuse)
+    monkeypatch.setattr(os, "execve", lambda *call: pytest.fail(f"started {call[1]}"))
+    job = ["--", "train", "--data", "d"]
+    assert cli.main(["launch", "--hosts", "h1,h2", *job]) == 2
+    assert "error: this host's own name is 127.0.1.1" in capsys.readouterr().err
+    assert cli.main(["launch", "--hosts", "h1,h2", "--dry-run", *job]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "note: this host's own name is 127.0.1.1\n" and "-H h1:1,h2:1" in shown.out
+
+
+def test_the_launcher_gets_the_command_and_an_environment_without_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[tuple[str, list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    monkeypatch.setenv("HF_TOKEN", "hidden")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    assert cli.main(["launch", "--hosts", "localhost:2", "--mpirun", "--", "val"]) == 0
+    ((path, argv, environment),) = started
+    assert path == argv[0] == "/venv/bin/mpirun" and argv[-1] == "val"
+    assert "HF_TOKEN" not in environment and "HF_TOKEN" not in argv and "NCCL_DEBUG" in argv
+
+
+@pytest.mark.parametrize("launcher", ["--gloo", "--mpi", "--mpirun"])
+def test_a_real_job(tmp_path: Path, launcher: str) -> None:
+    if not (BIN / "horovodrun").exists() or not (BIN / "mpirun").exists():
+        pytest.skip(f"no horovodrun and mpirun in {BIN}: nothing to launch with")
+    script = tmp_path / "a place with spaces" / "rank.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import os, pathlib, sys\n"
+        "from horovod_yolo.distributed.launched import launched_rank\n"
+        "rank = launched_rank()\n"
+        "found = f'{rank} {sys.argv[1:]} {\"HF_TOKEN\" in os.environ}'\n"
+        "pathlib.Path(__file__).with_name(f'{rank[0]}.txt').write_text(found)\n"
+    )
+    command = [PYTHON, "-m", "horovod_yolo.cli", "launch"]
+    done = subprocess.run(
+        [*command, "--hosts", "localhost:4", "-np", "2", launcher, "--", str(script), "a b", "$HOME"],
+        env={**os.environ, "HF_TOKEN": "hidden", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.name: path.read_text() for path in script.parent.glob("*.txt")}
+    assert found == {f"{rank}.txt": f"({rank}, 2) ['a b', '$HOME'] False" for rank in range(2)}

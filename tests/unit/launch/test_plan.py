@@ -1,0 +1,168 @@
+"""The command is complete, for no shell, and fits its hosts."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from horovod_yolo.errors import UserError
+from horovod_yolo.launch import plan
+from horovod_yolo.launch.hostfile import Host, parse_hosts
+
+HOSTS = parse_hosts("host1:4,host2:4")
+TRAIN = ("python", "train.py", "--data", "a b.yaml")
+
+
+def test_sixteen_ranks_do_not_fit_eight_slots() -> None:
+    with pytest.raises(UserError, match=r"^host1:4,host2:4: 16 ranks do not fit 8 slots\. lower -np"):
+        plan.fit(HOSTS, 16)
+    with pytest.raises(UserError, match="-np: 0 ranks are none"):
+        plan.fit(HOSTS, 0)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())
+def test_slots_add_up_to_the_ranks(slots: list[int], data: st.DataObject) -> None:
+    """Over Gloo horovodrun would fill the slots that are left over."""
+    hosts = [Host(f"h{i}", count) for i, count in enumerate(slots)]
+    ranks = data.draw(st.integers(1, sum(slots)))
+    one_by_one = [host.name for host in hosts for _ in range(host.slots)][:ranks]
+    assert [host.name for host in plan.fit(hosts, ranks) for _ in range(host.slots)] == one_by_one
+    assert plan.fit(hosts) == tuple(hosts)
+
+
+def test_over_gloo() -> None:
+    made = plan.LaunchPlan("horovodrun-gloo", "/bin/horovodrun", plan.fit(HOSTS, 5), TRAIN, "eth0")
+    assert made.argv() == [
+        *("/bin/horovodrun", "--gloo", "--disable-cache", "--network-interfaces", "eth0"),
+        *("-np", "5", "-H", "host1:4,host2:1"),
+        *TRAIN,
+    ]
+
+
+def test_over_mpi() -> None:
+    made = plan.LaunchPlan("horovodrun-mpi", "horovodrun", HOSTS, TRAIN, prefix="/a b")
+    options = "--mpi-args=--prefix '/a b' -mca mpi_yield_when_idle 1"
+    assert made.argv() == [
+        *("horovodrun", "--mpi", options, "--disable-cache", "-np", "8", "-H", "host1:4,host2:4"),
+        *TRAIN,
+    ]
+    assert "--prefix" not in " ".join(plan.LaunchPlan("horovodrun-mpi", "h", HOSTS, TRAIN).argv())
+
+
+def test_mpirun() -> None:
+    made = plan.LaunchPlan(
+        "mpirun", "mpirun", HOSTS, TRAIN, interface="ib0", names=("OMP_NUM_THREADS", "PATH"), as_root=True
+    )
+    assert shlex.join(made.argv()) == (
+        "mpirun --allow-run-as-root -np 8 -H host1:4,host2:4 -bind-to none -map-by slot -mca pml ob1 "
+        "-mca btl tcp,self,vader -mca btl_tcp_if_include ib0 -mca mpi_yield_when_idle 1 -x OMP_NUM_THREADS "
+        "-x PATH -x NCCL_SOCKET_IFNAME=ib0 python train.py --data 'a b.yaml'"
+    )
+    assert "--allow-run-as-root" not in plan.LaunchPlan("mpirun", "mpirun", HOSTS, TRAIN).argv()
+
+
+def test_an_interface_that_the_user_gave_nccl_stays() -> None:
+    made = plan.LaunchPlan("mpirun", "mpirun", HOSTS, TRAIN, "eth0", ("NCCL_SOCKET_IFNAME",))
+    assert [word for word in made.argv() if "NCCL" in word] == ["NCCL_SOCKET_IFNAME"]
+
+
+def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my script.py").write_text("")
+    ours = (sys.executable, "-m", "horovod_yolo.cli")
+    assert plan.program(["train", "--data", "d"]) == (*ours, "train", "--data", "d")
+    assert plan.program(["val"]) == (*ours, "val")
+    assert plan.program(["my script.py", "-x", "--"]) == (sys.executable, "my script.py", "-x", "--")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to launch. write it after `--`"),
+        (["eval", "--gt", "x"], "eval: is neither train, val nor a Python script"),
+        (["--data", "d"], "--data: is neither"),
+        (["none.py"], "none.py: no such file"),
+    ],
+)
+def test_what_is_no_program(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan.program(words)
+
+
+SECRETS = {
+    "WANDB_API_KEY": "1",
+    "AWS_SECRET_ACCESS_KEY": "2",
+    "HF_TOKEN": "3",
+    "PGPASSWORD": "4",
+    "my_token": "5",
+}
+
+
+def test_secrets_and_the_rank_of_an_outer_job_stay_here() -> None:
+    kept = {"HOME": "/root", "TOKENIZERS_PARALLELISM": "0", "HOROVOD_GLOO_TIMEOUT_SECONDS": "60"}
+    outer = {"HOROVOD_RANK": "1", "HOROVOD_LOCAL_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1"}
+    assert plan.environment({**SECRETS, **kept, **outer}) == {**kept, "PATH": str(plan.scripts())}
+
+
+def test_this_pythons_programs_come_first_and_once() -> None:
+    path = plan.environment({"PATH": f"/usr/bin:{plan.scripts()}:/bin:"})["PATH"]
+    assert path == f"{plan.scripts()}:/usr/bin:/bin"
+
+
+def test_what_mpirun_passes_on() -> None:
+    theirs = {"PATH": "p", "PYTHONPATH": "q", "NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "2", "CUDA_HOME": "/c"}
+    noise = {
+        "PWD": "/",
+        "SSH_CLIENT": "x",
+        "SLURM_NTASKS": "4",
+        "MINE": "1",
+        "HOROVOD_SIZE": "2",
+        "PATHS": "x",
+    }
+    assert plan.passed_on({**theirs, **noise, **SECRETS}) == tuple(sorted(theirs))
+    assert plan.passed_on({**theirs, **noise}, ["MINE"]) == tuple(sorted([*theirs, "MINE"]))
+    assert plan.passed_on({"NCCL_TOKEN": "x"}) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ABSENT", "-x ABSENT: no such variable is set"),
+        ("A=1", "no such variable"),
+        ("HF_TOKEN", "-x HF_TOKEN: looks like a secret"),
+    ],
+)
+def test_what_may_not_be_passed_on(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan.passed_on({**SECRETS, "A=1": ""}, [name])
+
+
+@pytest.mark.parametrize("name", ["-x", "eth0 -x", "a;b", "", "eth0,", "10.0.0.0/8"])
+def test_what_is_no_interface(name: str) -> None:
+    with pytest.raises(UserError, match="is no network interface"):
+        plan.checked_interface(name)
+    assert [plan.checked_interface(n) for n in ("eth0", "ib0,ib1", "bond0.7")] == [
+        "eth0",
+        "ib0,ib1",
+        "bond0.7",
+    ]
+
+
+def test_the_tool_beside_this_python_is_taken_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tmp_path / "venv/bin", tmp_path / "bin"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "mpirun").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(folders[0] / "python"))
+    monkeypatch.setenv("PATH", str(folders[1]))
+    assert plan.tool("mpirun") == str(folders[0] / "mpirun")
+    assert plan.own_mpi(HOSTS) == str(tmp_path / "venv") and plan.own_mpi(HOSTS[:1]) is None
+    (folders[0] / "mpirun").unlink()
+    assert plan.tool("mpirun") == str(folders[1] / "mpirun") and plan.own_mpi(HOSTS) is None
+    with pytest.raises(UserError, match=r"horovodrun is not there\. launch/install_horovod.sh"):
+        plan.tool("horovodrun-mpi")
