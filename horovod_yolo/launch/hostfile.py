@@ -2,7 +2,7 @@
 
 A line, or an entry of ``--hosts``, is one of ``name``, ``name:4`` (horovodrun, MPICH) and
 ``name slots=4 max_slots=8`` (Open MPI, horovodrun). A name without slots counts for one. A name that
-stands twice adds up, as Open MPI and the one-line-a-slot files of PBS mean it.
+stands twice adds up: PBS writes a line for each process.
 """
 
 from __future__ import annotations
