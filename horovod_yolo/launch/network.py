@@ -51,14 +51,24 @@ def find_interface(hosts: Sequence[Host]) -> tuple[str | None, str]:
 
     One host needs none; otherwise None comes with a reason for the user.
     """
-    other = next((host.name for host in hosts if not is_here(host.name)), None)
-    if len(hosts) < 2 or other is None:
+    others = [host.name for host in hosts if not is_here(host.name)]
+    if len(hosts) < 2 or not others:
         return None, ""
     ip = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if ip is None:
         return None, "no `ip` command (iproute2) to find the network interface with; name it with --interface"
+    interface, why = _route(ip, others[0])
+    if interface == "lo" and len(others) > 1:  # the first is this host by another name or by its address
+        interface, why = _route(ip, others[1])
+    if interface == "lo":
+        return None, f"the way to {others[0]} stays on this host; name the interface with --interface"
+    return interface, why
+
+
+def _route(ip: str, name: str) -> tuple[str | None, str]:
+    """(interface of the route to a host, why there is none)."""
     try:
-        address = socket.gethostbyname(other)
+        address = socket.gethostbyname(name)
         route = subprocess.run(
             [ip, "-o", "route", "get", address],
             capture_output=True,
@@ -67,10 +77,10 @@ def find_interface(hosts: Sequence[Host]) -> tuple[str | None, str]:
             check=True,
         )
     except OSError:
-        return None, f"{other} has no address here, so no interface is chosen; name it with --interface"
+        return None, f"{name} has no address here, so no interface is chosen; name it with --interface"
     except subprocess.SubprocessError:
-        return None, f"no route to {other} ({address}) is known here; name the interface with --interface"
+        return None, f"no route to {name} ({address}) is known here; name the interface with --interface"
     found = re.search(r" dev (\S+)", route.stdout)
-    if found is None or found[1] == "lo":
-        return None, f"the way to {other} ({address}) stays on this host; name the interface with --interface"
-    return found[1], ""
+    return (
+        (found[1], "") if found else (None, f"`ip route get {address}` names no interface; use --interface")
+    )

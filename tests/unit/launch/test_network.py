@@ -69,6 +69,16 @@ def test_the_interface_is_that_of_the_route_to_the_first_other_host(
     assert (tmp_path / "asked").read_text() == "-o route get 10.0.0.2\n"
 
 
+def test_this_host_by_its_address_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_ip(
+        monkeypatch,
+        tmp_path,
+        '[ $4 = 10.0.0.1 ] && echo "local $4 dev lo src $4" || echo "$4 dev eth7 src x"',
+    )
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: ADDRESSES.get(name, name))
+    assert network.find_interface(parse_hosts("10.0.0.1,10.0.0.2")) == ("eth7", "")
+
+
 def test_one_host_has_no_interface_and_no_note() -> None:
     for hosts in ("localhost:4", "host1:4", "host2:4", "localhost:1,host1:1"):
         assert network.find_interface(parse_hosts(hosts)) == (None, "")
@@ -78,8 +88,8 @@ def test_one_host_has_no_interface_and_no_note() -> None:
     ("script", "note"),
     [
         ("echo Network is unreachable >&2; exit 2", "no route to host2 (10.0.0.2) is known here"),
-        ("echo local 10.0.0.2 dev lo src 10.0.0.2", "the way to host2 (10.0.0.2) stays on this host"),
-        ("echo nothing", "the way to host2 (10.0.0.2) stays on this host"),
+        ("echo local 10.0.0.2 dev lo src 10.0.0.2", "the way to host2 stays on this host"),
+        ("echo nothing", "`ip route get 10.0.0.2` names no interface"),
     ],
 )
 def test_no_interface_is_a_note(
