@@ -14,7 +14,7 @@ INSTALL_FLAGS := $(if $(filter-out 0,$(CUDA)),--cuda)
 
 # The demo's run. All of it can be set: make demo DEMO_RANKS=4 DEMO_EPOCHS=10
 DEMO_RANKS ?= 2
-DEMO_EPOCHS ?= 30
+DEMO_EPOCHS ?= 24
 DEMO_DATA ?= datasets/digits
 DEMO_RUN ?= runs/demo
 DEMO_LAUNCH ?= horovodrun --gloo -np $(DEMO_RANKS) python
