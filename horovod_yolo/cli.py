@@ -1,18 +1,12 @@
-"""The command line: ``train.py`` and ``horovod-yolo train|val|eval|data|launch``: parsing, exit codes.
-
-Exit codes: 0 done, 2 the user's mistake (one line, no traceback), 1 a fault of ours.
-"""
+"""The command line: ``train.py`` and ``horovod-yolo train|val|eval|data|launch``: parsing only."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shlex
-import socket
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,14 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from horovod_yolo import __version__
 from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
-from horovod_yolo.distributed.launched import launched_rank
-from horovod_yolo.errors import NonFiniteError, UserError
+from horovod_yolo.errors import UserError
+from horovod_yolo.job import DONE, MISTAKE, complain, leave, on_ranks
 
 if TYPE_CHECKING:
     from horovod_yolo.launch.plan import LaunchPlan
-
-log = logging.getLogger("horovod_yolo")
-DONE, FAULT, MISTAKE = 0, 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__.splitlines()[0] if __doc__ else ''}\n\n{usage}")
         return DONE if argv else MISTAKE
-    _complain(f"unknown command {argv[0]!r}. {nearest(argv[0], commands)}")
+    complain(f"unknown command {argv[0]!r}. {nearest(argv[0], commands)}")
     return MISTAKE
 
 
@@ -80,7 +71,7 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
             if not run.config.noplots:
                 print(f"curves  {run.folder}/results.png  report {run.folder}/report.html", flush=True)
 
-    return _on_ranks(parse, job)
+    return on_ranks(parse, job)
 
 
 def val_main(argv: Sequence[str]) -> int:
@@ -97,7 +88,7 @@ def val_main(argv: Sequence[str]) -> int:
         if comm.rank == 0:
             print(format_classes(evaluation.summary, names), flush=True)
 
-    return _on_ranks(parse, job)
+    return on_ranks(parse, job)
 
 
 def _val_options(argv: Sequence[str]) -> Any:
@@ -249,99 +240,9 @@ def _guarded(run: Callable[[], None]) -> int:
     try:
         run()
     except UserError as error:
-        _complain(str(error))
+        complain(str(error))
         return MISTAKE
     return DONE
-
-
-def _on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
-    """Exit code of something that runs on all ranks together.
-
-    A `UserError` here was agreed on by all ranks: rank 0 says it, all leave with the same code. Any
-    other exception is this rank's own: it says who it is and leaves without another collective call,
-    upon which the launcher ends the job.
-    """
-    from horovod_yolo.distributed.launched import connect
-    from horovod_yolo.engine.build import together
-
-    _set_threads()
-    try:
-        comm = connect()
-    except UserError as error:
-        _complain(str(error))
-        return MISTAKE
-    _set_logging(comm.rank)
-    try:
-        job(comm, together(comm, parse))
-        code = DONE
-    except UserError as error:
-        if comm.rank == 0:
-            _complain(str(error))
-        code = MISTAKE
-    except NonFiniteError as error:
-        if comm.rank == 0:
-            print(f"training stopped: {error}", file=sys.stderr, flush=True)
-        code = FAULT
-    except Exception:  # the last resort of a rank: name it, then leave
-        if comm.size == 1:
-            raise
-        _leave_alone(comm.rank, comm.size)
-    comm.allgather_object(code)  # nobody leaves, and ends the job, before rank 0 has spoken
-    comm.close()
-    return code
-
-
-def leave(code: int) -> NoReturn:
-    """End this process.
-
-    Ranks that failed together leave at once: a slow end of the interpreter on one would let horovodrun see
-    the other's end first and kill it, and its exit code would be lost.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code != DONE and launched_rank() is not None:
-        os._exit(code)
-    sys.exit(code)
-
-
-def _leave_alone(rank: int, size: int) -> NoReturn:
-    """End this process at once: an orderly shutdown would wait for ranks that wait for this one."""
-    print(f"rank {rank} of {size} on {socket.gethostname()} failed:", file=sys.stderr)
-    traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(FAULT)
-
-
-def _set_threads() -> None:
-    """Share the cores among the ranks of a host, unless the user or the launcher has done so."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0))
-    local = next(
-        (
-            int(os.environ[name])
-            for name in ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-            if os.environ.get(name, "").isdigit()
-        ),
-        1,
-    )
-    if "OMP_NUM_THREADS" not in os.environ:
-        bound = cores < (os.cpu_count() or 1)
-        torch.set_num_threads(max(1, cores if bound else cores // local))
-
-
-def _set_logging(rank: int) -> None:
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s",
-        stream=sys.stdout,
-        force=True,
-    )
-
-
-def _complain(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ CASES: list[Callable[[Path, Path], tuple[list[object], str]]] = [
 # Each rank leaves its exit code in a file: horovodrun itself ends with 1 whatever its ranks' code is.
 RANK = """
 import os, pathlib, sys
-from horovod_yolo.cli import leave, train_main
+from horovod_yolo.cli import train_main
+from horovod_yolo.job import leave
 code = train_main(sys.argv[2:])
 pathlib.Path(sys.argv[1], os.environ["HOROVOD_RANK"]).write_text(str(code))
 leave(code)

@@ -1,0 +1,110 @@
+"""A process as one rank of a job: it joins, does its part, says what went wrong, and leaves.
+
+Exit codes: 0 done, 2 the user's mistake (one line, no traceback), 1 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from horovod_yolo.distributed.launched import launched_rank
+from horovod_yolo.errors import NonFiniteError, UserError
+
+DONE, FAULT, MISTAKE = 0, 1, 2
+
+
+def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
+    """Exit code of something that runs on all ranks together.
+
+    A `UserError` here was agreed on by all ranks: rank 0 says it, all leave with the same code. Any
+    other exception is this rank's own: it says who it is and leaves without another collective call,
+    upon which the launcher ends the job.
+    """
+    from horovod_yolo.distributed.launched import connect
+    from horovod_yolo.engine.build import together
+
+    _set_threads()
+    try:
+        comm = connect()
+    except UserError as error:
+        complain(str(error))
+        return MISTAKE
+    _set_logging(comm.rank)
+    try:
+        job(comm, together(comm, parse))
+        code = DONE
+    except UserError as error:
+        if comm.rank == 0:
+            complain(str(error))
+        code = MISTAKE
+    except NonFiniteError as error:
+        if comm.rank == 0:
+            print(f"training stopped: {error}", file=sys.stderr, flush=True)
+        code = FAULT
+    except Exception:  # the last resort of a rank: name it, then leave
+        if comm.size == 1:
+            raise
+        _leave_alone(comm.rank, comm.size)
+    comm.allgather_object(code)  # nobody leaves, and ends the job, before rank 0 has spoken
+    comm.close()
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process.
+
+    Ranks that failed together leave at once: a slow end of the interpreter on one would let horovodrun see
+    the other's end first and kill it, and its exit code would be lost.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code != DONE and launched_rank() is not None:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _leave_alone(rank: int, size: int) -> NoReturn:
+    """End this process at once: an orderly shutdown would wait for ranks that wait for this one."""
+    print(f"rank {rank} of {size} on {socket.gethostname()} failed:", file=sys.stderr)
+    traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(FAULT)
+
+
+def _set_threads() -> None:
+    """Share the cores among the ranks of a host, unless the user or the launcher has done so."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    local = next(
+        (
+            int(os.environ[name])
+            for name in ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+            if os.environ.get(name, "").isdigit()
+        ),
+        1,
+    )
+    if "OMP_NUM_THREADS" not in os.environ:
+        bound = cores < (os.cpu_count() or 1)
+        torch.set_num_threads(max(1, cores if bound else cores // local))
+
+
+def _set_logging(rank: int) -> None:
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s",
+        stream=sys.stdout,
+        force=True,
+    )
+
+
+def complain(text: str) -> None:
+    """Print a mistake of the user's."""
+    print(f"error: {text}", file=sys.stderr, flush=True)
