@@ -1,0 +1,33 @@
+"""Hosts for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts import Cluster, why_not
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hosts_can_be_made() -> None:
+    """Skip this folder, loudly, where hosts cannot be made."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(f"LOUD SKIP: {reason}; nothing that crosses hosts is tested")
+
+
+@pytest.fixture(scope="session")
+def four_hosts(hosts_can_be_made: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """host1 to host4, healthy, for tests that leave them so."""
+    with Cluster(4, tmp_path_factory.mktemp("hosts")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name that all hosts see, and every user may enter."""
+    made = tmp_path_factory.mktemp("c")
+    made.chmod(0o755)
+    return made
