@@ -25,7 +25,15 @@ def read_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "pycocotools>=2.0.8", "tensorboard>=2.14"]
+TEST = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "pycocotools>=2.0.8",
+    "tensorboard>=2.14",
+    "jsonschema>=4.23",
+    "kubernetes-validate>=1.30",  # Kubernetes' published schemas, for launch/k8s
+]
 
 setup(
     name="horovod_yolo",
