@@ -19,3 +19,7 @@ class UserError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """Training diverged: too many steps in a row had infinite or NaN gradients."""
+
+
+class UnwrittenError(RuntimeError):
+    """A run came to its end, but something that must outlast it is not on the disk."""

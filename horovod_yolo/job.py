@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from horovod_yolo.distributed.launched import launched_rank
-from horovod_yolo.errors import NonFiniteError, UserError
+from horovod_yolo.errors import NonFiniteError, UnwrittenError, UserError
 
 DONE, FAULT, MISTAKE = 0, 1, 2
 
@@ -46,6 +46,10 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     except NonFiniteError as error:
         if comm.rank == 0:
             print(f"training stopped: {error}", file=sys.stderr, flush=True)
+        code = FAULT
+    except UnwrittenError as error:
+        if comm.rank == 0:
+            complain(str(error))
         code = FAULT
     except Exception:  # the last resort of a rank: name it, then leave
         if comm.size == 1:

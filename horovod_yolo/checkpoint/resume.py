@@ -18,6 +18,24 @@ def generations(weights: Path) -> list[Path]:
     return [last, *(store.older(last, k) for k in range(1, KEEP))]
 
 
+def set_damaged_aside(weights: Path) -> None:
+    """Rename what is damaged and newer than the newest whole checkpoint to ``last.pt.damaged``.
+
+    The next rotations would let it push the whole ones out.
+
+    Raises:
+        OSError: the folder is read-only or gone.
+    """
+    for path in generations(weights):
+        try:
+            store.verified(path)
+        except CheckpointError:
+            if path.exists():
+                path.replace(path.with_name(f"{path.name}.damaged"))
+        else:
+            return
+
+
 def newest_run(project: Path) -> Path:
     """The run folder under ``project`` whose checkpoint was written last.
 

@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 import pickle
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,11 @@ def write(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when the block ends well, and leaves no trace otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A file that takes the place of ``path`` when the block ends well, and leaves no trace otherwise.
+
+    A killed process leaves a trace: the next one that writes ``path`` clears it away.
+    """
+    temporary = _new_temporary(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -69,6 +73,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _new_temporary(path: Path) -> Path:
+    """A name beside ``path``. Those of killed processes go, as a path has one writer at a time.
+
+    Not the process id: in containers on a shared file system it is the same on many hosts.
+    """
+    head = f".{path.name}."
+    for other in path.parent.iterdir():
+        if other.name.startswith(head) and other.suffix == ".tmp":
+            other.unlink(missing_ok=True)
+    return path.with_name(f"{head}{secrets.token_hex(4)}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -93,9 +109,22 @@ def write_rotating(path: Path, data: bytes, keep: int) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-        for source, target in reversed(list(itertools.pairwise(generations))):
-            if source.exists():
-                _link(source, target)
+        for source, target in reversed(_moves(generations)):
+            _link(source, target)
+
+
+def _moves(generations: list[Path]) -> list[tuple[Path, Path]]:
+    """Which generation takes the place of which, newest first.
+
+    Two names of one file are what an interrupted rotation left. The moves end there: to go on would push
+    out an older file, and many interruptions all of them.
+    """
+    moves = []
+    for source, target in itertools.pairwise(generations):
+        if not source.exists() or (target.exists() and source.samefile(target)):
+            break
+        moves.append((source, target))
+    return moves
 
 
 def older(path: Path, generation: int) -> Path:
@@ -105,8 +134,7 @@ def older(path: Path, generation: int) -> Path:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name. The first stays, so at no moment is the newest checkpoint missing."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = _new_temporary(target)
     try:
         try:
             os.link(source, temporary)
@@ -117,11 +145,11 @@ def _link(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint and verify it.
+def verified(path: Path) -> bytes:
+    """The bytes of a checkpoint.
 
     Raises:
-        CheckpointError: missing, damaged, unsafe or not ours.
+        CheckpointError: missing, damaged or not ours.
     """
     try:
         data = path.read_bytes()
@@ -132,6 +160,16 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(path, "not a checkpoint of horovod_yolo, or cut short")
     if hashlib.sha256(data[:-_COMMENT_BYTES]).hexdigest().encode() != comment[len(_MARK) :]:
         raise CheckpointError(path, "damaged: its checksum does not fit its content")
+    return data
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint and verify it.
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe or not ours.
+    """
+    data = verified(path)
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from horovod_yolo.engine.callbacks.report import ReportWriter
 from horovod_yolo.engine.datasets import raise_together
 from horovod_yolo.engine.run_folder import new_run_folder, versions, write_config, write_json
 from horovod_yolo.engine.trainer import Callback, Trainer
-from horovod_yolo.errors import UserError
+from horovod_yolo.errors import UnwrittenError, UserError
 from horovod_yolo.models.zoo import find_model
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ def train(run: Run, comm: Communicator) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the settings or the data, on all ranks alike.
         NonFiniteError: training diverged, on all ranks alike.
+        UnwrittenError: the run is over, but not all of it is on the disk; on all ranks alike.
     """
     spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
     data = build_data(spec, run.config, comm)
@@ -124,15 +125,47 @@ def train(run: Run, comm: Communicator) -> dict[str, Any]:
     watchers = _watchers(run, alone=comm.size == 1) if comm.rank == 0 else []
     trainer = build_trainer(run.config, data, comm, watchers, run.state)
     if comm.rank == 0:
-        write_config(run.folder, trainer.config)
+        _try_config(run.folder, trainer.config)
     trainer.fit()
     results = results_of(trainer)
-    if comm.rank == 0:
-        write_json(run.folder / "results.json", results)
-    for watcher in watchers:
-        watcher.on_end(results)
+    unwritten = _finish(run.folder, watchers, results) if comm.rank == 0 else None
+    if comm.rank == 0 and not (run.folder / "config.yaml").exists():
+        _try_config(run.folder, trainer.config)
     trainer.close()
+    unwritten = comm.broadcast_object(unwritten)
+    if unwritten:
+        raise UnwrittenError("; ".join(unwritten))
     return results
+
+
+def _finish(folder: Path, watchers: Sequence[Callback], results: dict[str, Any]) -> list[str]:
+    """Write ``results.json`` and end the watchers; what must last and could not be written."""
+    refused = _refused_results(folder, results)
+    unwritten = []
+    for watcher in watchers:
+        try:
+            watcher.on_end(results)
+        except UnwrittenError as error:
+            unwritten.append(str(error))
+    if refused or unwritten:  # the disk may have been mended while the checkpoint was tried again
+        refused = _refused_results(folder, {**results, "exit": 1 if unwritten else 0})
+    return [*unwritten, *refused]
+
+
+def _refused_results(folder: Path, results: dict[str, Any]) -> list[str]:
+    try:
+        write_json(folder / "results.json", results)
+    except OSError as error:
+        return [f"{folder / 'results.json'} could not be written ({error.strerror or error})"]
+    return []
+
+
+def _try_config(folder: Path, config: TrainConfig) -> None:
+    """Write ``config.yaml``, which is for people: a resumed run has its settings from the checkpoint."""
+    try:
+        write_config(folder, config)
+    except OSError as error:
+        log.warning("%s: %s; training goes on", folder / "config.yaml", error.strerror or error)
 
 
 def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:
@@ -149,10 +182,10 @@ def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:
 
 def _watchers(run: Run, *, alone: bool) -> list[Callback]:
     watchers: list[Callback] = [
+        Checkpointer(run.folder / "weights", run.config.save_period),
         StepLog(run.folder),
         EpochLog(run.folder),
         ProgressDisplay(alone=alone),
-        Checkpointer(run.folder / "weights", run.config.save_period),
     ]
     if tensorboard.available():
         watchers.append(tensorboard.TensorBoard(run.folder))

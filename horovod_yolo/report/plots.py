@@ -145,8 +145,11 @@ def _figure(out: Path, inches: tuple[float, float]) -> Iterator[Any]:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts the font lacks
         figure = Figure(figsize=inches, dpi=110, layout="constrained")
         yield figure
-        figure.savefig(unfinished, format="png")
-    unfinished.replace(out)
+        try:
+            figure.savefig(unfinished, format="png")
+            unfinished.replace(out)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _result_panels(rows: Rows) -> dict[str, dict[str, str]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,62 +13,134 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from horovod_yolo.checkpoint import store
-from horovod_yolo.checkpoint.resume import KEEP
+from horovod_yolo.checkpoint.resume import KEEP, set_damaged_aside
 from horovod_yolo.checkpoint.state import inference_state
 from horovod_yolo.engine.callbacks.base import Watcher
+from horovod_yolo.errors import UnwrittenError
 
 if TYPE_CHECKING:
     from horovod_yolo.engine.trainer import Trainer
 
 log = logging.getLogger(__name__)
+PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # before a refused write is tried again
+WARNING_EVERY_S = 5.0  # while checkpoints go on failing
 
 
 class Checkpointer(Watcher):
-    """Saves each commit; training goes on as soon as the tensors are copied."""
+    """Saves each commit; training goes on as soon as the tensors are copied.
+
+    A write that the disk refuses is tried again after growing pauses, until it succeeds or the next commit
+    comes, which takes its place. Nothing waits for the pauses but the end of the run.
+    """
 
     def __init__(self, weights: Path, save_period: int) -> None:
         self._weights = weights
         self._save_period = save_period
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._next_waits = threading.Event()
+        self._owed: dict[str, bytes] = {}  # files that are not on the disk yet; last.pt is the last of them
+        self._refused = ""  # why not
+        self._failed = 0  # commits in a row
+        self._warned_at = -math.inf
 
     def on_start(self, trainer: Trainer) -> None:
-        """Clear away what a killed run was writing."""
-        for unfinished in self._weights.glob(".*.tmp"):
-            unfinished.unlink(missing_ok=True)
+        """Clear away what a killed run was writing, and what is damaged out of the way of the rotation."""
+        try:
+            for unfinished in self._weights.glob(".*.tmp"):
+                unfinished.unlink(missing_ok=True)
+            set_damaged_aside(self._weights)
+        except OSError as error:
+            log.warning("%s cannot be tidied: %s", self._weights, error.strerror or error)
 
     def on_commit(self, state: dict[str, Any], best: bool) -> None:
         """Copy the state and queue it; waits only where the disk is a whole commit behind."""
+        self._next_waits.set()
         self.wait()
+        self._next_waits.clear()
         self._pending = self._writer.submit(self._save, _copied(state), best)
 
     def on_end(self, results: dict[str, Any]) -> None:
-        """Wait for the last write."""
+        """Wait for the last write.
+
+        Raises:
+            UnwrittenError: the last checkpoint is not on the disk, or the best one.
+        """
         self.wait()
         self._writer.shutdown()
+        if self._owed:
+            names = " and ".join(self._owed)
+            again = "" if self.saved else ", then train the last steps again with --resume"
+            raise UnwrittenError(
+                f"{self._weights}: the run is over, but its {names} could not be written ({self._refused}); "
+                f"what is there is older. Mend the disk{again}"
+            )
+
+    @property
+    def saved(self) -> bool:
+        """Whether the last commit is on the disk; ask after `wait`."""
+        return self._pending is not None and "last.pt" not in self._owed
 
     def wait(self) -> None:
-        """Until nothing is left to write."""
+        """Until nothing is left to write, or the disk has refused it for good."""
         if self._pending is not None:
             self._pending.result()
 
     def _save(self, state: dict[str, Any], best: bool) -> None:
-        try:
-            self._weights.mkdir(parents=True, exist_ok=True)
-            data = store.serialise(state)
-            store.write_rotating(self._weights / "last.pt", data, KEEP)
-            if best:
-                store.write(self._weights / "best.pt", store.serialise(inference_state(state)))
-            epochs_done, within = state["sampler"]["epoch"], state["sampler"]["batch"]
-            if self._save_period > 0 and within == 0 and epochs_done % self._save_period == 0:
-                store.write(self._weights / f"epoch{epochs_done}.pt", data)
-        except OSError as error:
-            log.warning(
-                "CHECKPOINT NOT WRITTEN to %s: %s. Training goes on; the previous checkpoint is whole. "
-                "Free or mend the disk",
-                self._weights,
-                error.strerror or error,
-            )
+        self._owe(state, best)
+        self._write_owed()
+        if self._owed:
+            self._failed += 1
+            self._warn()
+        for pause_s in PAUSES_S:
+            if not self._owed or self._next_waits.wait(pause_s):
+                break
+            self._write_owed()
+        if self._failed and not self._owed:
+            log.warning("checkpoints are written again to %s, after %d failed", self._weights, self._failed)
+            self._failed, self._warned_at = 0, -math.inf
+
+    def _owe(self, state: dict[str, Any], best: bool) -> None:
+        """Take in a commit. A best one that was refused stays until it is on the disk or surpassed."""
+        data, end = store.serialise(state), state["sampler"]
+        if best:
+            self._owed["best.pt"] = store.serialise(inference_state(state))
+        if self._save_period > 0 and end["batch"] == 0 and end["epoch"] % self._save_period == 0:
+            for name in [name for name in self._owed if name.startswith("epoch")]:
+                log.warning("CHECKPOINT LOST: %s, as the disk would not take it", name)
+                del self._owed[name]
+            self._owed[f"epoch{end['epoch']}.pt"] = data
+        # Last, so that a run killed between the two comes back to before its best epoch and finds it again.
+        self._owed.pop("last.pt", None)
+        self._owed["last.pt"] = data
+
+    def _write_owed(self) -> None:
+        """Try each file; one that fails, being larger, need not fail the others."""
+        for name, data in list(self._owed.items()):
+            try:
+                self._weights.mkdir(parents=True, exist_ok=True)
+                if name == "last.pt":
+                    store.write_rotating(self._weights / name, data, KEEP)
+                else:
+                    store.write(self._weights / name, data)
+            except OSError as error:
+                self._refused = error.strerror or str(error)
+            else:
+                del self._owed[name]
+
+    def _warn(self) -> None:
+        now = time.monotonic()
+        if now - self._warned_at < WARNING_EVERY_S:
+            return
+        self._warned_at = now
+        log.warning(
+            "CHECKPOINT NOT WRITTEN to %s: %s (%s; commits failed in a row: %d). Training goes on and it is "
+            "tried again; the checkpoints there are whole. Free or mend the disk",
+            self._weights,
+            self._refused,
+            ", ".join(self._owed),
+            self._failed,
+        )
 
 
 def _copied(value: Any) -> Any:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import logging
+import io
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from horovod_yolo.checkpoint.store import write
+from horovod_yolo.engine.callbacks.appended import AppendedFile
 from horovod_yolo.engine.callbacks.base import Watcher
 
 if TYPE_CHECKING:
     from horovod_yolo.engine.trainer import EpochReport, StepReport, Trainer
 
-log = logging.getLogger(__name__)
 STEP_COLUMNS = ("step", "epoch", "images", "lr", "box_loss", "obj_loss", "cls_loss", "grad_norm")
 EPOCH_COLUMNS = (
     "epoch",
@@ -43,27 +43,36 @@ class CsvFile:
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         self.path = path
         self._columns = columns
+        self._file = AppendedFile(path)
 
     def keep_below(self, limit: int) -> None:
-        """Drop rows whose first column is ``limit`` or more; start the file where there is none.
+        """Drop the first row whose first column is ``limit`` or more, and all after it.
 
-        Rows that a power cut left incomplete go as well.
+        The same goes for a row that a power cut left incomplete. Starts the file where there is none.
         """
-        rows = [",".join(self._columns)]
-        if self.path.exists():
-            for row in self.path.read_text(errors="replace").splitlines():
-                number, *rest = row.split(",")
-                if len(rest) == len(self._columns) - 1 and number.isdecimal() and int(number) < limit:
-                    rows.append(row)
-        write(self.path, ("\n".join(rows) + "\n").encode())
+        header = (",".join(self._columns) + "\n").encode()
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if lines[:1] == [header]:
+            kept = itertools.takewhile(lambda line: self._is_row_below(limit, line), lines[1:])
+            self._file.go_on_after(len(header) + sum(map(len, kept)))
+        else:
+            self._file.go_on_after(0)
+            self._file.append(header)
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Add a row; a disk that refuses it does not end the run."""
-        try:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
-        except OSError as error:
-            log.warning("%s: %s; a row is lost", self.path, error.strerror)
+        """Add a row; where the disk refuses it, it waits for a later one."""
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerow(row)
+        self._file.append(text.getvalue().encode())
+
+    def close(self) -> None:
+        """Write what the disk has refused so far."""
+        self._file.close()
+
+    def _is_row_below(self, limit: int, line: bytes) -> bool:
+        number, *rest = line.decode(errors="replace").split(",")
+        complete = line.endswith(b"\n") and len(rest) == len(self._columns) - 1
+        return complete and number.isdecimal() and int(number) < limit
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -89,6 +98,10 @@ class StepLog(Watcher):
         losses = (result.box_loss, result.obj_loss, result.cls_loss, result.grad_norm)
         self._file.append(dict(zip(STEP_COLUMNS, values + losses, strict=True)))
 
+    def on_end(self, results: dict[str, Any]) -> None:
+        """Write what is left."""
+        self._file.close()
+
 
 class EpochLog(Watcher):
     """Writes ``results.csv`` under YOLOv5's column names."""
@@ -103,6 +116,10 @@ class EpochLog(Watcher):
     def on_epoch(self, report: EpochReport) -> None:
         """Add a line."""
         self._file.append(epoch_row(report))
+
+    def on_end(self, results: dict[str, Any]) -> None:
+        """Write what is left."""
+        self._file.close()
 
 
 def epoch_row(report: EpochReport) -> dict[str, object]:

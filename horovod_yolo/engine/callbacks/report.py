@@ -34,7 +34,14 @@ class ReportWriter(Watcher):
         self._trainer = trainer
 
     def on_end(self, results: dict[str, Any]) -> None:
-        """Draw the curves and examples, and write the report."""
+        """Draw the curves and examples, and write the report, if the disk takes them."""
+        try:
+            self._write(results)
+        except OSError as error:
+            reason = error.strerror or error
+            log.warning("%s: %s; the report or some of its plots are left out", self._folder, reason)
+
+    def _write(self, results: dict[str, Any]) -> None:
         rows = read_rows(self._folder / "results.csv")
         plots.plot_results(rows, self._folder / "results.png")
         if self._trainer.evaluation is not None:

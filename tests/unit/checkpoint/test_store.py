@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -182,7 +184,8 @@ def test_content_is_on_the_disk_before_it_gets_the_name(file: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", logged_fsync)
     monkeypatch.setattr(Path, "replace", logged_replace)
     store.write(file, b"new")
-    assert calls == [f"fsync .last.pt.{os.getpid()}.tmp", "rename", f"fsync {file.parent.name}"]
+    assert re.fullmatch(r"fsync \.last\.pt\.[0-9a-f]{8}\.tmp", calls[0])
+    assert calls[1:] == ["rename", f"fsync {file.parent.name}"]
 
 
 def test_the_last_generations_are_kept(tmp_path: Path) -> None:
@@ -206,35 +209,67 @@ def test_generations_without_hard_links(tmp_path: Path, monkeypatch: pytest.Monk
     assert files_in(tmp_path) == ["last.1.pt", "last.pt"]
 
 
-@pytest.mark.parametrize("crash_at", range(1, 9))
-def test_at_every_moment_of_a_rotation_the_newest_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
-) -> None:
-    """Crash before the n-th call that changes the folder: the newest readable one is the old or the new."""
-    path = tmp_path / "last.pt"
-    for number in range(3):
-        store.write_rotating(path, store.serialise(make_state(number)), keep=3)
+def crash_before_call(patch: pytest.MonkeyPatch, number: int) -> None:
+    """End the process before the n-th call that changes the folder."""
     calls = 0
 
     def counted(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls == crash_at:
+            if calls == number:
                 raise Crash
             return original(*args, **kwargs)
 
         return call
 
+    patch.setattr(os, "fsync", counted(os.fsync))
+    patch.setattr(os, "link", counted(os.link))
+    patch.setattr(Path, "replace", counted(Path.replace))
+
+
+@pytest.mark.parametrize("crash_at", range(1, 9))
+def test_at_every_moment_of_a_rotation_the_newest_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    """The newest readable one is the old or the new."""
+    path = tmp_path / "last.pt"
+    for number in range(3):
+        store.write_rotating(path, store.serialise(make_state(number)), keep=3)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", counted(os.fsync))
-        patch.setattr(os, "link", counted(os.link))
-        patch.setattr(Path, "replace", counted(Path.replace))
+        crash_before_call(patch, crash_at)
         with pytest.raises(Crash):
             store.write_rotating(path, store.serialise(make_state(3)), keep=3)
     newest = store.read(path)
     assert same(newest, make_state(2)) or same(newest, make_state(3))
     assert all(store.read(tmp_path / name) for name in ("last.1.pt", "last.2.pt"))
+
+
+def test_the_next_writer_clears_away_what_a_killed_one_left(file: Path) -> None:
+    leftovers = [file.with_name(f".{name}.{k}.tmp") for name in ("last.pt", "last.1.pt") for k in "ab"]
+    others = [file.with_name(name) for name in (".best.pt.a.tmp", ".last.pt.swp", "last.pt.tmp")]
+    for path in (*leftovers, *others):
+        path.write_bytes(b"half")
+    store.write_rotating(file, store.serialise(make_state(1)), keep=2)
+    assert files_in(file.parent) == sorted([*(path.name for path in others), "last.1.pt", "last.pt"])
+
+
+@pytest.mark.parametrize("crashes", [1, 5])
+@pytest.mark.parametrize("crash_at", range(1, 9))
+def test_interrupted_rotations_push_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int, crashes: int
+) -> None:
+    """However often a rotation is interrupted at the same place, two older states than the newest stay."""
+    path = tmp_path / "last.pt"
+    for number in range(3):
+        store.write_rotating(path, b"%d" % number, keep=3)
+    for attempt in range(crashes):
+        with monkeypatch.context() as patch, contextlib.suppress(Crash):
+            crash_before_call(patch, crash_at)
+            store.write_rotating(path, b"%d" % (3 + attempt), keep=3)
+    store.write_rotating(path, b"9", keep=3)
+    kept = [(tmp_path / name).read_bytes() for name in ("last.pt", "last.1.pt", "last.2.pt")]
+    assert kept == sorted(set(kept), reverse=True)
 
 
 FULL_DISK = """

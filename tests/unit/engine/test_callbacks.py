@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from horovod_yolo.checkpoint import resume, store
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
+from horovod_yolo.engine.callbacks import checkpoints
 from horovod_yolo.engine.callbacks.checkpoints import Checkpointer
 from horovod_yolo.engine.callbacks.csv_log import (
     EPOCH_COLUMNS,
@@ -21,9 +23,11 @@ from horovod_yolo.engine.callbacks.csv_log import (
     epoch_row,
     read_rows,
 )
+from horovod_yolo.engine.callbacks.tensorboard import TensorBoard
 from horovod_yolo.engine.schedule import Rates
 from horovod_yolo.engine.step import StepResult
 from horovod_yolo.engine.trainer import EpochReport, StepReport
+from horovod_yolo.errors import UnwrittenError
 
 COLUMNS = ("step", "loss", "lr")
 
@@ -73,12 +77,50 @@ def test_what_a_power_cut_left_goes(table: CsvFile, torn: bytes) -> None:
     assert steps_in(table) == [1, 2, 3, 4]
 
 
-def test_a_disk_that_refuses_a_row_does_not_end_the_run(
-    table: CsvFile, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_disk_that_refuses_a_row_does_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
     full = CsvFile(Path("/dev/full"), COLUMNS)
-    full.append({"step": 1, "loss": 0, "lr": 0})
-    assert "/dev/full: No space left on device; a row is lost" in caplog.text
+    for step in range(3):
+        full.append({"step": step, "loss": 0, "lr": 0})
+    full.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "/dev/full: No space left on device; what belongs there waits in memory for the disk",
+        "/dev/full: No space left on device; its last 3 entries are lost",
+    ]
+
+
+def test_refused_rows_are_written_later(table: CsvFile, caplog: pytest.LogCaptureFixture) -> None:
+    """Over what a write left that a disk took in half."""
+    before = table.path.read_bytes()
+    elsewhere = table.path.with_name("away.csv")
+    table.path.rename(elsewhere)
+    table.path.mkdir()
+    for step in (6, 7):
+        table.append({"step": step, "loss": 0, "lr": 0})
+    table.path.rmdir()
+    elsewhere.rename(table.path)
+    with table.path.open("ab") as file:
+        file.write(b"6,0")
+    table.append({"step": 8, "loss": 0, "lr": 0})
+    assert table.path.read_bytes() == before + b"6,0,0\n7,0,0\n8,0,0\n"
+    assert "written again, nothing is lost" in caplog.text
+
+
+def test_tensorboard_reads_its_events(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoard(tmp_path)
+    board._file.path.mkdir()  # a disk that refuses
+    board.on_start(None)  # type: ignore[arg-type]
+    board.on_epoch(epoch_report(3))
+    board._file.path.rmdir()
+    board.on_epoch(epoch_report(4))
+    board.on_end({})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["scalars"] == [name for name in EPOCH_COLUMNS if name in SCALARS]
+    for name, value in SCALARS.items():
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(epoch, pytest.approx(value)) for epoch in (3, 4)]
 
 
 def step_report(step: int) -> StepReport:
@@ -95,9 +137,9 @@ def test_the_steps_of_a_run(tmp_path: Path) -> None:
     assert list(row.values()) == [1, 1, 16, 0.01, 0.1, 0.2, 0.3, 4.0]
 
 
-def test_an_epoch_without_validation_leaves_cells_empty(tmp_path: Path) -> None:
-    report = EpochReport(
-        epoch=3,
+def epoch_report(epoch: int) -> EpochReport:
+    return EpochReport(
+        epoch=epoch,
         losses=(0.1, 0.2, 0.3),
         evaluation=None,
         rates=Rates(lr=0.01, bias_lr=0.05, momentum=0.9),
@@ -107,6 +149,16 @@ def test_an_epoch_without_validation_leaves_cells_empty(tmp_path: Path) -> None:
         comm_wait_s=0.25,
         best=False,
     )
+
+
+SCALARS = {
+    "train/box_loss": 0.1, "train/obj_loss": 0.2, "train/cls_loss": 0.3, "x/lr0": 0.05, "x/lr1": 0.01,
+    "x/lr2": 0.01, "images_per_s": 25, "data_wait_s": 0.5, "comm_wait_s": 0.25,
+}  # fmt: skip
+
+
+def test_an_epoch_without_validation_leaves_cells_empty(tmp_path: Path) -> None:
+    report = epoch_report(3)
     table = CsvFile(tmp_path / "results.csv", EPOCH_COLUMNS)
     table.keep_below(0)
     table.append(epoch_row(report))
@@ -170,20 +222,87 @@ def test_every_so_many_epochs_a_checkpoint_is_kept(weights: Path) -> None:
     assert kept == {"epoch2.pt": 20, "epoch4.pt": 40}
 
 
-def test_a_disk_that_refuses_a_checkpoint_does_not_end_the_run(
-    weights: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def broken(weights: Path) -> Path:
+    """A disk that takes nothing: a file stands where the folder of the weights should be."""
     weights.parent.mkdir()
-    weights.write_text("a file where the folder should be")
-    checkpointer = Checkpointer(weights, save_period=1)
-    with caplog.at_level(logging.WARNING):
-        checkpointer.on_commit(make_state(1), best=True)
-        checkpointer.wait()
-    assert f"CHECKPOINT NOT WRITTEN to {weights}" in caplog.text
-    weights.unlink()
-    checkpointer.on_commit(make_state(2), best=True)
+    weights.write_text("")
+    return weights
+
+
+def test_a_disk_that_refuses_a_checkpoint_does_not_hold_training_up(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each commit takes the place of the one that waits for its next try, which would last an hour."""
+    monkeypatch.setattr(checkpoints, "PAUSES_S", (3600.0,))
+    monkeypatch.setattr(checkpoints, "WARNING_EVERY_S", 0.0)
+    checkpointer = Checkpointer(broken, save_period=1)
+    for step in (1, 2, 3):
+        checkpointer.on_commit(make_state(step), best=step == 2)
+        wait_until(lambda step=step: f"commits failed in a row: {step})" in caplog.text)
+    broken.unlink()
+    checkpointer.on_commit(make_state(4), best=False)
     checkpointer.on_end({})
-    assert store.read(weights / "last.pt")["step"] == store.read(weights / "best.pt")["step"] == 2
+    assert [store.read(broken / name)["step"] for name in ("last.pt", "best.pt")] == [4, 2]
+    assert checkpointer.saved
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith(f"CHECKPOINT NOT WRITTEN to {broken}: File exists (last.pt; commits failed")
+    assert "File exists (best.pt, last.pt; commits" in said[2]
+    assert said[3:] == [f"checkpoints are written again to {broken}, after 3 failed"]
+
+
+def test_a_refused_write_is_tried_again_without_a_further_commit(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "PAUSES_S", (0.01,) * 1000)
+    checkpointer = Checkpointer(broken, save_period=-1)
+    checkpointer.on_commit(make_state(1), best=True)
+    time.sleep(0.05)
+    assert not checkpointer.saved
+    broken.unlink()
+    checkpointer.on_end({})
+    assert checkpointer.saved and store.read(broken / "last.pt")["step"] == 1
+
+
+def test_the_end_says_that_the_last_checkpoint_is_missing(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoints, "PAUSES_S", (0.01,))
+    checkpointer = Checkpointer(broken, save_period=1)
+    checkpointer.on_commit(make_state(5, epoch=1, batch=0), best=True)
+    checkpointer.on_commit(make_state(9, epoch=2, batch=0), best=False)
+    with pytest.raises(UnwrittenError, match=r"its best\.pt and epoch2\.pt and last\.pt could not"):
+        checkpointer.on_end({})
+    assert not checkpointer.saved
+    assert "CHECKPOINT LOST: epoch1.pt" in caplog.text
+
+
+def test_what_is_damaged_does_not_push_out_what_is_whole(weights: Path) -> None:
+    """Resumed from the oldest generation, as the two newer ones are damaged."""
+    weights.mkdir(parents=True)
+    for step in (1, 2, 3):
+        store.write_rotating(weights / "last.pt", store.serialise(make_state(step)), resume.KEEP)
+    for name in ("last.pt", "last.1.pt"):
+        (weights / name).unlink()
+        (weights / name).write_bytes(b"damaged")
+    (weights / ".last.pt.0123abcd.tmp").write_bytes(b"of a killed run")
+    checkpointer = Checkpointer(weights, save_period=-1)
+    checkpointer.on_start(None)  # type: ignore[arg-type]
+    for step in (2, 3):
+        checkpointer.on_commit(make_state(step), best=False)
+        checkpointer.wait()
+        assert store.read(weights / "last.2.pt")["step"] == 1
+    checkpointer.on_end({})
+    assert [store.read(path)["step"] for path in resume.generations(weights)] == [3, 2, 1]
+    assert sorted(path.name for path in weights.glob("*.damaged")) == ["last.1.pt.damaged", "last.pt.damaged"]
+    assert not list(weights.glob(".*"))
 
 
 def test_a_fault_of_ours_is_not_taken_for_a_full_disk(weights: Path) -> None:
