@@ -20,11 +20,10 @@ from typing import IO
 
 import psutil
 
-NETWORK = "10.77.0"
+from tests.cluster.etc import BOOT, NETWORK, write_etc
+
 PACKAGES = "iproute2 openssh-server openssh-client"
 TOOLS = ("ip", "tc", "unshare", "nsenter", "setpriv", "ssh", "sshd", "ssh-keygen")
-USER = "trainer"  # on every host, beside root
-USER_ID = 1234
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -82,6 +81,7 @@ class Host:
     """One host. Made by `Cluster`."""
 
     def __init__(self, cluster: Cluster, number: int) -> None:
+        self._number = number
         self.name = f"host{number}"
         self.address = f"{NETWORK}.{10 + number}"
         self._mac = f"02:77:00:00:00:{number:02x}"
@@ -93,11 +93,12 @@ class Host:
 
     def boot(self) -> None:
         """Switch the host on, with its cable in."""
-        _write_etc(self._folder, self.name, self._cluster)
+        cluster = self._cluster
+        write_etc(self._folder, cluster.folder, self._number, cluster.own_address, cluster.sshd)
         self._keeper, self.pid = _hold(
             ("--net", "--uts", "--ipc", "--pid", "--mount", "--mount-proc"),
-            _BOOT.format(name=self.name, etc=shlex.quote(str(self._folder))),
-            self._cluster.folder / f"{self.name}.log",
+            BOOT.format(name=self.name, etc=shlex.quote(str(self._folder))),
+            cluster.folder / f"{self.name}.log",
         )
         self._plug_in("eth0", self._port, f"{self.address}/24", self._mac)
         self._network("ip", "route", "add", "default", "via", f"{NETWORK}.1")
@@ -327,83 +328,3 @@ class Cluster:
     def switch(self, *words: str) -> str:
         """Run a command in the switch's network."""
         return _sh("nsenter", f"--net=/proc/{self._switch_pid}/ns/net", "--", *words)
-
-
-_BOOT = """
-hostname {name}
-mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/sshd /run/lock
-for file in hosts hostname resolv.conf passwd group; do mount --bind {etc}/$file /etc/$file; done
-mount --bind {etc}/ssh /etc/ssh
-# Others may enter root's home, where Python may live, and read nothing else there than what it lets them.
-mkdir /run/root && mount --bind /root /run/root && mount -t tmpfs -o mode=755 tmpfs /root
-for path in /run/root/* /run/root/.[!.]*; do
-  [ -e "$path" ] || continue
-  to=/root/${{path##*/}}
-  if [ -d "$path" ]; then mkdir "$to"; else touch "$to"; fi
-  mount --bind "$path" "$to"
-done
-mkdir -p /root/.ssh && mount -t tmpfs -o mode=700 tmpfs /root/.ssh
-mount -t tmpfs -o mode=755 tmpfs /home
-mkdir -p /home/trainer && chown 1234:1234 /home/trainer
-touch "$1"
-exec /usr/sbin/sshd -D -e
-"""
-
-
-def _write_etc(folder: Path, name: str, cluster: Cluster) -> None:
-    """The files of a host's ``/etc`` that differ from the machine's."""
-    ssh = folder / "ssh"
-    shutil.rmtree(folder, ignore_errors=True)
-    ssh.mkdir(parents=True)
-    own = cluster.own_address
-    lines = ["127.0.0.1 localhost"]
-    for i in range(1, 33):
-        address = own if own is not None and name == f"host{i}" else f"{NETWORK}.{10 + i}"
-        lines.append(f"{address} host{i}")
-    (folder / "hosts").write_text("\n".join(lines) + "\n")
-    (folder / "hostname").write_text(name + "\n")
-    (folder / "resolv.conf").write_text("")  # no name server: unknown names fail at once
-    entry = f"{USER}:*:{USER_ID}:{USER_ID}:{USER}:/home/{USER}:/bin/bash\n"
-    (folder / "passwd").write_text(Path("/etc/passwd").read_text() + entry)
-    (folder / "group").write_text(Path("/etc/group").read_text() + f"{USER}:x:{USER_ID}:\n")
-    for key in ("user_key", "host_key"):
-        shutil.copy(cluster.folder / key, ssh / key)
-    shutil.copy(cluster.folder / "user_key.pub", ssh / "authorized_keys")
-    # ssh refuses a private key that others can read, unless it is someone else's: each user has a copy.
-    shutil.copy(cluster.folder / "user_key", ssh / f"user_key.{USER}")
-    os.chown(ssh / f"user_key.{USER}", USER_ID, USER_ID)
-    (ssh / "sshd_config").write_text(_SSHD.format(address=cluster[name].address) + cluster.sshd)
-    (ssh / "ssh_config").write_text(_SSH.format(network=NETWORK, user=USER))
-
-
-_SSHD = """
-ListenAddress {address}
-ListenAddress 127.0.0.1
-HostKey /etc/ssh/host_key
-AuthorizedKeysFile /etc/ssh/authorized_keys
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-UsePAM no
-UseDNS no
-StrictModes no
-MaxStartups 200:30:400
-PidFile none
-PrintMotd no
-AcceptEnv LANG LC_*
-"""
-_SSH = """
-Match host "host*,{network}.*,localhost" localuser {user}
-  IdentityFile /etc/ssh/user_key.{user}
-Match host "host*,{network}.*,localhost" localuser root
-  IdentityFile /etc/ssh/user_key
-Host *
-  IdentitiesOnly yes
-  StrictHostKeyChecking no
-  UserKnownHostsFile /dev/null
-  LogLevel ERROR
-  BatchMode yes
-  ConnectTimeout 5
-"""

@@ -1,0 +1,78 @@
+"""Training over four hosts equals training in one process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import jobs
+from tests.cluster.hosts import Cluster
+from tests.helpers.ranks import results
+from tests.helpers.runs import largest_loss_difference, steps, weight_difference
+
+STEPS = 6
+# Rates that do not amplify rounding, as in tests/parallel/test_world_size.py. 16 ranks share batches of 20 and 8
+# images, so some have two, one or none.
+FLAGS = (
+    f"--cfg yolov5n --img 64 --batch 20 --epochs 9 --max-steps {STEPS} --noval --noplots --workers 0 --sync-bn "
+    "--compression none"
+)
+HYP = "lr0: 0.0005\nwarmup_bias_lr: 0.0\n"
+HOSTS = "host1:4,host2:4,host3:4,host4:4"
+
+
+@pytest.fixture(scope="module")
+def place(
+    digits: Path, four_hosts: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Path]]:
+    """(a folder all hosts see, a data.yaml that each host mounts for itself)."""
+    folder = tmp_path_factory.mktemp("four")
+    (folder / "hyp.yaml").write_text(HYP)
+    mounted = folder / "data"
+    mounted.mkdir()
+    for host in four_hosts:
+        own = folder / f"disk-{host.name}"
+        shutil.copytree(digits.parent, own)  # with other times: copies are not one file system
+        host.bind(own, mounted)
+    yield folder, mounted / "data.yaml"
+    for host in four_hosts:
+        host.unmount(mounted)
+
+
+@pytest.fixture(scope="module")
+def alone(place: tuple[Path, Path], four_hosts: Cluster) -> Path:
+    """The run of one process, which has read its data on one host."""
+    return train(four_hosts, place, "python", 1)
+
+
+def train(hosts: Cluster, place: tuple[Path, Path], launch: str, ranks: int) -> Path:
+    folder, data = place
+    name = launch.split()[0].rsplit("/", 1)[-1] + str(launch.count("mpi"))
+    script = [] if launch.split()[-1] == "train" else ["train.py"]
+    where = ["--data", data, "--hyp", folder / "hyp.yaml", "--project", folder, "--name", name]
+    job = jobs.run(hosts["host1"], [*launch.split(), *script, *where, *FLAGS.split()], timeout=400)
+    assert job.code == 0, job.output
+    assert results(folder / name)["world_size"] == ranks
+    assert len(steps(folder / name)) == STEPS
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        f"horovodrun --gloo -np 16 -H {HOSTS} python",
+        f"horovod-yolo launch --mpi -np 16 --hosts {HOSTS} -- train",
+        "launch/mpirun.sh --hostfile hostfiles/four_nodes.example -- train",
+    ],
+    ids=["horovodrun-gloo", "horovodrun-mpi", "mpirun"],
+)
+def test_sixteen_ranks_equal_one_process(
+    launch: str, alone: Path, place: tuple[Path, Path], four_hosts: Cluster
+) -> None:
+    run = train(four_hosts, place, launch, 16)
+    assert largest_loss_difference(run, alone) < 1e-4
+    assert weight_difference(run, alone) < 1e-3
+    assert not any(host.processes() for host in four_hosts)
