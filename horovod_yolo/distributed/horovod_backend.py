@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import horovod.torch as hvd
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -53,20 +55,33 @@ class HorovodCommunicator:
 
     def allgather_object(self, value: T) -> list[T]:
         """Everyone's value, by rank. *Collective.*"""
+        mine = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         with self.waiting():
-            gathered: list[T] = hvd.allgather_object(value)
-        return gathered
+            # Fixed names: Horovod's own are those of the value's type, and ranks with a str and a None
+            # would wait for each other for ever.
+            lengths = _result(hvd.allgather_async(torch.tensor([len(mine)]), name="objects.lengths"))
+            everyone = _result(hvd.allgather_async(mine, name="objects.bytes"))
+        return [pickle.loads(part.numpy().data) for part in torch.split(everyone, lengths.tolist())]
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's value. *Collective.*"""
+        data = torch.empty(0, dtype=torch.uint8)
+        if self.rank == 0:
+            data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         with self.waiting():
-            received: T = hvd.broadcast_object(value, root_rank=0)
+            length = _result(hvd.broadcast_async(torch.tensor([len(data)]), 0, name="object.length"))
+            if self.rank != 0:
+                data = torch.empty(int(length), dtype=torch.uint8)
+            received: T = pickle.loads(
+                _result(hvd.broadcast_async(data, 0, name="object.bytes")).numpy().data
+            )
         return received
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite everyone's tensors with rank 0's. *Collective.*"""
         with self.waiting():
-            hvd.broadcast_parameters(dict(tensors), root_rank=0)
+            for handle in [hvd.broadcast_async_(tensors[name], 0, name=name) for name in sorted(tensors)]:
+                _result(handle)
 
     def exchange_gradients(
         self,
@@ -119,6 +134,13 @@ def _sleep_until_done(handle: int) -> None:
         time.sleep(SECONDS_BETWEEN_POLLS)
 
 
+def _result(handle: int) -> Tensor:
+    """What an operation of Horovod gives, when it is done."""
+    _sleep_until_done(handle)
+    result: Tensor = hvd.synchronize(handle)
+    return result
+
+
 class _Handle:
     def __init__(self, handle: int, comm: HorovodCommunicator) -> None:
         self._handle = handle
@@ -126,9 +148,7 @@ class _Handle:
 
     def wait(self) -> Tensor:
         with self._comm.waiting():
-            _sleep_until_done(self._handle)
-            result: Tensor = hvd.synchronize(self._handle)
-        return result
+            return _result(self._handle)
 
 
 class _HorovodExchange:

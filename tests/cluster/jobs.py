@@ -14,7 +14,7 @@ SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The variables of a user who has activated the environment. This checkout goes before an installed one."""
+    """The variables of a user with the environment active; this checkout goes before an installed one."""
     return {
         "PATH": f"{BIN}:{SYSTEM_PATH}",
         "PYTHONPATH": str(REPOSITORY),

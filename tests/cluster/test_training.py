@@ -14,11 +14,11 @@ from tests.helpers.ranks import results
 from tests.helpers.runs import largest_loss_difference, steps, weight_difference
 
 STEPS = 6
-# Rates that do not amplify rounding, as in tests/parallel/test_world_size.py. 16 ranks share batches of 20 and 8
-# images, so some have two, one or none.
+# Rates that do not amplify rounding, as in tests/parallel/test_world_size.py. 16 ranks share batches of 20
+# and 8 images, so some have two, one or none.
 FLAGS = (
-    f"--cfg yolov5n --img 64 --batch 20 --epochs 9 --max-steps {STEPS} --noval --noplots --workers 0 --sync-bn "
-    "--compression none"
+    f"--cfg yolov5n --img 64 --batch 20 --epochs 9 --max-steps {STEPS} --noval --noplots --workers 0 "
+    "--sync-bn --compression none"
 )
 HYP = "lr0: 0.0005\nwarmup_bias_lr: 0.0\n"
 HOSTS = "host1:4,host2:4,host3:4,host4:4"
