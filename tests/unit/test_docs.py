@@ -18,7 +18,9 @@ from horovod_yolo.config.schema import Hyp, TrainConfig
 from horovod_yolo.engine.validate import ValOptions
 
 REPO = Path(__file__).resolve().parents[2]
-DOCS = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), *(REPO / "benchmarks").glob("*.md")])
+DOCS = sorted(
+    path for folder in (".", "docs", "benchmarks", "docker") for path in (REPO / folder).glob("*.md")
+)
 CONFIG = (REPO / "docs/config.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
