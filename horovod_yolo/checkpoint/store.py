@@ -12,13 +12,14 @@ import io
 import itertools
 import os
 import pickle
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from horovod_yolo import atomic
 
 FORMAT_VERSION = 1
 _MARK = b"sha256:"
@@ -59,32 +60,21 @@ def write(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when the block ends well, and leaves no trace otherwise.
+    """`atomic.replacing` for the one writer of ``path``, so that a power cut afterwards takes nothing back.
 
     A killed process leaves a trace: the next one that writes ``path`` clears it away.
     """
-    temporary = _new_temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _clear_unfinished(path)
+    with atomic.replacing(path) as file:
+        yield file
+    sync_folder(path.parent)
 
 
-def _new_temporary(path: Path) -> Path:
-    """A name beside ``path``. Those of killed processes go, as a path has one writer at a time.
-
-    Not the process id: in containers on a shared file system it is the same on many hosts.
-    """
+def _clear_unfinished(path: Path) -> None:
     head = f".{path.name}."
     for other in path.parent.iterdir():
         if other.name.startswith(head) and other.suffix == ".tmp":
             other.unlink(missing_ok=True)
-    return path.with_name(f"{head}{secrets.token_hex(4)}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -134,7 +124,8 @@ def older(path: Path, generation: int) -> Path:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name. The first stays, so at no moment is the newest checkpoint missing."""
-    temporary = _new_temporary(target)
+    _clear_unfinished(target)
+    temporary = atomic.unfinished_name(target)
     try:
         try:
             os.link(source, temporary)

@@ -21,6 +21,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from horovod_yolo.atomic import replacing
 from horovod_yolo.data.index import FORMAT_VERSION, Index, Problem, Record, relative_name
 from horovod_yolo.data.read import read_image
 from horovod_yolo.types import Image
@@ -136,16 +137,8 @@ def _index_file(folder: Path, key: str) -> Path:
 def _publish(file: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Write a file so that others see all of it or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem[:16]}-", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as stream:
+        write(stream)
 
 
 def _pack(index: Index, problems: Sequence[Problem], key: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ Equal to pycocotools, with these decisions:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from horovod_yolo.atomic import replacing
 from horovod_yolo.errors import UserError
 from horovod_yolo.metrics.accumulator import DetectionAccumulator, DetectionSummary
 from horovod_yolo.metrics.matching import BoolArray, FloatArray, ImageDetections, ImageTruths, IntArray
@@ -178,8 +178,7 @@ def write_results(
     Numbers are written in full, so that `evaluate_files` gives what validation gave. The file appears
     complete or not at all.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with replacing(path) as file:
         separator = "["
         for image_id, found in images:
             for box_ltwh, score, class_id in zip(found.boxes_ltwh, found.scores, found.classes, strict=True):
@@ -189,10 +188,9 @@ def write_results(
                     "bbox": [float(side) for side in box_ltwh],
                     "score": float(score),
                 }
-                file.write(f"{separator}\n{json.dumps(row)}")
+                file.write(f"{separator}\n{json.dumps(row)}".encode())
                 separator = ","
-        file.write("[]\n" if separator == "[" else "\n]\n")
-    unfinished.replace(path)
+        file.write(b"[]\n" if separator == "[" else b"\n]\n")
 
 
 def _read_json(path: Path) -> Any:

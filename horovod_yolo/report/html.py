@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from horovod_yolo.atomic import replacing
 
 _CSS = """
 body { margin: 0; background: #f7f8fa; color: #1f2933; font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
@@ -83,12 +84,8 @@ def write_report(
         body="\n".join(filter(None, sections)),
     )
     path = run / "report.html"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(page.encode())
     return path
 
 

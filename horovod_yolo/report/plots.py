@@ -7,7 +7,6 @@ pyplot, so that no display, global state or thread is involved.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from horovod_yolo.atomic import replacing
 
 if TYPE_CHECKING:
     from horovod_yolo.metrics.summary import DetectionSummary
@@ -140,16 +141,12 @@ def _figure(out: Path, inches: tuple[float, float]) -> Iterator[Any]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts the font lacks
         figure = Figure(figsize=inches, dpi=110, layout="constrained")
         yield figure
-        try:
-            figure.savefig(unfinished, format="png")
-            unfinished.replace(out)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(out) as file:
+            figure.savefig(file, format="png")
 
 
 def _result_panels(rows: Rows) -> dict[str, dict[str, str]]:
