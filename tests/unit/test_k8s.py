@@ -132,6 +132,25 @@ def test_a_published_schema_is_read_strictly(tmp_path: Path) -> None:
     assert strict({"type": "object"}) == {"type": "object"}
 
 
+def test_images_are_those_of_the_docker_folder(cpu_job: Json) -> None:
+    readme = (REPO / "docker/README.md").read_text(encoding="utf-8")
+    for job, image in ((gpu_job(), "horovod-yolo:gpu"), (cpu_job, "horovod-yolo:cpu")):
+        assert [container(job, role)["image"] for role in ("Launcher", "Worker")] == [image, image]
+        assert image in readme
+
+
+def test_workers_run_the_sshd_of_the_image_as_its_user(job: Json) -> None:
+    (sshd,) = container(job, "Worker")["command"]
+    script = REPO / Path(sshd).relative_to("/opt/horovod_yolo")
+    assert os.access(script, os.X_OK)
+    assert job["spec"]["sshAuthMountPath"] == "/home/trainer/.ssh"
+    for role in ("Launcher", "Worker"):
+        assert pod(job, role)["securityContext"]["runAsUser"] == 1000
+    (port,) = container(job, "Worker")["ports"]
+    assert f":-{port['containerPort']}}}" in script.read_text(encoding="utf-8")
+    assert container(job, "Worker")["readinessProbe"]["tcpSocket"]["port"] == port["name"]
+
+
 def test_a_slot_is_a_gpu() -> None:
     limits = container(gpu_job(), "Worker")["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == gpu_job()["spec"]["slotsPerWorker"]
