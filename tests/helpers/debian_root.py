@@ -67,7 +67,9 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "a bootstrapped root needs root"
     missing = [
-        tool for tool in ("debootstrap", "unshare", "setpriv", "chroot", "ip") if not shutil.which(tool)
+        tool
+        for tool in ("debootstrap", "apt-config", "unshare", "setpriv", "chroot", "ip")
+        if not shutil.which(tool)
     ]
     if missing:
         return f"a bootstrapped root needs {', '.join(missing)}: apt-get install debootstrap iproute2"

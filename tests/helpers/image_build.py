@@ -202,7 +202,7 @@ def machine_settings(folder: Path) -> tuple[dict[str, str], list[tuple[Path, str
     listed = subprocess.run(["apt-config", "dump", *_APT], capture_output=True, text=True, check=True).stdout
     (folder / "apt.conf").write_text(listed)
     binds = [(folder / "apt.conf", "/run/machine/apt.conf")]
-    env = {"APT_CONFIG": "/run/machine/apt.conf", "DEBIAN_FRONTEND": "noninteractive"}
+    env = {"APT_CONFIG": "/run/machine/apt.conf"}
     for name, value in {**pip_settings(), **os.environ}.items():
         if not _OF_THE_MACHINE.fullmatch(name):
             continue
