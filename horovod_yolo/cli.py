@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from horovod_yolo import __version__
 from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
 from horovod_yolo.errors import UserError
-from horovod_yolo.job import DONE, MISTAKE, complain, leave, on_ranks
+from horovod_yolo.job import DONE, MISTAKE, complain, leave, on_ranks, on_ranks_until_stopped
 
 if TYPE_CHECKING:
     from horovod_yolo.launch.plan import LaunchPlan
@@ -58,12 +58,12 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
             config_from_flags(given)
         return given
 
-    def job(comm: Any, given: dict[str, Any]) -> None:
+    def job(comm: Any, given: dict[str, Any], stop: Any) -> None:
         from horovod_yolo.engine.run import new_run, resumed_run, train
 
         target = given.pop("resume", None)
         run = resumed_run(target, given, comm) if target else new_run(config_from_flags(given), comm)
-        results = train(run, comm)
+        results = train(run, comm, stop)
         if comm.rank == 0:
             metrics = results["metrics"]
             print(f"mAP50 {metrics['mAP50']:.4f}  mAP50-95 {metrics['mAP50-95']:.4f}")
@@ -71,7 +71,7 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
             if not run.config.noplots:
                 print(f"curves  {run.folder}/results.png  report {run.folder}/report.html", flush=True)
 
-    return on_ranks(parse, job)
+    return on_ranks_until_stopped(parse, job)
 
 
 def val_main(argv: Sequence[str]) -> int:
@@ -156,9 +156,9 @@ def data_main(argv: Sequence[str]) -> int:
 
 
 def launch_main(argv: Sequence[str]) -> int:
-    """Start a job on several ranks and hosts; on success this process becomes the launcher."""
+    """Start a job on several ranks and hosts. With training it stays to pass requests to stop on."""
 
-    def run() -> None:
+    def run() -> int:
         own, words = _split(argv)
         args = _launch_parser().parse_strictly(own)
         plan, notes = _launch_plan(args, words)
@@ -166,13 +166,19 @@ def launch_main(argv: Sequence[str]) -> int:
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
             print(shlex.join(plan.argv()))
-            return
+            return DONE
+        from horovod_yolo.launch import supervise
         from horovod_yolo.launch.plan import environment
 
         sys.stderr.flush()
-        os.execve(plan.tool, plan.argv(), environment(os.environ))
+        environ = environment(os.environ)
+        return supervise.run(plan, environ) if words[0] == "train" else _become(plan, environ)
 
     return _guarded(run)
+
+
+def _become(plan: LaunchPlan, environ: dict[str, str]) -> NoReturn:
+    os.execve(plan.tool, plan.argv(), environ)
 
 
 def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -235,14 +241,13 @@ def _launch_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[Launch
     return made, [*notes, *([why] if why else [])]
 
 
-def _guarded(run: Callable[[], None]) -> int:
+def _guarded(run: Callable[[], int | None]) -> int:
     """Exit code of something that runs in one process."""
     try:
-        run()
+        return run() or DONE
     except UserError as error:
         complain(str(error))
         return MISTAKE
-    return DONE
 
 
 if __name__ == "__main__":

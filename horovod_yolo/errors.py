@@ -1,4 +1,4 @@
-"""The one error class that is the user's to mend."""
+"""What ends a job: the user's mistake, training that diverged, a request to stop."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ class NonFiniteError(RuntimeError):
 
 class UnwrittenError(RuntimeError):
     """A run came to its end, but something that must outlast it is not on the disk."""
+
+
+class StoppedError(RuntimeError):
+    """The job was asked to stop, and all ranks agreed on it. Not a fault.
+
+    Attributes:
+        saved: whether a checkpoint of this moment is on the disk.
+    """
+
+    def __init__(self, words: str, *, saved: bool = False) -> None:
+        super().__init__(words)
+        self.saved = saved

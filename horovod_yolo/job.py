@@ -1,6 +1,7 @@
 """A process as one rank of a job: it joins, does its part, says what went wrong, and leaves.
 
-Exit codes: 0 done, 2 the user's mistake (one line, no traceback), 1 a fault of ours.
+Exit codes: 0 done, 2 the user's mistake (one line, no traceback), 1 a fault of ours, 3 stopped on request
+with a checkpoint written: put me back into the queue.
 """
 
 from __future__ import annotations
@@ -14,9 +15,18 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from horovod_yolo.distributed.launched import launched_rank
-from horovod_yolo.errors import NonFiniteError, UnwrittenError, UserError
+from horovod_yolo.engine.stop import StopRequest
+from horovod_yolo.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.signals import listening
 
-DONE, FAULT, MISTAKE = 0, 1, 2
+DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
+
+
+def on_ranks_until_stopped(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequest], None]) -> int:
+    """`on_ranks` for a job that ends early when it is asked to. Call it from the main thread."""
+    stop = StopRequest(_leave_on_request)
+    with listening(stop):
+        return on_ranks(parse, lambda comm, parsed: job(comm, parsed, stop))
 
 
 def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
@@ -36,28 +46,35 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
         complain(str(error))
         return MISTAKE
     _set_logging(comm.rank)
+    code = _part(comm, lambda: job(comm, together(comm, parse)))
+    comm.close()
+    return code
+
+
+def _part(comm: Any, work: Callable[[], None]) -> int:
+    """Exit code of this rank's part of a job."""
+    code = DONE
     try:
-        job(comm, together(comm, parse))
-        code = DONE
-    except UserError as error:
+        work()
+    except (UserError, NonFiniteError, UnwrittenError, StoppedError) as error:  # agreed on by all ranks
+        code, words = _end_of(error)
         if comm.rank == 0:
-            complain(str(error))
-        code = MISTAKE
-    except NonFiniteError as error:
-        if comm.rank == 0:
-            print(f"training stopped: {error}", file=sys.stderr, flush=True)
-        code = FAULT
-    except UnwrittenError as error:
-        if comm.rank == 0:
-            complain(str(error))
-        code = FAULT
+            print(words, file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
     except Exception:  # the last resort of a rank: name it, then leave
         if comm.size == 1:
             raise
         _leave_alone(comm.rank, comm.size)
     comm.allgather_object(code)  # nobody leaves, and ends the job, before rank 0 has spoken
-    comm.close()
     return code
+
+
+def _end_of(error: Exception) -> tuple[int, str]:
+    """Exit code and words for how all ranks ended."""
+    if isinstance(error, StoppedError):
+        return STOPPED if error.saved else FAULT, f"stopped on request {error}"
+    if isinstance(error, NonFiniteError):
+        return FAULT, f"training stopped: {error}"
+    return MISTAKE if isinstance(error, UserError) else FAULT, f"error: {error}"
 
 
 def leave(code: int) -> NoReturn:
@@ -71,6 +88,13 @@ def leave(code: int) -> NoReturn:
     if code != DONE and launched_rank() is not None:
         os._exit(code)
     sys.exit(code)
+
+
+def _leave_on_request(words: str) -> None:
+    """End this process, from whatever thread: nothing is lost, and the launcher ends the other ranks."""
+    rank, size = launched_rank() or (0, 1)
+    print(f"rank {rank} of {size} on {socket.gethostname()} stopped on request {words}", flush=True)
+    os._exit(STOPPED)
 
 
 def _leave_alone(rank: int, size: int) -> NoReturn:

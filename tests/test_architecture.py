@@ -38,8 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config.load": {"errors", "types", "plain_yaml", "config.schema"},
     "engine": {*BASE, *PARTS, "report", "distributed", "checkpoint", "config"},
     "api": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
-    "launch": {"errors"},
-    "job": {"errors", "distributed", "engine"},
+    "launch": {"errors", "signals"},
+    "job": {"errors", "distributed", "engine", "signals"},
+    "signals": {"engine.stop"},
     "cli": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine", "launch", "job"},
 }
 MAY_IMPORT_HOROVOD = {

@@ -22,6 +22,7 @@ class Progress:
     images: int = 0  # trained on, all ranks together
     wall_s: float = 0.0  # of training, without validation
     epoch_sums: list[float] = field(default_factory=lambda: [0.0] * 4)  # box, obj, cls times images; images
+    closed_step: int = 0  # step of the last validation and report, which may still be due after a step
     last_losses: list[float] = field(default_factory=lambda: [0.0] * 3)  # box, obj, cls of the last epoch
 
 

@@ -29,7 +29,7 @@ from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.types import Batch, SampleKey
 
 PREFETCH_PER_WORKER = 2  # batches made ahead
-_JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 _PRELOAD = ["horovod_yolo.data.loader"]  # brings torch, numpy and OpenCV: imported once, not by each worker
 
 

@@ -111,17 +111,32 @@ def average_running_statistics(model: nn.Module, comm: Communicator) -> None:
     Without synchronised batch norm each rank tracks its own slice; what is validated and saved must
     not be rank 0's alone.
     """
-    tracked = [
+    own = running_statistics(model)
+    if comm.size > 1 and own.numel():
+        total = comm.allreduce_sum(own.double(), "running_statistics").wait()
+        set_running_statistics(model, total / comm.size)
+
+
+def running_statistics(model: nn.Module) -> Tensor:
+    """(N,) copy of the running means and variances of all batch norms of ``model``."""
+    tracked = _tracked(model)
+    return torch.cat([buffer.flatten() for buffer in tracked]) if tracked else torch.zeros(0)
+
+
+@torch.no_grad()
+def set_running_statistics(model: nn.Module, values: Tensor) -> None:
+    """The inverse of `running_statistics`."""
+    tracked = _tracked(model)
+    parts = torch.split(values, [buffer.numel() for buffer in tracked])
+    for buffer, part in zip(tracked, parts, strict=True):
+        buffer.copy_(part)
+
+
+def _tracked(model: nn.Module) -> list[Tensor]:
+    return [
         buffer
         for module in model.modules()
         if isinstance(module, nn.BatchNorm2d)
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]
-    if comm.size == 1 or not tracked:
-        return
-    flat = torch.cat([buffer.double() for buffer in tracked])
-    mean = comm.allreduce_sum(flat, "running_statistics").wait() / comm.size
-    parts = torch.split(mean, [buffer.numel() for buffer in tracked])
-    for buffer, part in zip(tracked, parts, strict=True):
-        buffer.copy_(part)

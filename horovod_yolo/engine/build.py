@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from horovod_yolo.boxes import xyxy_to_xywh
 from horovod_yolo.checkpoint import store
@@ -25,14 +24,16 @@ from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.read import read_image
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
 from horovod_yolo.data.spec import DataSpec
-from horovod_yolo.distributed.comm import Communicator, require_equal
+from horovod_yolo.distributed.comm import Communicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.engine.datasets import raise_together, shared_index
 from horovod_yolo.engine.ema import Ema
 from horovod_yolo.engine.evaluator import Evaluator
 from horovod_yolo.engine.optim import freeze, make_optimizer
+from horovod_yolo.engine.restore import set_state
 from horovod_yolo.engine.schedule import Schedule
 from horovod_yolo.engine.step import Precision, Stepper
+from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.engine.trainer import Callback, Trainer
 from horovod_yolo.errors import UserError
 from horovod_yolo.losses.anchor_based import AnchorLoss, LossWeights, scale_weights
@@ -279,7 +280,12 @@ def build_schedule(config: TrainConfig, batches_per_epoch: int) -> Schedule:
 
 
 def build_stepper(
-    config: TrainConfig, model: Detector, loss: AnchorLoss, comm: Communicator, precision: Precision
+    config: TrainConfig,
+    model: Detector,
+    loss: AnchorLoss,
+    comm: Communicator,
+    precision: Precision,
+    stop: StopRequest,
 ) -> Stepper:
     """Optimizer, gradient exchange and scaler around a model. *Collective.*"""
     frozen = set(config.freeze) if len(config.freeze) > 1 else set(range(config.freeze[0]))
@@ -313,6 +319,7 @@ def build_stepper(
         precision=precision,
         comm=comm,
         sync_bn=config.sync_bn,
+        stop=stop,
     )
 
 
@@ -322,8 +329,10 @@ def build_trainer(
     comm: Communicator,
     callbacks: list[Callback],
     resumed: dict[str, Any] | None,
+    stop: StopRequest | None = None,
 ) -> Trainer:
     """Everything of a run, with equal state on all ranks. *Collective.*"""
+    stop = stop or StopRequest()
     device = together(comm, lambda: choose_device(config.device, comm))
     precision = choose_precision(config.precision, device)
     start = replace(config, cfg=resumed["model_name"], weights="") if resumed else config
@@ -333,7 +342,7 @@ def build_trainer(
     model.to(device, precision.of_weights)
     ema = Ema(model)
     loss = build_loss(config.hyp, config, model)
-    stepper = build_stepper(config, model, loss, comm, precision)
+    stepper = build_stepper(config, model, loss, comm, precision, stop)
     transform, sampler = build_training_data(config, data.train, comm, stride)
     evaluation_loader = build_evaluation_loader(
         data.val,
@@ -354,39 +363,13 @@ def build_trainer(
         sampler=sampler,
         loader=Loader(transform, sampler, workers=config.workers, pin_memory=True),
         evaluator=Evaluator(
-            index=data.val, loader=evaluation_loader, loss=loss, comm=comm, precision=precision
+            index=data.val, loader=evaluation_loader, loss=loss, comm=comm, precision=precision, stop=stop
         ),
         callbacks=callbacks,
         progress=Progress(),
         early_stopping=EarlyStopping(),
+        stop=stop,
         metrics={},
     )
-    if resumed is not None:
-        restore(trainer, resumed)
-    share_state(trainer.stepper.model, trainer.ema.model, comm)
+    set_state(trainer, resumed)
     return trainer
-
-
-def restore(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Put a run back to where its checkpoint was written, to the bit."""
-    trainer.stepper.model.load_state_dict(state["model"])
-    trainer.ema.model.load_state_dict(state["ema"]["weights"])
-    trainer.ema.updates = state["ema"]["updates"]
-    trainer.stepper.optimizer.load_state_dict(state["optimizer"])
-    trainer.stepper.scaler.load_state_dict(state["scaler"])
-    trainer.progress = Progress(**state["progress"])
-    trainer.early_stopping = EarlyStopping(**state["early_stopping"])
-    trainer.metrics = state["metrics"]
-    torch.set_rng_state(state["rng"]["torch"])
-
-
-def share_state(model: nn.Module, averaged: nn.Module, comm: Communicator) -> None:
-    """Give all ranks rank 0's weights, then make sure of it. *Collective.*
-
-    The optimizer's state needs no broadcast: it is empty in a new run, and all ranks of a resumed one
-    got it with the checkpoint. ``hvd.broadcast_optimizer_state`` would make a real step to fill it,
-    which changes the weights where they decay.
-    """
-    for what, module in (("parameters", model), ("averaged parameters", averaged)):
-        comm.broadcast_tensors(module.state_dict())
-        require_equal(comm, module.state_dict(), what)

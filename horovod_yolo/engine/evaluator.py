@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from horovod_yolo.data.index import Index, Record
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.comm import Communicator
 from horovod_yolo.engine.step import Precision
+from horovod_yolo.engine.stop import StopRequest
+from horovod_yolo.errors import StoppedError
 from horovod_yolo.losses.anchor_based import AnchorLoss
 from horovod_yolo.metrics.accumulator import DetectionAccumulator
 from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
@@ -44,6 +46,7 @@ class Evaluator:
     conf_threshold: float = 0.001
     iou_threshold: float = 0.6
     max_detections: int = 300
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @torch.no_grad()
     def run(self, model: Detector, collected: dict[int, Detections] | None = None) -> Evaluation:
@@ -52,6 +55,9 @@ class Evaluator:
         Args:
             model: weights equal on all ranks; left in evaluation mode.
             collected: where given, gets this rank's detections in original pixels by image.
+
+        Raises:
+            StoppedError: a rank was asked to stop; on all ranks in the same batch.
         """
         model.eval()
         accumulator = DetectionAccumulator(len(self.index.names))
@@ -86,7 +92,12 @@ class Evaluator:
         shapes = [(level.shape[2], level.shape[3]) for level in predictions]
         matches = self.loss.match(targets, shapes, model.anchors_px)
         normalisers = self.loss.normalisers(matches, len(batch))
-        totals = self.comm.allreduce_sum(normalisers, "validation.normalisers").wait()
+        asked = normalisers.new_tensor([self.stop.asked])
+        counted = torch.cat((normalisers, asked))
+        totals = self.comm.allreduce_sum(counted, "validation.normalisers").wait()
+        if totals[-1] > 0:
+            raise StoppedError("in validation")
+        totals = totals[:-1]
         parts = self.loss(predictions, matches, totals).parts
         return torch.cat((parts.double() * totals[-1], totals.new_tensor([len(batch)])))
 

@@ -21,8 +21,9 @@ from horovod_yolo.engine.callbacks.progress import ProgressDisplay
 from horovod_yolo.engine.callbacks.report import ReportWriter
 from horovod_yolo.engine.datasets import raise_together
 from horovod_yolo.engine.run_folder import new_run_folder, versions, write_config, write_json
+from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.engine.trainer import Callback, Trainer
-from horovod_yolo.errors import UnwrittenError, UserError
+from horovod_yolo.errors import StoppedError, UnwrittenError, UserError
 from horovod_yolo.models.zoo import find_model
 
 log = logging.getLogger(__name__)
@@ -110,32 +111,52 @@ def _check_before_start(config: TrainConfig, comm: Communicator) -> None:
         find_model(config.cfg)
 
 
-def train(run: Run, comm: Communicator) -> dict[str, Any]:
+def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict[str, Any]:
     """Train to the end and return what ``results.json`` holds. *Collective.*
 
     Raises:
         UserError: a mistake in the settings or the data, on all ranks alike.
         NonFiniteError: training diverged, on all ranks alike.
         UnwrittenError: the run is over, but not all of it is on the disk; on all ranks alike.
+        StoppedError: ``stop`` was asked for on any rank; all ranks alike, and the checkpoint is written.
     """
+    stop = stop or StopRequest()
     spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
     data = build_data(spec, run.config, comm)
     if run.state is not None:
         raise_together(comm, _mismatch(run.state, list(spec.names)))
-    watchers = _watchers(run, alone=comm.size == 1) if comm.rank == 0 else []
-    trainer = build_trainer(run.config, data, comm, watchers, run.state)
+    checkpointer = Checkpointer(run.folder / "weights", run.config.save_period)
+    watchers = [checkpointer, *_watchers(run, alone=comm.size == 1)] if comm.rank == 0 else []
+    trainer = build_trainer(run.config, data, comm, watchers, run.state, stop)
     if comm.rank == 0:
         _try_config(run.folder, trainer.config)
-    trainer.fit()
-    results = results_of(trainer)
-    unwritten = _finish(run.folder, watchers, results) if comm.rank == 0 else None
-    if comm.rank == 0 and not (run.folder / "config.yaml").exists():
-        _try_config(run.folder, trainer.config)
-    trainer.close()
+    try:
+        trainer.fit()
+        checkpointer.wait()
+        if comm.broadcast_object(checkpointer.nothing_owed):
+            words = f"after the last step; --resume {run.folder} writes the results and the report"
+            stop.alone_from_here(words)
+        results = results_of(trainer)
+        unwritten = _finish(run.folder, watchers, results) if comm.rank == 0 else None
+        if comm.rank == 0 and not (run.folder / "config.yaml").exists():
+            _try_config(run.folder, trainer.config)
+    except StoppedError:
+        checkpointer.wait()
+        raise _stopped(run, trainer, comm, saved=checkpointer.saved) from None
+    finally:
+        trainer.close()
     unwritten = comm.broadcast_object(unwritten)
     if unwritten:
         raise UnwrittenError("; ".join(unwritten))
     return results
+
+
+def _stopped(run: Run, trainer: Trainer, comm: Communicator, *, saved: bool) -> StoppedError:
+    """What to say of a run that was stopped, the same on all ranks. *Collective.*"""
+    saved = comm.broadcast_object(saved)  # rank 0 has written it, or has not
+    step, where = trainer.progress.step, run.folder / "weights" / "last.pt"
+    kept = f"checkpoint {where}" if saved else f"ITS CHECKPOINT COULD NOT BE WRITTEN, {where} is an older one"
+    return StoppedError(f"after step {step}, {kept}; go on with --resume {run.folder}", saved=saved)
 
 
 def _finish(folder: Path, watchers: Sequence[Callback], results: dict[str, Any]) -> list[str]:
@@ -182,7 +203,6 @@ def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:
 
 def _watchers(run: Run, *, alone: bool) -> list[Callback]:
     watchers: list[Callback] = [
-        Checkpointer(run.folder / "weights", run.config.save_period),
         StepLog(run.folder),
         EpochLog(run.folder),
         ProgressDisplay(alone=alone),

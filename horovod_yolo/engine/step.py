@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from horovod_yolo.distributed.comm import Communicator, GradientExchange
+from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.errors import NonFiniteError
 from horovod_yolo.losses.anchor_based import AnchorLoss
 from horovod_yolo.models.head import Detector
@@ -36,6 +37,7 @@ class StepResult:
     images: int
     grad_norm: float
     skipped: bool
+    stop: bool = False  # a rank was asked to stop; all see it in the same step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ class Stepper:
         precision: Precision,
         comm: Communicator,
         sync_bn: bool,
+        stop: StopRequest,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -88,6 +91,7 @@ class Stepper:
         self._precision = precision
         self._comm = comm
         self._sync_bn = sync_bn
+        self._stop = stop
         self._trained = [p for p in model.parameters() if p.requires_grad]
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> StepResult:
@@ -110,8 +114,10 @@ class Stepper:
         with self._exchange.stepping():
             skipped = self._update(grad_norm)
         self.optimizer.zero_grad()
-        box, obj, cls, images = self._comm.allreduce_sum(sums, "losses").wait().tolist()
-        return StepResult(box / images, obj / images, cls / images, int(images), grad_norm, skipped)
+        asked = sums.new_tensor([self._stop.asked])
+        sums = self._comm.allreduce_sum(torch.cat((sums, asked)), "losses").wait()
+        box, obj, cls, images, stop = sums.tolist()
+        return StepResult(box / images, obj / images, cls / images, int(images), grad_norm, skipped, stop > 0)
 
     def _forward_backward(self, batch: Batch) -> Tensor:
         """This rank's share of a batch: (4,) box, obj, cls loss, each times the global images; own images."""

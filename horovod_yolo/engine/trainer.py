@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +15,14 @@ from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.comm import Communicator
-from horovod_yolo.distributed.sync_batchnorm import average_running_statistics
+from horovod_yolo.distributed.sync_batchnorm import average_running_statistics, running_statistics
 from horovod_yolo.engine.ema import Ema
 from horovod_yolo.engine.evaluator import Evaluation, Evaluator
 from horovod_yolo.engine.optim import apply_rates
 from horovod_yolo.engine.schedule import Rates, Schedule, Window
 from horovod_yolo.engine.step import Stepper, StepResult
+from horovod_yolo.engine.stop import StopRequest
+from horovod_yolo.errors import StoppedError
 from horovod_yolo.metrics.coco_results import to_json
 from horovod_yolo.types import SampleKey
 
@@ -68,6 +70,9 @@ class Callback(Protocol):
     def on_end(self, results: dict[str, Any]) -> None:
         """After the last epoch."""
 
+    def close(self) -> None:
+        """At the very end, also of a run that ends early: keep no thread and no file."""
+
 
 @dataclass(kw_only=True)
 class Trainer:
@@ -86,20 +91,33 @@ class Trainer:
     callbacks: Sequence[Callback]
     progress: Progress
     early_stopping: EarlyStopping
+    stop: StopRequest = field(default_factory=StopRequest)
     evaluation: Evaluation | None = None
     metrics: dict[str, Any]
 
     def fit(self) -> None:
-        """Train to the end. *Collective.*"""
+        """Train to the end. *Collective.*
+
+        Raises:
+            StoppedError: a rank was asked to stop; everything is committed. On all ranks alike.
+            NonFiniteError: training diverged, on all ranks alike.
+        """
         for callback in self.callbacks:
             callback.on_start(self)
-        while not self.done:
-            self.train_epoch()
+        self.stop.agree_from_here()
+        try:
+            while not self.done:
+                self.train_epoch()
+        except StoppedError:
+            self._commit_each_rank()
+            raise
 
     @property
     def done(self) -> bool:
         """Whether the last epoch is over, or an earlier end was agreed on."""
-        return self.progress.epoch >= self.config.epochs or self.early_stopping.stopped or self._out_of_steps
+        if self._out_of_steps:
+            return self.progress.closed_step == self.progress.step
+        return self.progress.epoch >= self.config.epochs or self.early_stopping.stopped
 
     @property
     def _out_of_steps(self) -> bool:
@@ -113,14 +131,17 @@ class Trainer:
         # A commit on the last step of an epoch leaves a resumed run its validation only.
         rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))
         for window in self.schedule.windows(epoch, self.progress.batch):
+            if self._out_of_steps:
+                break
             rates = self.schedule.rates(epoch, window.first_batch + window.batches - 1)
             apply_rates(self.stepper.optimizer, rates)
             result = self.stepper.step(batches, self._scales(epoch, window))
             self._advance(window, result)
             for callback in self.callbacks:
                 callback.on_step(StepReport(self.progress.step, epoch, rates, result))
-            if self._out_of_steps:
-                break
+            if result.stop:
+                self.progress.wall_s += time.perf_counter() - start
+                raise StoppedError("in an epoch")
             if self.config.commit_every and self.progress.step % self.config.commit_every == 0:
                 self.commit(best=False)
         seconds, data_wait = time.perf_counter() - start, self.loader.wait_s
@@ -141,6 +162,18 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_commit(state, best)
 
+    def _commit_each_rank(self) -> None:
+        """`commit` where no commit was due. *Collective.*
+
+        A commit averages the ranks' running statistics. The run without an interruption does not do so
+        here, and to end with its bits a resumed one needs each rank's own.
+        """
+        own = (running_statistics(self.stepper.model), running_statistics(self.ema.model))
+        of_ranks = [] if self.config.sync_bn else self.comm.allgather_object(own)
+        self._agree_on_statistics()
+        for callback in self.callbacks:
+            callback.on_commit({**self.state(), "running_statistics": of_ranks}, False)
+
     def state(self) -> dict[str, Any]:
         """What ``last.pt`` holds. The tensors are live: copy or write them before the next step."""
         return training_state(
@@ -157,7 +190,9 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """End the data workers."""
+        """End the data workers and what else runs beside training, also in the middle of a run."""
+        for callback in self.callbacks:
+            callback.close()
         self.loader.close()
         self.evaluator.loader.close()
 
@@ -202,6 +237,7 @@ class Trainer:
         )
         for callback in self.callbacks:
             callback.on_epoch(report)
+        self.progress.closed_step = self.progress.step
         self.commit(best)
 
     def _agree_on_statistics(self) -> None:

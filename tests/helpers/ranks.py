@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,14 @@ def rank_processes(job: subprocess.Popen[str]) -> list[int]:
         ):
             found.append(pid)
     return found
+
+
+def wait_until_gone(pids: Sequence[int], seconds: float = 10) -> None:
+    """Fail where a process is still there after so long. Data workers end just after their trainer."""
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.05)
 
 
 def kill(job: subprocess.Popen[str]) -> None:

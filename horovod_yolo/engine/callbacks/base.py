@@ -25,3 +25,6 @@ class Watcher:
 
     def on_end(self, results: dict[str, Any]) -> None:
         """After the last epoch."""
+
+    def close(self) -> None:
+        """At the very end, also of a run that ends early."""

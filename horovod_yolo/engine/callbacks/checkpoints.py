@@ -67,7 +67,6 @@ class Checkpointer(Watcher):
             UnwrittenError: the last checkpoint is not on the disk, or the best one.
         """
         self.wait()
-        self._writer.shutdown()
         if self._owed:
             names = " and ".join(self._owed)
             again = "" if self.saved else ", then train the last steps again with --resume"
@@ -76,10 +75,20 @@ class Checkpointer(Watcher):
                 f"what is there is older. Mend the disk{again}"
             )
 
+    def close(self) -> None:
+        """Wait for the last write, and end the thread."""
+        self.wait()
+        self._writer.shutdown()
+
     @property
     def saved(self) -> bool:
         """Whether the last commit is on the disk; ask after `wait`."""
         return self._pending is not None and "last.pt" not in self._owed
+
+    @property
+    def nothing_owed(self) -> bool:
+        """Whether all there was to write is on the disk; ask after `wait`."""
+        return not self._owed
 
     def wait(self) -> None:
         """Until nothing is left to write, or the disk has refused it for good."""

@@ -100,6 +100,10 @@ class StepLog(Watcher):
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Write what is left."""
+        self.close()
+
+    def close(self) -> None:
+        """The same where a run does not end well."""
         self._file.close()
 
 
@@ -119,6 +123,10 @@ class EpochLog(Watcher):
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Write what is left."""
+        self.close()
+
+    def close(self) -> None:
+        """The same where a run does not end well."""
         self._file.close()
 
 

@@ -85,6 +85,10 @@ class ProgressDisplay(Watcher):
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Leave the terminal as it was."""
+        self.close()
+
+    def close(self) -> None:
+        """The same where a run does not end well."""
         self._bar.stop()
 
     def _begin(self, epoch: int) -> None:

@@ -43,6 +43,10 @@ class TensorBoard(Watcher):
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Write what the disk has refused so far."""
+        self.close()
+
+    def close(self) -> None:
+        """The same where a run does not end well."""
         self._file.close()
 
 

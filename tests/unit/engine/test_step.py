@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.engine.optim import make_optimizer
 from horovod_yolo.engine.step import LARGEST_GRADIENT_NORM, MOST_SKIPS_IN_A_ROW, Precision, Stepper, _resized
+from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.errors import NonFiniteError
 from horovod_yolo.losses.anchor_based import AnchorLoss, LossParts
 from horovod_yolo.losses.assign import LevelMatch
@@ -31,6 +32,7 @@ def make_stepper(
     name: str = "SGD",
     scaled: bool = False,
     lr: float = 0.1,
+    stop: StopRequest | None = None,
 ) -> Stepper:
     comm = LocalCommunicator()
     optimizer, exchange = comm.exchange_gradients(
@@ -48,6 +50,7 @@ def make_stepper(
         precision=Precision(device=CPU, dtype=next(model.parameters()).dtype),
         comm=comm,
         sync_bn=False,
+        stop=stop or StopRequest(),
     )
 
 

@@ -1,0 +1,111 @@
+"""A job that is asked to stop writes a checkpoint, exits with 3 within seconds, and goes on to the bit."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from horovod_yolo.data.digits import make_digits
+from tests.helpers import ranks
+from tests.helpers.runs import checkpoint, same_bits, steps
+
+WORLD_SIZE = 4
+SECONDS = 10  # the promise
+COMPARED = ("model", "ema", "optimizer", "early_stopping", "metrics", "step", "epoch", "sampler")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 training images, and a validation that lasts long enough to be interrupted."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    make_digits(folder, images=50, size=64, seed=2)
+    (folder / "data.yaml").write_text(
+        (folder / "data.yaml").read_text().replace("val: images/val", "val: images")
+    )
+    return folder / "data.yaml"
+
+
+def arguments(data: Path, folder: Path, name: str) -> list[str | Path]:
+    return [
+        "train.py", "--data", data, "--cfg", "yolov5n", "--img", "64", "--batch", "8", "--epochs", "2",
+        "--workers", "0", "--noplots", "--project", folder, "--name", name,
+    ]  # fmt: skip
+
+
+def wait_until(job: ranks.subprocess.Popen[str], ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.01)
+
+
+def stop(job: ranks.subprocess.Popen[str], number: signal.Signals, victims: Sequence[int]) -> str:
+    """Signal some ranks; all must have left with 3 in time. What the job printed."""
+    everyone = ranks.processes(job)
+    asked = time.monotonic()
+    for pid in victims:
+        os.kill(pid, number)
+    finished = ranks.finish(job, 60)
+    seconds = time.monotonic() - asked
+    codes = re.findall(r"Process \d+ exit with status code (\d+)", finished.output)
+    assert codes == ["3"] * WORLD_SIZE, finished.output
+    assert seconds < SECONDS, finished.output
+    assert "Traceback" not in finished.output.split("Process 0 exit")[0].split("Process 1 exit")[0]
+    ranks.wait_until_gone(everyone)
+    return finished.output
+
+
+def test_stopped_twice_and_resumed_equals_undisturbed(data: Path, tmp_path: Path) -> None:
+    """Without synchronised batch norm, so that each rank has statistics of its own."""
+    whole = ranks.run(arguments(data, tmp_path, "whole"), WORLD_SIZE)
+    assert whole.code == 0, whole.output
+    run = tmp_path / "stopped"
+
+    job = ranks.start(arguments(data, tmp_path, "stopped"), WORLD_SIZE)
+    wait_until(job, lambda: (run / "steps.csv").exists() and len(steps(run)) >= 2, "step 2")
+    printed = stop(job, signal.SIGUSR1, ranks.rank_processes(job)[2:3])  # only one rank hears of it
+    (line,) = re.findall(r"stopped on request after step (\d+), checkpoint (\S+); go on with", printed)
+    state = checkpoint(run)
+    assert (state["step"], str(run / "weights" / "last.pt")) == (int(line[0]), line[1])
+
+    job = ranks.start(["train.py", "--resume", run], WORLD_SIZE)
+    of_first_epoch = sum(step["epoch"] == 0 for step in steps(tmp_path / "whole"))
+    wait_until(job, lambda: len(steps(run)) >= of_first_epoch, "the first validation")
+    stop(job, signal.SIGTERM, ranks.rank_processes(job))
+    assert checkpoint(run)["sampler"] == {"epoch": 0, "batch": 5}  # its validation was left
+
+    resumed = ranks.run(["train.py", "--resume", run], WORLD_SIZE)
+    assert resumed.code == 0, resumed.output
+    a, b = checkpoint(run), checkpoint(tmp_path / "whole")
+    for part in COMPARED:
+        assert same_bits(a[part], b[part]), part
+    assert steps(run) == steps(tmp_path / "whole")
+
+
+def hears(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_request_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    job = ranks.start(arguments(data, tmp_path, "early"), WORLD_SIZE)
+
+    def all_hear() -> bool:
+        found = ranks.rank_processes(job)
+        return len(found) == WORLD_SIZE and all(map(hears, found))
+
+    wait_until(job, all_hear, "ranks that listen")
+    printed = stop(job, signal.SIGTERM, ranks.rank_processes(job))
+    assert "stopped on request before the first step, nothing was trained" in printed
+    assert not (tmp_path / "early" / "weights" / "last.pt").exists()
