@@ -113,6 +113,7 @@ for name in "${!probes[@]}"; do
   asked[$name]=$EPOCHSECONDS
 done
 
+trap 'rm -f -- "$state.$$"' EXIT
 for name in "${hosts[@]}"; do
   if ! is_here "$name"; then
     printf '%s %s %s\n' "$name" "${failures[$name]}" "${asked[$name]}" >&3
