@@ -22,6 +22,11 @@ DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --b
 	--hyp horovod_yolo/config/hyp.digits.yaml --optimizer AdamW --cos-lr --workers 0 --cache ram \
 	--project $(dir $(DEMO_RUN)) --name $(notdir $(DEMO_RUN)) --exist-ok
 
+# Without them the tests that need them are skipped, loudly. libpmix-dev is for `srun --mpi=pmix`, faketime for a
+# host whose clock is wrong, debootstrap for the Dockerfile's steps.
+TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime \
+	debootstrap kubernetes-client
+
 SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
@@ -30,7 +35,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check fmt clean
+.PHONY: help setup demo packages test test-slow check fmt clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +70,10 @@ demo: setup $(DEMO_DATA)/data.yaml  ## train on the built-in data set with two r
 	@echo 'report   $(DEMO_RUN)/report.html'
 	@echo 'curves   $(DEMO_RUN)/results.png, $(DEMO_RUN)/results.csv'
 	@echo 'weights  $(DEMO_RUN)/weights/best.pt, $(DEMO_RUN)/weights/last.pt'
+
+packages:  ## Debian packages for the tests over several hosts, Slurm and Kubernetes; needs root
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TEST_PACKAGES)
 
 test: setup  ## the tests, but for the slow ones
 	$(PYTEST) -m 'not slow'

@@ -165,6 +165,7 @@ def launch_main(argv: Sequence[str]) -> int:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
+<<<<<<< HEAD
             print(shlex.join(plan.argv()))
             return DONE
         from horovod_yolo.launch import supervise
@@ -173,6 +174,16 @@ def launch_main(argv: Sequence[str]) -> int:
         sys.stderr.flush()
         environ = environment(os.environ)
         return supervise.run(plan, environ) if words[0] == "train" else _become(plan, environ)
+=======
+            print(("cd / && " if plan.folder else "") + shlex.join(plan.argv()))
+            return
+        from horovod_yolo.launch.plan import environment
+
+        sys.stderr.flush()
+        if plan.folder:
+            os.chdir("/")
+        os.execve(plan.tool, plan.argv(), environment(os.environ))
+>>>>>>> ba05966 (wip)
 
     return _guarded(run)
 
@@ -237,6 +248,7 @@ def _launch_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[Launch
         names=plan.passed_on(plan.environment(os.environ), args.also),
         prefix=plan.own_mpi(hosts),
         as_root=os.geteuid() == 0,
+        folder=plan.spelled_out(Path.cwd()),
     )
     return made, [*notes, *([why] if why else [])]
 

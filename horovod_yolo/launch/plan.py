@@ -36,6 +36,7 @@ class LaunchPlan:
 
     ``tool`` is the path of horovodrun or mpirun; ``program`` is what a rank runs; ``names`` are variables
     that mpirun passes on; ``prefix`` is where Open MPI is on the other hosts, None for what their PATH says.
+    ``folder`` is where the ranks run, None where the launcher itself brings them there; see `spelled_out`.
     """
 
     launcher: Launcher
@@ -46,6 +47,7 @@ class LaunchPlan:
     names: tuple[str, ...] = ()
     prefix: str | None = None
     as_root: bool = False
+    folder: Path | None = None
 
     @property
     def ranks(self) -> int:
@@ -55,6 +57,9 @@ class LaunchPlan:
     def argv(self) -> list[str]:
         """The command, for no shell: arguments with spaces stay whole."""
         return self._mpirun() if self.launcher == "mpirun" else self._horovodrun()
+
+    def _command(self) -> tuple[str, ...]:
+        return ("env", "-C", str(self.folder), *self.program) if self.folder else self.program
 
     def _where(self) -> list[str]:
         return ["-np", str(self.ranks), "-H", ",".join(map(str, self.hosts))]
@@ -70,7 +75,7 @@ class LaunchPlan:
         how = ["--mpi", f"--mpi-args={shlex.join(self._mpi_options())}"] if over_mpi else ["--gloo"]
         # Without the cache's hour a host that was mended is seen at once.
         network = ["--network-interfaces", self.interface] if self.interface else []
-        return [self.tool, *how, "--disable-cache", *network, *self._where(), *self.program]
+        return [self.tool, *how, "--disable-cache", *network, *self._where(), *self._command()]
 
     def _mpirun(self) -> list[str]:
         root = ["--allow-run-as-root"] if self.as_root else []
@@ -82,7 +87,7 @@ class LaunchPlan:
         transport = ["-mca", "pml", "ob1", "-mca", "btl", "tcp,self,vader", *network]
         binding = ["-bind-to", "none", "-map-by", "slot"]
         options = [*root, *self._where(), *binding, *transport, *self._mpi_options(), *passed]
-        return [self.tool, *options, *self.program]
+        return [self.tool, *options, *self._command()]
 
 
 def fit(hosts: Sequence[Host], ranks: int | None = None) -> tuple[Host, ...]:
@@ -126,6 +131,14 @@ def program(words: Sequence[str]) -> tuple[str, ...]:
     if not Path(words[0]).is_file():
         raise UserError("no such file", where=words[0])
     return (sys.executable, *words)
+
+
+def spelled_out(folder: Path) -> Path | None:
+    """``folder`` where the launcher cannot be trusted to bring the ranks there, or None.
+
+    horovodrun over Gloo writes ``cd FOLDER`` for a shell, without quotes.
+    """
+    return folder if shlex.quote(str(folder)) != str(folder) else None
 
 
 def tool(launcher: Launcher) -> str:

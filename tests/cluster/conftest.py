@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def four_hosts(hosts_can_be_made: None, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a short name that all hosts see, and every user may enter."""
-    made = tmp_path_factory.mktemp("c")
-    made.chmod(0o755)
-    return made
+def folder() -> Iterator[Path]:
+    """A folder with a short name that all hosts see, and that every user may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="hosts-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)

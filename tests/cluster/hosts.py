@@ -89,6 +89,7 @@ class Host:
         self._cluster = cluster
         self._folder = cluster.folder / self.name
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[str]] = []
         self.pid = 0  # of the host's first process, sshd
 
     def boot(self) -> None:
@@ -113,8 +114,8 @@ class Host:
         self._network("ip", "addr", "add", address, "dev", interface)
 
     def add_dead_interface(self, name: str, address: str) -> None:
-        """A second network card that is up and has an address, the same on all hosts or not, but no cable."""
-        self._network("ip", "link", "add", name, "type", "dummy")
+        """A second network card with an address and without a cable, as Docker's bridge is."""
+        self._network("ip", "link", "add", name, "type", "bridge")
         self._network("ip", "addr", "add", address, "dev", name)
         self._network("ip", "link", "set", name, "up")
 
@@ -154,7 +155,7 @@ class Host:
     ) -> subprocess.Popen[str]:
         home = f"/home/{user}" if user else "/root"
         variables = {"PATH": _PATH, "HOME": home, "LANG": "C.UTF-8", **(env or {})}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self._inside(argv, user, cwd),
             env=variables,
             stdin=subprocess.DEVNULL,
@@ -164,6 +165,8 @@ class Host:
             errors="replace",
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
 
     def run(
         self,
@@ -240,6 +243,9 @@ class Host:
                 os.kill(self.pid, signal.SIGKILL)
             self._keeper.wait(timeout=20)
             self._keeper = None
+            for process in self._started:
+                process.wait(timeout=20)
+            self._started = []
 
     def power_off(self) -> None:
         """As `kill`, and not even the kernel tells the peers."""

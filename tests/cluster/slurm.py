@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.cluster.hosts import Cluster, Host
 
-PACKAGES = "slurmctld slurmd slurm-client munge"
+PACKAGES = "slurmctld slurmd slurm-client munge libpmix-dev"  # the last for `srun --mpi=pmix`
 TOOLS = ("slurmctld", "slurmd", "sbatch", "munged")
 
 
@@ -32,7 +32,8 @@ class Slurm:
         self._cluster = cluster
         self._folder = cluster.folder / "slurm"
         self._cpus = cpus
-        self.head: Host = cluster["host1"]
+        self.hosts: list[Host] = list(cluster)
+        self.head = self.hosts[0]
 
     def __enter__(self) -> Slurm:
         folder, hosts = self._folder, list(self._cluster)

@@ -1,0 +1,80 @@
+"""Jobs under a real Slurm: submitted, warned of their time limit, put back into the queue, resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import jobs, slurm
+from tests.cluster.hosts import Cluster
+from tests.cluster.slurm import Slurm
+from tests.helpers.ranks import results
+from tests.helpers.runs import steps
+
+FLAGS = "--cfg yolov5n --img 64 --batch 8 --noval --noplots --workers 0 --name run"
+ENDS = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    reason = slurm.why_not()
+    if reason is not None:
+        pytest.skip(f"LOUD SKIP: {reason}; nothing is tested under Slurm")
+    with Cluster(2, tmp_path_factory.mktemp("s")) as cluster, Slurm(cluster) as started:
+        yield started
+
+
+def submit(at: Slurm, log: Path, options: str, words: list[str | Path]) -> int:
+    """The number of a job of launch/slurm.sbatch."""
+    command = [
+        "sbatch",
+        f"--output={log}",
+        "--open-mode=append",
+        *options.split(),
+        "launch/slurm.sbatch",
+        *words,
+    ]
+    done = jobs.run(at.head, command, timeout=30)
+    assert done.code == 0, done.output
+    return int(done.output.split()[-1])
+
+
+@pytest.mark.parametrize("how", [[], ["--srun"]], ids=["ssh", "srun"])
+def test_a_batch_job_completes(how: list[str], two_nodes: Slurm, folder: Path, digits: Path) -> None:
+    words = ["train", "--data", digits, "--project", folder, "--epochs", "1", *FLAGS.split()]
+    job = submit(
+        two_nodes, folder / "log", "--nodes=2 --ntasks-per-node=2 --cpus-per-task=1", [*how, "--", *words]
+    )
+    assert two_nodes.wait(job, ENDS, 150) == "COMPLETED", (folder / "log").read_text()
+    assert results(folder / "run")["world_size"] == 4
+    assert results(folder / "run")["exit"] == 0
+
+
+def test_a_job_at_its_time_limit_goes_on_later(two_nodes: Slurm, folder: Path, digits: Path) -> None:
+    """Warned a minute before the end of two: checkpoint, exit code 3, back into the queue, resumed."""
+    words = ["train", "--data", digits, "--project", folder, "--epochs", "100000", "--resume", "auto"]
+    options = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --time=2 --signal=B:USR1@60"
+    job = submit(two_nodes, folder / "log", options, ["--", *words, *FLAGS.split()])
+    two_nodes.wait(job, ["RUNNING"], 30)
+    assert two_nodes.wait(job, ["PENDING", *ENDS], 130) == "PENDING", (folder / "log").read_text()
+    stopped_at = int(steps(folder / "run")[-1]["step"])
+    assert f"step {stopped_at}" in (folder / "log").read_text()
+    two_nodes.ask(
+        ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+    )  # Slurm itself would wait two minutes
+    two_nodes.wait(job, ["RUNNING"], 60)
+    deadline = time.monotonic() + 60
+    while steps(folder / "run")[-1]["step"] < stopped_at + 3:
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(1)
+    numbers = [row["step"] for row in steps(folder / "run")]
+    assert numbers == list(range(1, len(numbers) + 1))  # nothing trained twice, nothing left out
+    two_nodes.ask(["scancel", str(job)])
+    assert two_nodes.wait(job, ENDS, 60) == "CANCELLED"
+    deadline = time.monotonic() + 20
+    while any(host.ranks() for host in two_nodes.hosts) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not any(host.ranks() for host in two_nodes.hosts)
