@@ -24,8 +24,7 @@ DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --b
 
 # Without them the tests that need them are skipped, loudly. libpmix-dev is for `srun --mpi=pmix`, faketime for a
 # host whose clock is wrong, debootstrap for the Dockerfile's steps.
-TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime \
-	debootstrap kubernetes-client
+TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime debootstrap
 
 SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

@@ -165,25 +165,16 @@ def launch_main(argv: Sequence[str]) -> int:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
-<<<<<<< HEAD
-            print(shlex.join(plan.argv()))
+            print(("cd / && " if plan.folder else "") + shlex.join(plan.argv()))
             return DONE
         from horovod_yolo.launch import supervise
         from horovod_yolo.launch.plan import environment
 
         sys.stderr.flush()
         environ = environment(os.environ)
-        return supervise.run(plan, environ) if words[0] == "train" else _become(plan, environ)
-=======
-            print(("cd / && " if plan.folder else "") + shlex.join(plan.argv()))
-            return
-        from horovod_yolo.launch.plan import environment
-
-        sys.stderr.flush()
         if plan.folder:
             os.chdir("/")
-        os.execve(plan.tool, plan.argv(), environment(os.environ))
->>>>>>> ba05966 (wip)
+        return supervise.run(plan, environ) if words[0] == "train" else _become(plan, environ)
 
     return _guarded(run)
 

@@ -54,13 +54,11 @@ def write_etc(folder: Path, keys: Path, number: int, own_address: str | None, ss
     # ssh refuses a private key that others can read, unless it is someone else's: each user has a copy.
     shutil.copy(keys / "user_key", ssh / f"user_key.{USER}")
     os.chown(ssh / f"user_key.{USER}", USER_ID, USER_ID)
-    (ssh / "sshd_config").write_text(_SSHD.format(address=f"{NETWORK}.{10 + number}") + sshd)
+    (ssh / "sshd_config").write_text(_SSHD + sshd)
     (ssh / "ssh_config").write_text(_SSH.format(network=NETWORK, user=USER))
 
 
 _SSHD = """
-ListenAddress {address}
-ListenAddress 127.0.0.1
 HostKey /etc/ssh/host_key
 AuthorizedKeysFile /etc/ssh/authorized_keys
 PermitRootLogin prohibit-password

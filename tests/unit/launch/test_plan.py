@@ -166,3 +166,11 @@ def test_the_tool_beside_this_python_is_taken_first(tmp_path: Path, monkeypatch:
     assert plan.tool("mpirun") == str(folders[1] / "mpirun") and plan.own_mpi(HOSTS) is None
     with pytest.raises(UserError, match=r"horovodrun is not there\. launch/install_horovod.sh"):
         plan.tool("horovodrun-mpi")
+
+
+def test_a_folder_that_a_shell_would_split_is_spelled_out() -> None:
+    assert plan.spelled_out(Path("/work/checkout-1.0")) is None
+    folder = plan.spelled_out(Path("/my files/$HOME"))
+    for launcher in ("horovodrun-gloo", "horovodrun-mpi", "mpirun"):
+        made = plan.LaunchPlan(launcher, "tool", HOSTS, TRAIN, folder=folder)
+        assert made.argv()[-len(TRAIN) - 3 :] == ["env", "-C", "/my files/$HOME", *TRAIN]
