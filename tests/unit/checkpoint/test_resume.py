@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,24 @@ def test_damaged_ones_are_named_and_passed_over(run: Path, damaged: int, step: i
     assert len(passed_over) == damaged
     for text, path in zip(passed_over, generations, strict=False):
         assert text.startswith(f"{path}: damaged")
+
+
+def test_damage_at_any_byte_costs_one_generation(run: Path) -> None:
+    """100 random bytes, 20 random lengths: the one before it is used, and a line names the damaged one."""
+    last, rng = run / "weights" / "last.pt", np.random.default_rng(0)
+    whole = last.read_bytes()
+    variants = [whole[:length] for length in rng.integers(len(whole), size=20)]
+    for place in rng.integers(len(whole), size=100):
+        variants.append(
+            whole[:place] + bytes([whole[place] ^ (1 << int(rng.integers(8)))]) + whole[place + 1 :]
+        )
+    for variant in variants:
+        last.unlink()
+        last.write_bytes(variant)
+        state, chosen, passed_over = resume.load(run)
+        assert (state["step"], chosen) == (2, run / "weights" / "last.1.pt")
+        (line,) = passed_over
+        assert line.startswith(f"{last}: ")
 
 
 def test_a_missing_newest_is_named_too(run: Path) -> None:
