@@ -15,7 +15,7 @@ from tests.helpers import disk, ranks
 from tests.helpers.disk import Disk
 from tests.helpers.runs import steps
 
-EPOCHS = 40
+EPOCHS = 28
 ROOM = "130m"  # a checkpoint has 21 MB: three generations, best.pt and one in the making need 94
 
 
