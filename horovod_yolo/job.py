@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from horovod_yolo.distributed.launched import launched_rank
 from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.output import outlive_full_disk
 from horovod_yolo.signals import listening
 
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
@@ -39,6 +40,7 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     from horovod_yolo.distributed.launched import connect
     from horovod_yolo.engine.build import together
 
+    outlive_full_disk()
     _set_threads()
     try:
         comm = connect()

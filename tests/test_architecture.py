@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {*BASE, *PARTS, "report", "distributed", "checkpoint", "config"},
     "api": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
     "launch": {"errors", "signals"},
-    "job": {"errors", "distributed", "engine", "signals"},
+    "job": {"errors", "distributed", "engine", "output", "signals"},
+    "output": set(),
     "signals": {"engine.stop"},
     "cli": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine", "launch", "job"},
 }
