@@ -72,7 +72,8 @@ def test_sixteen_ranks_over_gloo(alone: Path, place: tuple[Path, Path], four_hos
     check(run, alone, four_hosts)
 
 
-# Open MPI's ranks never sleep while they wait. 16 of them on two cores take minutes and leave no core to others.
+# Open MPI's ranks never sleep while they wait: 16 of them on two cores take minutes and leave no core to
+# others.
 @pytest.mark.parametrize("slots", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_horovodrun_over_mpi(slots: int, alone: Path, place: tuple[Path, Path], four_hosts: Cluster) -> None:
     hosts = ",".join(f"{host.name}:{slots}" for host in four_hosts)
