@@ -223,13 +223,13 @@ def _launch_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[Launch
     given = hostfile.read_hostfile(args.hostfile) if args.hostfile else hostfile.parse_hosts(args.hosts)
     hosts = plan.fit(given, args.ranks)
     program, notes = plan.program(words), []
+    interface, why = network.find_interface(hosts) if args.interface is None else (args.interface, "")
     try:
-        network.check_own_name(hosts)
+        network.check_own_name(hosts, bound=interface is not None and plan.keeps_to_interface(args.launcher))
     except UserError as error:
         if not args.dry_run:
             raise
         notes.append(str(error))
-    interface, why = network.find_interface(hosts) if args.interface is None else (args.interface, "")
     made = plan.LaunchPlan(
         launcher=args.launcher,
         tool=plan.tool(args.launcher),

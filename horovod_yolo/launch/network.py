@@ -21,10 +21,11 @@ def is_here(name: str) -> bool:
     return name in (_HERE, "127.0.0.1", own) or name.split(".")[0] == own.split(".")[0]
 
 
-def check_own_name(hosts: Sequence[Host]) -> None:
+def check_own_name(hosts: Sequence[Host], bound: bool = False) -> None:
     """The name of this host must lead the other hosts to it, or Gloo crashes or is refused.
 
-    Nothing is asked of one host alone, nor of a host that only launches.
+    Nothing is asked of one host alone, nor of a host that only launches. Where all traffic is ``bound`` to an
+    interface, any address will do, such as the 127.0.1.1 of Debian's installer.
 
     Raises:
         UserError: the name is unknown, or is a loopback address.
@@ -39,7 +40,7 @@ def check_own_name(hosts: Sequence[Host]) -> None:
         raise UserError(
             f"this host's own name {own!r} has no address", fix="add a line for it to /etc/hosts"
         ) from None
-    if address.startswith("127."):
+    if address.startswith("127.") and not bound:
         raise UserError(
             f"this host's own name {own!r} is {address}, where no other host reaches it",
             fix="give the name the address that the other hosts use, in /etc/hosts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shlex
 import shutil
@@ -131,6 +132,14 @@ def program(words: Sequence[str]) -> tuple[str, ...]:
     if not Path(words[0]).is_file():
         raise UserError("no such file", where=words[0])
     return (sys.executable, *words)
+
+
+def keeps_to_interface(launcher: Launcher) -> bool:
+    """Whether ranks reach each other over the interface that is named, whatever their own names resolve to.
+
+    Stock Horovod's Gloo does not; the one built by launch/install_horovod.sh does, and has a local version.
+    """
+    return launcher != "horovodrun-gloo" or "+k" in importlib.metadata.version("horovod")
 
 
 def spelled_out(folder: Path) -> Path | None:

@@ -55,11 +55,12 @@ def test_a_user_without_root(how: str, folder: Path, digits: Path, four_hosts: C
     assert (mine / "run" / "results.json").stat().st_uid == USER_ID
 
 
-def test_an_own_name_that_leads_nowhere(folder: Path, digits: Path) -> None:
+@pytest.mark.parametrize("how", ["--gloo", "--mpi"])
+def test_an_own_name_that_leads_nowhere(how: str, folder: Path, digits: Path) -> None:
     """Debian's installer writes the host's own name as 127.0.1.1."""
     with Cluster(2, folder / "hosts", own_address="127.0.1.1") as cluster:
         words = ["--data", digits, "--project", folder, *FLAGS.split()]
-        job = jobs.run(cluster["host1"], ["horovod-yolo", "launch", *TWO, "--", "train", *words])
+        job = jobs.run(cluster["host1"], ["horovod-yolo", "launch", how, *TWO, "--", "train", *words])
         assert job.code == 0, job.output
         check(folder)
 

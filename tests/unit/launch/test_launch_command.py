@@ -24,7 +24,7 @@ def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         network, "find_interface", lambda hosts: ("eth0", "") if len(hosts) > 1 else (None, "")
     )
-    monkeypatch.setattr(network, "check_own_name", lambda hosts: None)
+    monkeypatch.setattr(network, "check_own_name", lambda hosts, bound: None)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_mistakes_start_nothing(
 def test_a_bad_name_of_this_host_stops_a_job_but_not_a_dry_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(hosts: object) -> None:
+    def refuse(hosts: object, bound: bool) -> None:
         raise cli.UserError("this host's own name is 127.0.1.1")
 
     monkeypatch.setattr(network, "check_own_name", refuse)

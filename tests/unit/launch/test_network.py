@@ -48,9 +48,10 @@ def test_a_name_that_leads_nobody_here(resolver: dict[str, str], hosts: str) -> 
     resolver["host1"] = "127.0.1.1"
     with pytest.raises(UserError, match=r"own name 'host1' is 127\.0\.1\.1, where no other host reaches it"):
         network.check_own_name(parse_hosts(hosts))
+    network.check_own_name(parse_hosts(hosts), bound=True)
     del resolver["host1"]
     with pytest.raises(UserError, match=r"own name 'host1' has no address\. add a line"):
-        network.check_own_name(parse_hosts(hosts))
+        network.check_own_name(parse_hosts(hosts), bound=True)
 
 
 @pytest.mark.parametrize("hosts", ["localhost:4", "host1:4", "host2:4,far:4"])
