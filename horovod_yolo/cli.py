@@ -54,15 +54,14 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
 
     def parse() -> dict[str, Any]:
         given = vars(train_parser(prog).parse_strictly(argv))
-        if "resume" not in given:
-            config_from_flags(given)
+        if given.get("resume", "auto") == "auto":
+            config_from_flags({name: value for name, value in given.items() if name != "resume"})
         return given
 
     def job(comm: Any, given: dict[str, Any], stop: Any) -> None:
-        from horovod_yolo.engine.run import new_run, resumed_run, train
+        from horovod_yolo.engine.run import start_run, train
 
-        target = given.pop("resume", None)
-        run = resumed_run(target, given, comm) if target else new_run(config_from_flags(given), comm)
+        run = start_run(given.pop("resume", ""), given, comm)
         results = train(run, comm, stop)
         if comm.rank == 0:
             metrics = results["metrics"]

@@ -71,7 +71,10 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--imgsz", "--img", "--img-size", dest="imgsz", type=int, help="square input size in pixels")
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
     add(
-        "--resume", nargs="?", const="newest", help="go on from a run folder or checkpoint; alone: the newest"
+        "--resume",
+        nargs="?",
+        const="newest",
+        help="go on from a run folder or checkpoint; alone: the newest; auto: the run of --name, new or not",
     )
     add("--cache", nargs="?", const="ram", choices=get_args(Cache))
     add("--device", help="cpu, or GPU numbers such as 0 or 0,1 of this host")

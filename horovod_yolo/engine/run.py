@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from horovod_yolo.checkpoint import resume
-from horovod_yolo.config.load import load_hyp
+from horovod_yolo.config.load import config_from_flags, load_hyp
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.comm import Communicator
-from horovod_yolo.engine.build import build_data, build_trainer, together
+from horovod_yolo.engine.build import build_data, build_trainer, round_to_stride, together
 from horovod_yolo.engine.callbacks import tensorboard
 from horovod_yolo.engine.callbacks.checkpoints import Checkpointer
 from horovod_yolo.engine.callbacks.csv_log import EpochLog, StepLog
@@ -38,6 +38,21 @@ class Run:
     state: dict[str, Any] | None
 
 
+def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
+    """The run that the command line asks for. *Collective.*
+
+    Args:
+        target: of ``--resume``: empty for a new run, ``auto`` for that of this name, new or not.
+        given: the other flags that were given.
+        comm: the ranks.
+    """
+    if target == "auto":
+        return found_or_new_run(given, comm)
+    if target:
+        return resumed_run(target, given, comm)
+    return new_run(together(comm, lambda: config_from_flags(given)), comm)
+
+
 def new_run(config: TrainConfig, comm: Communicator) -> Run:
     """A run of its own, in a folder that rank 0 makes. *Collective.*"""
     together(comm, lambda: _check_before_start(config, comm))
@@ -56,14 +71,44 @@ def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
 
     def load() -> tuple[dict[str, Any], Path]:
         project = Path(given.get("project", TrainConfig.project))
-        path = resume.newest_run(project) if target == "newest" else Path(target)
-        state, chosen, passed_over = resume.load(path)
-        for reason in passed_over:
-            log.warning("passed over: %s", reason)
-        log.info("resume from %s: epoch %d, step %d", chosen, state["epoch"] + 1, state["step"])
-        return state, chosen.parent.parent
+        return _newest_state(resume.newest_run(project) if target == "newest" else Path(target))
 
-    state, folder = on_rank_0(comm, load)
+    return _going_on(on_rank_0(comm, load), given, comm)
+
+
+def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
+    """Go on with the run in ``project/name``, or begin it in just that folder. *Collective.*
+
+    So one command line starts a job and goes on with it whenever a scheduler starts it again.
+    """
+    config = together(comm, lambda: config_from_flags(given))
+    folder = config.run_parent / config.name
+
+    def load() -> tuple[dict[str, Any], Path] | None:
+        try:
+            return _newest_state(folder)
+        except UserError as error:
+            begun = any(path.exists() for path in resume.generations(folder / "weights"))
+            log.log(logging.WARNING if begun else logging.INFO, "a new run in %s: %s", folder, error)
+            return None
+
+    found = on_rank_0(comm, load)
+    return _going_on(found, given, comm) if found else new_run(replace(config, exist_ok=True), comm)
+
+
+def _newest_state(target: Path) -> tuple[dict[str, Any], Path]:
+    """The state to go on from, and the run's folder."""
+    state, chosen, passed_over = resume.load(target)
+    for reason in passed_over:
+        log.warning("passed over: %s", reason)
+    log.info("resume from %s: epoch %d, step %d", chosen, state["epoch"] + 1, state["step"])
+    return state, chosen.parent.parent
+
+
+def _going_on(found: tuple[dict[str, Any], Path], given: dict[str, Any], comm: Communicator) -> Run:
+    state, folder = found
+    if "imgsz" in given:  # as the run has it
+        given["imgsz"] = round_to_stride(given["imgsz"], max(find_model(state["model_name"]).strides))
     saved = dict(state["config"])
     config = together(comm, lambda: from_dict(_with_place_of_this_job(saved, given)))
     together(comm, lambda: config.check_world(comm.size))
@@ -121,6 +166,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
         StoppedError: ``stop`` was asked for on any rank; all ranks alike, and the checkpoint is written.
     """
     stop = stop or StopRequest()
+    stop.alone_from_here(f"before the first step; {_kept(run)}")
     spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
     data = build_data(spec, run.config, comm)
     if run.state is not None:
@@ -149,6 +195,12 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     if unwritten:
         raise UnwrittenError("; ".join(unwritten))
     return results
+
+
+def _kept(run: Run) -> str:
+    if run.state is None:
+        return f"nothing was trained and {run.folder} has no checkpoint"
+    return f"{run.folder} has the checkpoint of step {run.state['step']} as before"
 
 
 def _stopped(run: Run, trainer: Trainer, comm: Communicator, *, saved: bool) -> StoppedError:

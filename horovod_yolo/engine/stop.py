@@ -25,7 +25,7 @@ class StopRequest:
         self.asked = False
         self._leave = leave
         self._lock = threading.Lock()  # requests come from another thread
-        self._nothing_lost = "before the first step, nothing was trained"
+        self._nothing_lost = "before the first step; nothing was trained"
 
     def ask(self) -> None:
         """Note a request; where nothing is lost, leave."""

@@ -107,5 +107,5 @@ def test_a_request_before_the_first_step(data: Path, tmp_path: Path) -> None:
 
     wait_until(job, all_hear, "ranks that listen")
     printed = stop(job, signal.SIGTERM, ranks.rank_processes(job))
-    assert "stopped on request before the first step, nothing was trained" in printed
+    assert "stopped on request before the first step; nothing was trained" in printed
     assert not (tmp_path / "early" / "weights" / "last.pt").exists()

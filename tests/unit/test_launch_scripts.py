@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,55 @@ def test_slurm_with_srun(tmp_path: Path, slurm: dict[str, str]) -> None:
     done = call("slurm.sbatch", "--srun", "--", "train", "--data", "a b", cwd=tmp_path, **slurm)
     assert done.returncode == 7  # the job's own code reaches Slurm
     assert done.stdout == "<--mpi=pmix><-K><--cpus-per-task=6><horovod-yolo><train><--data><a b>"
+
+
+# Ends with 3 on the signal that it names, as training does.
+STOPPABLE = """#!/bin/bash
+trap 'echo "heard $*"; exit 3' USR1
+echo ready
+while true; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("way", "tool", "resume", "requeued"),
+    [
+        ("--srun", "srun", "--resume=auto", True),
+        ("", "horovod-yolo", "--resume auto", True),
+        ("", "horovod-yolo", "", False),
+    ],
+)
+def test_slurm_passes_the_warning_on_and_requeues(
+    tmp_path: Path, slurm: dict[str, str], number: int, way: str, tool: str, resume: str, requeued: bool
+) -> None:
+    queue = tmp_path / "requeued"
+    (tmp_path / "bin/scontrol").write_text(f'{SCONTROL}[ "$1" = requeue ] && echo "$2" > {queue}\nexit 0\n')
+    folder = tmp_path / "checkout/.venv/bin"
+    folder.mkdir(parents=True)
+    (folder / tool).write_text(STOPPABLE)
+    (folder / tool).chmod(0o755)
+    words = [*way.split(), "--", "train", "--data", "d", *resume.split()]
+    job = subprocess.Popen(
+        [str(LAUNCH / "slurm.sbatch"), *words],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{tmp_path / 'bin'}:{BIN}:{os.environ['PATH']}",
+            **slurm,
+            "SLURM_SUBMIT_DIR": str(tmp_path / "checkout"),
+            "SLURM_JOB_ID": "17",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None and job.stdout.readline() == "ready\n"
+    job.send_signal(number)
+    printed, complaint = job.communicate(timeout=30)
+    assert job.returncode == 3
+    assert "heard" in printed
+    assert (queue.exists() and queue.read_text() == "17\n") is requeued
+    assert requeued or "with --resume auto the job would put itself back" in complaint
 
 
 def test_slurm_that_does_not_answer_starts_nothing(tmp_path: Path, slurm: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.engine.build import build_data, build_trainer, choose_device, together
 from horovod_yolo.engine.callbacks.base import Watcher
-from horovod_yolo.engine.run import new_run, on_rank_0, resumed_run
+from horovod_yolo.engine.run import new_run, on_rank_0, resumed_run, start_run
 from horovod_yolo.engine.trainer import EpochReport, Trainer
 from horovod_yolo.engine.validate import ValOptions
 from horovod_yolo.errors import UserError
@@ -198,6 +198,46 @@ def test_resume_without_a_name_takes_the_newest(whole: Recorder, tmp_path: Path)
     assert resumed_run("newest", {"project": str(tmp_path)}, COMM).folder == path.parent.parent
     with pytest.raises(UserError, match="no run to resume"):
         resumed_run("newest", {"project": str(tmp_path / "none")}, COMM)
+
+
+def flags(data: Path, project: Path, **more: Any) -> dict[str, Any]:
+    given = {"data": str(data), "cfg": "yolov5n", "imgsz": 63, "batch_size": 14, "epochs": 2, "workers": 0}
+    return {**given, "device": "cpu", "project": str(project), "name": "exp", **more}
+
+
+def test_one_command_line_starts_a_run_and_goes_on_with_it(
+    digits: Path, whole: Recorder, tmp_path: Path
+) -> None:
+    given = flags(digits, tmp_path, commit_every=1)
+    for _ in range(2):  # a start that came to nothing takes no other folder the next time
+        run = start_run("auto", dict(given), COMM)
+        assert (run.folder, run.state, run.config.imgsz) == (tmp_path / "exp", None, 63)
+    state = copy.deepcopy(whole.states[0])
+    state["config"] |= {"project": str(tmp_path), "exist_ok": True}
+    store.write(run.folder / "weights" / "last.pt", store.serialise(state))
+    run = start_run("auto", {**given, "workers": 2}, COMM)
+    assert run.folder == tmp_path / "exp"
+    assert run.state is not None and run.state["step"] == 1
+    assert (run.config.imgsz, run.config.workers) == (64, 2)  # rounded as the run did
+    with pytest.raises(UserError, match="--epochs 5 differs from the run's 2"):
+        start_run("auto", {**given, "epochs": 5}, COMM)
+
+
+def test_a_run_without_a_whole_checkpoint_begins_anew_and_says_so(
+    digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = tmp_path / "exp" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"damaged")
+    run = start_run("auto", flags(digits, tmp_path), COMM)
+    assert (run.folder, run.state) == (tmp_path / "exp", None)
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "a new run in" in warning.getMessage() and "last.pt: not a checkpoint" in warning.getMessage()
+
+
+def test_without_resume_each_run_has_its_own_folder(digits: Path, tmp_path: Path) -> None:
+    folders = [start_run("", flags(digits, tmp_path), COMM).folder.name for _ in range(2)]
+    assert folders == ["exp", "exp2"]
 
 
 class Rank(LocalCommunicator):

@@ -22,7 +22,7 @@ def test_a_request_ends_the_rank_at_once_only_where_nothing_is_lost() -> None:
     stop = StopRequest(said.append)
     assert not stop.asked
     stop.ask()
-    assert stop.asked and said == ["before the first step, nothing was trained"]
+    assert stop.asked and said == ["before the first step; nothing was trained"]
 
     stop = StopRequest(said.append)
     stop.agree_from_here()
