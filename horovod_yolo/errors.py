@@ -35,3 +35,7 @@ class StoppedError(RuntimeError):
     def __init__(self, words: str, *, saved: bool = False) -> None:
         super().__init__(words)
         self.saved = saved
+
+
+class DataWorkerError(RuntimeError):
+    """The processes that make batches die again and again. Only the rank they belong to knows."""

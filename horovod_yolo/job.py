@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from horovod_yolo.distributed.launched import launched_rank
 from horovod_yolo.engine.stop import StopRequest
-from horovod_yolo.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.errors import DataWorkerError, NonFiniteError, StoppedError, UnwrittenError, UserError
 from horovod_yolo.output import outlive_full_disk
 from horovod_yolo.signals import listening
 
@@ -62,10 +62,10 @@ def _part(comm: Any, work: Callable[[], None]) -> int:
         code, words = _end_of(error)
         if comm.rank == 0:
             print(words, file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
-    except Exception:  # the last resort of a rank: name it, then leave
+    except Exception as error:  # the last resort of a rank: name it, then leave
         if comm.size == 1:
             raise
-        _leave_alone(comm.rank, comm.size)
+        _leave_alone(comm.rank, comm.size, error)
     comm.allgather_object(code)  # nobody leaves, and ends the job, before rank 0 has spoken
     return code
 
@@ -99,10 +99,14 @@ def _leave_on_request(words: str) -> None:
     os._exit(STOPPED)
 
 
-def _leave_alone(rank: int, size: int) -> NoReturn:
+def _leave_alone(rank: int, size: int, error: Exception) -> NoReturn:
     """End this process at once: an orderly shutdown would wait for ranks that wait for this one."""
-    print(f"rank {rank} of {size} on {socket.gethostname()} failed:", file=sys.stderr)
-    traceback.print_exc()
+    me = f"rank {rank} of {size} on {socket.gethostname()}"
+    if isinstance(error, DataWorkerError):
+        complain(f"{me}: {error}")
+    else:
+        print(f"{me} failed:", file=sys.stderr)
+        traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(FAULT)

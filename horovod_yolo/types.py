@@ -20,7 +20,7 @@ Boxes are float32. Their format is part of the name: ``boxes_xyxy`` are corners 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,13 @@ class Letterbox:
         return ((boxes_xyxy - pad) / gain).clamp(min=0).minimum(limit)
 
 
+class LostImage(NamedTuple):
+    """An image that could be used when the job started and cannot be read any more."""
+
+    path: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Targets:
     """All ground-truth boxes of a batch, flat."""
@@ -90,22 +97,23 @@ class Batch:
     targets: Targets
     indices: Tensor  # (B,) int64, position in the index
     letterboxes: Sequence[Letterbox]  # B of them; meaningful in validation only
+    lost: Sequence[LostImage] = ()  # met while it was made
+    replaced: int = 0  # of the B, those that show another image because their own is lost
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """Copy images and targets to a device."""
-        return Batch(
-            self.images.to(device, non_blocking=non_blocking),
-            self.targets.to(device, non_blocking),
-            self.indices,
-            self.letterboxes,
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking),
         )
 
     def pin_memory(self) -> Batch:
         """Copy to page-locked memory (the DataLoader calls this)."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices, self.letterboxes)
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
 @dataclass(frozen=True)

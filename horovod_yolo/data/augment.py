@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from horovod_yolo.data.index import Index
+from horovod_yolo.data.index import Index, Record
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox, resize_to_fit
-from horovod_yolo.data.sampler import Stream, keyed_generator
-from horovod_yolo.types import Floats, Image, Ints, Letterbox, SampleKey
+from horovod_yolo.data.sampler import Stream, epoch_order, keyed_generator
+from horovod_yolo.data.substitutes import Pictures
+from horovod_yolo.types import Floats, Image, Ints, Letterbox, LostImage, SampleKey
 
 Load = Callable[[int], Image]
 Matrix = NDArray[np.float64]  # (3, 3) homogeneous
@@ -59,6 +61,8 @@ class Sample:
     boxes_xyxy: Floats  # (n, 4) input pixels
     letterbox: Letterbox  # of validation samples; the identity for training samples
     index: int
+    lost: tuple[LostImage, ...] = ()  # images that should have gone into it and could not be read
+    replaced: bool = False  # its own image is one of them
 
 
 class _Scene(NamedTuple):
@@ -71,16 +75,33 @@ class _Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """`augment` with everything but the key bound, for the loader. Picklable if ``load`` is."""
+    """`augment` with everything but the key bound, for the loader. Picklable if ``load`` is.
+
+    An image that cannot be read gives way to the next one of the epoch's order: ``order``, or where that is
+    None the one that `StepSampler` shuffles from the same seed.
+    """
 
     index: Index
     load: Load
     params: AugmentParams
     seed: int
+    order: Ints | None = None
 
     def __call__(self, key: SampleKey) -> Sample:
-        """Make the training sample that the key names."""
-        return augment(key, self.index, self.load, self.params, self.seed)
+        """Make the training sample that the key names.
+
+        Raises:
+            ImageError: neither an image nor any of the `MOST_IN_A_ROW` from it on can be read.
+        """
+        pictures = Pictures(self.index, self.load, partial(self._order, key.epoch))
+        sample = augment_pictures(key, pictures, len(self.index), self.params, self.seed)
+        if not pictures.lost:
+            return sample
+        lost = tuple(LostImage(str(error.path), error.reason) for error in pictures.lost.values())
+        return replace(sample, lost=lost, replaced=key.index in pictures.lost)
+
+    def _order(self, epoch: int) -> Ints:
+        return epoch_order(len(self.index), self.seed, epoch, True) if self.order is None else self.order
 
 
 @dataclass(frozen=True)
@@ -129,15 +150,25 @@ def augment(key: SampleKey, index: Index, load: Load, params: AugmentParams, see
 
     Returns:
         A sample without crowd boxes, its boxes inside the input.
+
+    Raises:
+        ImageError: from ``load``.
     """
+    return augment_pictures(key, Pictures(index, load), len(index), params, seed)
+
+
+def augment_pictures(
+    key: SampleKey, pictures: Pictures, count: int, params: AugmentParams, seed: int
+) -> Sample:
+    """`augment` with images from ``pictures``, which may put others in the place of lost ones."""
     rng = keyed_generator(seed, Stream.SAMPLE, key.epoch, key.index)
     if rng.random() < params.mosaic:
-        scene = _warped_mosaic(rng, key, index, load, params)
+        scene = _warped_mosaic(rng, key, pictures, count, params)
         if rng.random() < params.mixup:
-            partner = key._replace(index=int(rng.integers(len(index.records))))
-            scene = _mixup(rng, scene, _warped_mosaic(rng, partner, index, load, params))
+            partner = key._replace(index=int(rng.integers(count)))
+            scene = _mixup(rng, scene, _warped_mosaic(rng, partner, pictures, count, params))
     else:
-        scene = _warp(rng, _letterboxed(key, index, load), key.height, key.width, params)
+        scene = _warp(rng, _letterboxed(key, pictures), key.height, key.width, params)
     image = _albumentations(rng, scene.image) if params.albumentations else scene.image
     image = _hsv(rng, image, params)
     scene = _flip(rng, scene._replace(image=image), params)
@@ -145,47 +176,46 @@ def augment(key: SampleKey, index: Index, load: Load, params: AugmentParams, see
     return Sample(np.ascontiguousarray(scene.image), scene.classes, scene.boxes_xyxy, identity, key.index)
 
 
-def _ground_truth(index: Index, position: int) -> tuple[Ints, Floats]:
+def _ground_truth(record: Record) -> tuple[Ints, Floats]:
     """Classes and boxes to train on: a crowd's box surrounds no single object."""
-    record = index.records[position]
     single = ~record.crowd
     return record.classes[single], record.boxes_xyxy[single]
 
 
-def _letterboxed(key: SampleKey, index: Index, load: Load) -> _Scene:
-    record = index.records[key.index]
-    classes, boxes_xyxy = _ground_truth(index, key.index)
-    image, fit = letterbox(load(key.index), key.height, key.width, original=(record.height, record.width))
+def _letterboxed(key: SampleKey, pictures: Pictures) -> _Scene:
+    image, record = pictures.take(key.index)
+    classes, boxes_xyxy = _ground_truth(record)
+    image, fit = letterbox(image, key.height, key.width, original=(record.height, record.width))
     return _Scene(image, classes, boxes_to_input(boxes_xyxy, fit))
 
 
 def _warped_mosaic(
-    rng: np.random.Generator, key: SampleKey, index: Index, load: Load, params: AugmentParams
+    rng: np.random.Generator, key: SampleKey, pictures: Pictures, count: int, params: AugmentParams
 ) -> _Scene:
-    return _warp(rng, _mosaic(rng, key, index, load), key.height, key.width, params)
+    return _warp(rng, _mosaic(rng, key, pictures, count), key.height, key.width, params)
 
 
-def _mosaic(rng: np.random.Generator, key: SampleKey, index: Index, load: Load) -> _Scene:
+def _mosaic(rng: np.random.Generator, key: SampleKey, pictures: Pictures, count: int) -> _Scene:
     """Put four images around a random point of a canvas twice the input's size.
 
     Introduced as "Mosaic" by Bochkovskiy et al., "YOLOv4", 2020, section 3.4.
     """
     height, width = key.height, key.width
     centre_x, centre_y = (int(v) for v in rng.uniform((width / 2, height / 2), (1.5 * width, 1.5 * height)))
-    positions = rng.permutation([key.index, *rng.integers(len(index.records), size=3)])
+    positions = rng.permutation([key.index, *rng.integers(count, size=3)])
     canvas = np.full((2 * height, 2 * width, 3), GREY, np.uint8)
     classes, boxes = [], []
     for corner, position in enumerate(positions.tolist()):
-        tile = resize_to_fit(load(position), height, width)
+        image, record = pictures.take(position)
+        tile = resize_to_fit(image, height, width)
         rows, columns = tile.shape[:2]
         left = centre_x - (0 if corner % 2 else columns)
         top = centre_y - (0 if corner // 2 else rows)
         x1, x2 = max(left, 0), min(left + columns, 2 * width)
         y1, y2 = max(top, 0), min(top + rows, 2 * height)
         canvas[y1:y2, x1:x2] = tile[y1 - top : y2 - top, x1 - left : x2 - left]
-        record = index.records[position]
         fit = Letterbox(record.height, record.width, columns / record.width, rows / record.height, left, top)
-        tile_classes, tile_boxes_xyxy = _ground_truth(index, position)
+        tile_classes, tile_boxes_xyxy = _ground_truth(record)
         classes.append(tile_classes)
         boxes.append(boxes_to_input(tile_boxes_xyxy, fit))
     boxes_xyxy = _clip(np.concatenate(boxes), 2 * height, 2 * width)

@@ -7,14 +7,17 @@ or not at all, so ranks and jobs may share a folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -23,8 +26,10 @@ from numpy.typing import NDArray
 
 from horovod_yolo.atomic import replacing
 from horovod_yolo.data.index import FORMAT_VERSION, Index, Problem, Record, relative_name
-from horovod_yolo.data.read import read_image
+from horovod_yolo.data.read import ImageError, read_image
 from horovod_yolo.types import Image
+
+INDEXES_KEPT = 64  # some 200 bytes an image each
 
 _log = logging.getLogger(__name__)
 
@@ -53,22 +58,56 @@ def load_index(folder: Path, key: str, root: Path) -> tuple[Index, list[Problem]
     try:
         with file.open("rb") as stream:
             arrays = np.load(stream, allow_pickle=False)
-            return _unpack({name: arrays[name] for name in arrays.files}, key, root)
+            found = _unpack({name: arrays[name] for name in arrays.files}, key, root)
     except FileNotFoundError:
         return None
     except _DAMAGE as error:
         _log.warning("cached index %s is unusable (%s): the data is scanned again", file, error)
         return None
+    with contextlib.suppress(OSError):  # a folder that may only be read
+        os.utime(file)  # used now: the last to be pruned
+    return found
 
 
 def save_index(folder: Path, key: str, index: Index, problems: Sequence[Problem]) -> None:
-    """Store an index with relative paths. Failure to write is logged, not raised."""
+    """Store an index with relative paths. Failure to write is logged, not raised.
+
+    The folder keeps the INDEXES_KEPT that were used last.
+    """
     arrays = _pack(index, problems, key)
     file = _index_file(folder, key)
     try:
         _publish(file, lambda stream: np.savez(stream, **arrays))
+        _prune(folder)
     except OSError as error:
         _log.warning("the index cannot be cached in %s (%s): the next start scans again", folder, error)
+
+
+def image_loader(
+    index: Index, kind: Literal["none", "ram", "disk"] = "none", cache_dir: str = ""
+) -> Callable[[int], Image]:
+    """What reads an image by its place in the index; picklable, for the loader's workers.
+
+    It raises `ImageError` as `read_image` does, and where the image's size is no longer the index's: its
+    boxes would lie elsewhere.
+    """
+    if kind == "none":
+        return partial(_unchanged, index, partial(_read, index))
+    cache = ImageCache(index, kind, Path(cache_dir) / "images" if cache_dir else None)
+    return partial(_unchanged, index, cache.get)
+
+
+def _read(index: Index, i: int) -> Image:
+    return read_image(index.image_path(i))
+
+
+def _unchanged(index: Index, load: Callable[[int], Image], i: int) -> Image:
+    image, record = load(i), index.records[i]
+    height, width = image.shape[:2]
+    if (height, width) != (record.height, record.width):
+        before = f"{record.width}x{record.height}"
+        raise ImageError(index.image_path(i), f"it is {width}x{height} now and was {before} in the scan")
+    return image
 
 
 class ImageCache:
@@ -128,6 +167,23 @@ def _cache_home() -> Path:
         return Path.home() / ".cache"
     except RuntimeError:  # containers run as users without an account
         return Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+
+
+def _prune(folder: Path) -> None:
+    """Remove the indexes that were not used for longest, and what killed writers left a day ago."""
+    indexes = sorted(((_used(file), file) for file in folder.glob("*.npz")), reverse=True)
+    yesterday = time.time() - 24 * 3600
+    remains = [file for file in folder.glob(".*.tmp") if _used(file) < yesterday]
+    for file in [*(file for _, file in indexes[INDEXES_KEPT:]), *remains]:
+        file.unlink(missing_ok=True)
+
+
+def _used(file: Path) -> float:
+    """Seconds since 1970; now where another job has removed the file meanwhile."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _index_file(folder: Path, key: str) -> Path:

@@ -9,16 +9,17 @@ import torch
 
 from horovod_yolo.boxes import xyxy_to_xywh
 from horovod_yolo.data.augment import Sample
-from horovod_yolo.types import Batch, Targets
+from horovod_yolo.types import Batch, LostImage, Targets
 
 
-def collate(samples: Sequence[Sample], height: int, width: int) -> Batch:
+def collate(samples: Sequence[Sample], height: int, width: int, unmade: Sequence[LostImage] = ()) -> Batch:
     """Stack samples of one input size, in order.
 
     Args:
         samples: B of them; none at all gives a batch of images (0, 3, height, width).
         height: of the input, pixels.
         width: of the input, pixels.
+        unmade: images whose samples could not be made.
 
     Raises:
         ValueError: an image of another size.
@@ -33,6 +34,8 @@ def collate(samples: Sequence[Sample], height: int, width: int) -> Batch:
         _targets(samples, height, width),
         torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         tuple(sample.letterbox for sample in samples),
+        (*unmade, *(image for sample in samples for image in sample.lost)),
+        sum(sample.replaced for sample in samples),
     )
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +32,14 @@ __all__ = [
     "Problem",
     "Record",
     "assemble",
-    "content_key",
+    "fingerprint",
     "list_entries",
     "relative_name",
     "scan",
 ]
 
+THREADS = 16
+FILES_AT_ONCE = 256
 FORMAT_VERSION = 1  # of the index; a new one when the same files would give other records
 
 
@@ -157,28 +162,42 @@ def assemble(root: Path, names: Sequence[str], scanned: Sequence[Record | None])
     return Index(root=root, names=tuple(names), records=records)
 
 
-def content_key(entries: Sequence[Entry], spec: DataSpec, split: str, *, times: bool = True) -> str:
-    """A hash of the names, sizes and times of images and label files. Moving them together keeps it.
+class Fingerprint(NamedTuple):
+    """Two hashes of a split's files. Moving all of them together changes neither."""
 
-    Without ``times``, copies of a data set on several hosts have the same one.
-    """
-    total = hashlib.sha256(_canonical(FORMAT_VERSION, split, spec.names))
-    hashed: set[Path] = set()
-    for entry in entries:
-        named_in = relative_name(Path(entry.named_in), spec.root) if entry.named_in else ""
-        total.update(_canonical(entry.image_id, named_in, entry.named_at, [p.reason for p in entry.problems]))
-        for file in (entry.image, entry.labels.file):
-            if file not in hashed:
-                hashed.add(file)
-                total.update(
-                    _canonical(relative_name(file, spec.root), *_fingerprint(file)[: 2 if times else 1])
-                )
-    return total.hexdigest()
+    content: str  # of their names and sizes: equal for copies of a data set on several hosts
+    exact: str  # of their times too: names one copy
+
+
+def fingerprint(entries: Sequence[Entry], spec: DataSpec, split: str) -> Fingerprint:
+    """Hash the names, sizes and times of images and label files. Each file is looked at once."""
+    files = list(dict.fromkeys(file for entry in entries for file in (entry.image, entry.labels.file)))
+    about = _canonical(
+        FORMAT_VERSION,
+        split,
+        spec.names,
+        [
+            (
+                entry.image_id,
+                entry.named_in and relative_name(Path(entry.named_in), spec.root),
+                entry.named_at,
+                [problem.reason for problem in entry.problems],
+            )
+            for entry in entries
+        ],
+    )
+    content, exact = hashlib.sha256(about), hashlib.sha256(about)
+    for file, (size, time_ns) in zip(files, _sizes_and_times(files), strict=True):
+        name = relative_name(file, spec.root)
+        content.update(os.fsencode(f"{name}\0{size}\0"))
+        exact.update(os.fsencode(f"{name}\0{size}\0{time_ns}\0"))
+    return Fingerprint(content.hexdigest(), exact.hexdigest())
 
 
 def relative_name(path: Path, root: Path) -> str:
     """The posix path below root, or the whole path when it is not below."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    folder = root.as_posix().removesuffix("/") + "/"  # text: ``Path.relative_to`` would take most of a start
+    return path.as_posix().removeprefix(folder)
 
 
 def _resolve(item: str, spec: DataSpec) -> Path:
@@ -251,7 +270,18 @@ def _scan_entry(entry: Entry, names: Sequence[str], root: Path) -> tuple[Record 
     return record, problems
 
 
-def _fingerprint(file: Path) -> tuple[int, int]:
+def _sizes_and_times(files: Sequence[Path]) -> Iterator[tuple[int, int]]:
+    """(bytes, ns) of each file, -1 where it cannot be looked at.
+
+    Threads, because a network file system takes as long for many questions at once as for one.
+    """
+    parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        for found in threads.map(lambda part: [_size_and_time(file) for file in part], parts):
+            yield from found
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
     try:
         status = file.stat()
     except (OSError, ValueError):

@@ -1,35 +1,34 @@
 """Batches of one rank, made ahead of time by worker processes.
 
-Workers start from a fork server, not by forking the trainer: a fork after Horovod or MPI has started
-threads copies locks that nobody will ever release. They live as long as the loader. What they make
-does not depend on how many they are.
+The workers live as long as the loader. What they make does not depend on how many they are.
 """
 
 from __future__ import annotations
 
-import os
-import signal
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
-from multiprocessing.context import BaseContext
+from functools import partial
 from multiprocessing.process import BaseProcess, active_children
 from typing import Any
 
-import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from horovod_yolo.data import workers
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
-from horovod_yolo.types import Batch, SampleKey
+from horovod_yolo.errors import DataWorkerError
+from horovod_yolo.types import Batch, LostImage, SampleKey
+
+log = logging.getLogger(__name__)
 
 PREFETCH_PER_WORKER = 2  # batches made ahead
-_JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+MOST_REPORTED = 100  # lost images that are listed one by one
 _PRELOAD = ["horovod_yolo.data.loader"]  # brings torch, numpy and OpenCV: imported once, not by each worker
 
 
@@ -42,22 +41,24 @@ class _Request:
     width: int
 
 
-class _Batches(Dataset[Batch | ImageError]):
+class _Batches(Dataset[Batch]):
     """Turns a request into a batch, in whichever process it runs.
 
-    An image that cannot be read is returned, not raised: PyTorch would bring it back from a worker
-    as a RuntimeError, and the caller could not tell it from a fault of the program.
+    A sample that cannot be made is left out, and its image named in the batch.
     """
 
     def __init__(self, sample_fn: Callable[[SampleKey], Sample]) -> None:
         self._sample_fn = sample_fn
 
-    def __getitem__(self, request: _Request) -> Batch | ImageError:
-        try:
-            samples = [self._sample_fn(key) for key in request.keys]
-        except ImageError as error:
-            return error
-        return collate(samples, request.height, request.width)
+    def __getitem__(self, request: _Request) -> Batch:
+        samples: list[Sample] = []
+        unmade: list[LostImage] = []
+        for key in request.keys:
+            try:
+                samples.append(self._sample_fn(key))
+            except ImageError as error:
+                unmade.append(LostImage(str(error.path), error.reason))
+        return collate(samples, request.height, request.width, unmade)
 
 
 class _Requests(Sampler[_Request]):
@@ -81,6 +82,9 @@ def _as_it_is(item: Any) -> Any:
 class Loader:
     """This rank's batches, epoch by epoch.
 
+    A worker that dies is replaced once. What it had made is made again: a batch depends on its keys and the
+    images only, so none is lost, doubled or changed.
+
     Args:
         sample_fn: makes the sample of a key. Picklable where there are workers.
         sampler: the plan of this rank.
@@ -89,6 +93,7 @@ class Loader:
 
     Attributes:
         wait_s: seconds the consumer has waited for data since the start of the epoch.
+        lost: images that could not be read since the loader was made, each once, by path.
     """
 
     def __init__(
@@ -100,58 +105,84 @@ class Loader:
         pin_memory: bool,
     ) -> None:
         self.wait_s = 0.0
+        self.lost: dict[str, LostImage] = {}
         self._epochs_begun = 0
+        self._restarted = False
         self._requests = _Requests(sampler)
         self._workers: list[BaseProcess] = []
-        self._iterator: Iterator[Batch | ImageError] = iter(())
-        self._dataloader: DataLoader[Batch | ImageError] | None = DataLoader(
-            _Batches(sample_fn),
-            sampler=self._requests,
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            pin_memory=pin_memory and torch.cuda.is_available(),
-            generator=torch.Generator(),  # so that iterating leaves torch's global generator alone
-            multiprocessing_context=_forkserver() if workers else None,
-            prefetch_factor=PREFETCH_PER_WORKER if workers else None,
-            persistent_workers=workers > 0,
-            worker_init_fn=_settle_in,
-        )
+        self._iterator: Iterator[Batch] = iter(())
+        self._make = partial(_dataloader, _Batches(sample_fn), self._requests, workers, pin_memory)
+        self._dataloader: DataLoader[Batch] | None = self._make()
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Yield this rank's slice of each global batch from ``start_batch`` on, in order.
 
-        A slice may be empty: its batch has B = 0, and the rank still takes part in the step. An
-        epoch left early costs no more than the batches made ahead.
+        A slice may be empty: its batch has B = 0, and the rank still takes part in the step. It is shorter
+        than planned where samples could not be made. An epoch left early costs no more than the batches
+        made ahead.
 
         Raises:
-            RuntimeError: a worker died, the loader is closed, or a later epoch has begun.
-            ImageError: an image cannot be read.
+            RuntimeError: the loader is closed, or a later epoch has begun.
+            DataWorkerError: a second worker has died.
         """
-        begun = time.perf_counter()
-        self._begin(epoch, start_batch)
-        mine, self.wait_s = self._epochs_begun, time.perf_counter() - begun
-        while True:
+        self._epochs_begun += 1
+        mine, self.wait_s = self._epochs_begun, 0.0
+        for number in range(start_batch, self._requests.plan.batches_per_epoch):
             if mine != self._epochs_begun:
                 raise RuntimeError("this epoch is over: the loader was closed or a later epoch has begun")
             begun = time.perf_counter()
-            batch = next(self._iterator, None)
+            batch = self._batch(epoch, number, first=number == start_batch)
             self.wait_s += time.perf_counter() - begun
-            if batch is None:
-                return
-            if isinstance(batch, ImageError):
-                raise batch
+            self._report(batch.lost)
             yield batch
+
+    def _batch(self, epoch: int, number: int, first: bool) -> Batch:
+        """The next batch, also where a worker dies meanwhile."""
+        while True:
+            try:
+                if first:
+                    self._begin(epoch, number)
+                return next(self._iterator)
+            except (RuntimeError, OSError, EOFError) as error:  # what PyTorch makes of a worker's death
+                death = workers.first_death(self._workers)
+                if death is None:
+                    raise
+                if self._restarted:
+                    raise DataWorkerError(f"{death}, the second of this rank that died") from error
+            self._restart(death)
+            first = True
 
     def _begin(self, epoch: int, start_batch: int) -> None:
         """Send the first requests; the first time, start the workers."""
         if self._dataloader is None:
             raise RuntimeError("the loader is closed")
-        self._epochs_begun += 1
         self._requests.epoch, self._requests.start = epoch, start_batch
         others = active_children()
-        self._iterator = iter(self._dataloader)
-        self._workers += [child for child in active_children() if child not in others]
+        try:
+            self._iterator = iter(self._dataloader)
+        finally:
+            self._workers += [child for child in active_children() if child not in others]
+
+    def _restart(self, death: str) -> None:
+        """Begin anew with other workers and other queues: the dead one may have held a queue's lock."""
+        log.warning("%s; the data workers of this rank are started again, once", death)
+        self._restarted = True
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+        old = [self._dataloader, self._iterator]
+        self._dataloader, self._iterator = self._make(), iter(())
+        # With its last reference the old iterator tidies up, and waits for ever where such a lock is left.
+        threading.Thread(target=old.clear, daemon=True).start()
+
+    def _report(self, lost: Sequence[LostImage]) -> None:
+        for image in lost:
+            if image.path not in self.lost:
+                self.lost[image.path] = image
+                if len(self.lost) <= MOST_REPORTED:
+                    log.warning("image lost: %s: %s", *image)
+                elif len(self.lost) == MOST_REPORTED + 1:
+                    log.warning("image lost: more than %d are not listed", MOST_REPORTED)
 
     def close(self) -> None:
         """End the workers. Closing twice is fine."""
@@ -164,44 +195,17 @@ class Loader:
         self._workers = []
 
 
-def _forkserver() -> BaseContext:
-    """Start the fork server, deaf to the job's signals, as all it forks will be.
-
-    Ctrl-C and a scheduler's SIGTERM go to the whole process group, but only the trainer may answer
-    them: it still needs its workers, and they the server, until it has written its checkpoint.
-    """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    resource_tracker.ensure_running()  # lifts such a block whenever it starts, so it has to start before
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-def _settle_in(_worker: int) -> None:
-    """Make a new worker single-threaded, deaf to the job's signals, and mortal.
-
-    The trainer's own SIGTERM ends a worker. So does the trainer's death, however sudden: PyTorch's
-    watchdog looks at the parent process, which here is the fork server, and that one waits for the
-    workers.
-    """
-    cv2.setNumThreads(0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # the fork server may be older than this loader
-    trainer = parent_process()
-    assert trainer is not None, "runs in a child process only"
-    threading.Thread(target=_end_on_request_of, args=(trainer,), daemon=True).start()
-    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
-
-
-def _end_on_request_of(trainer: BaseProcess) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
-        pass
-    os._exit(0)
-
-
-def _end_with(trainer: BaseProcess) -> None:
-    trainer.join()
-    os._exit(1)
+def _dataloader(batches: _Batches, requests: _Requests, count: int, pin_memory: bool) -> DataLoader[Batch]:
+    return DataLoader(
+        batches,
+        sampler=requests,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=count,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        generator=torch.Generator(),  # so that iterating leaves torch's global generator alone
+        multiprocessing_context=workers.forkserver_context(_PRELOAD) if count else None,
+        prefetch_factor=PREFETCH_PER_WORKER if count else None,
+        persistent_workers=count > 0,
+        worker_init_fn=workers.settle_in,
+    )

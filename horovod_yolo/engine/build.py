@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +15,11 @@ import torch
 from horovod_yolo.boxes import xyxy_to_xywh
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
-from horovod_yolo.config.schema import Cache, Hyp, TrainConfig
-from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, Load, TrainTransform
-from horovod_yolo.data.cache import ImageCache, default_cache_dir
+from horovod_yolo.config.schema import Hyp, TrainConfig
+from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, TrainTransform
+from horovod_yolo.data.cache import default_cache_dir, image_loader
 from horovod_yolo.data.index import Index
 from horovod_yolo.data.loader import Loader
-from horovod_yolo.data.read import read_image
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.comm import Communicator
@@ -40,7 +38,7 @@ from horovod_yolo.losses.anchor_based import AnchorLoss, LossWeights, scale_weig
 from horovod_yolo.models.anchors import check_anchors
 from horovod_yolo.models.head import Detector, published_names
 from horovod_yolo.models.zoo import build_model, find_model
-from horovod_yolo.types import Image, Ints
+from horovod_yolo.types import Ints
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -221,7 +219,7 @@ def build_training_data(
         order=order,
     )
     load = image_loader(index, config.cache, config.cache_dir)
-    return TrainTransform(index, load, params, config.seed), sampler
+    return TrainTransform(index, load, params, config.seed, order), sampler
 
 
 def build_evaluation_loader(
@@ -237,17 +235,6 @@ def build_evaluation_loader(
     return Loader(
         EvaluationTransform(index, load, longest_side=imgsz), sampler, workers=workers, pin_memory=True
     )
-
-
-def image_loader(index: Index, kind: Cache = "none", cache_dir: str = "") -> Load:
-    """What reads an image by its place in the index; picklable, for the loader's workers."""
-    if kind == "none":
-        return partial(_read, index)
-    return ImageCache(index, kind, Path(cache_dir) / "images" if cache_dir else None).get
-
-
-def _read(index: Index, i: int) -> Image:
-    return read_image(index.image_path(i))
 
 
 def round_to_stride(imgsz: int, stride: int) -> int:

@@ -12,6 +12,7 @@ from horovod_yolo.boxes import xyxy_to_ltwh
 from horovod_yolo.data.index import Index, Record
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.comm import Communicator
+from horovod_yolo.engine.datasets import require_images
 from horovod_yolo.engine.step import Precision
 from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.errors import StoppedError
@@ -50,7 +51,7 @@ class Evaluator:
 
     @torch.no_grad()
     def run(self, model: Detector, collected: dict[int, Detections] | None = None) -> Evaluation:
-        """Score a model. *Collective.*
+        """Score a model. *Collective.* Images that cannot be read any more are left out.
 
         Args:
             model: weights equal on all ranks; left in evaluation mode.
@@ -58,6 +59,7 @@ class Evaluator:
 
         Raises:
             StoppedError: a rank was asked to stop; on all ranks in the same batch.
+            UserError: too many images are lost, on all ranks alike.
         """
         model.eval()
         accumulator = DetectionAccumulator(len(self.index.names))
@@ -78,6 +80,8 @@ class Evaluator:
                     collected[index] = original
         summary = self._merged(accumulator)
         box, obj, cls, images = self.comm.allreduce_sum(losses, "validation.losses").wait().tolist()
+        lost = len(self.index) - int(images)
+        require_images(self.comm, lost, len(self.index), self.loader.lost.values(), self.index.root)
         images = max(images, 1.0)
         return Evaluation(summary, box / images, obj / images, cls / images)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class StepResult:
     grad_norm: float
     skipped: bool
     stop: bool = False  # a rank was asked to stop; all see it in the same step
+    replaced: int = 0  # of the images, those that stand for a lost one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class Stepper:
         """
         self.model.train()
         self._exchange.expect(len(scales))
-        sums = torch.zeros(4, dtype=torch.float64, device=self._precision.device)
+        sums = torch.zeros(5, dtype=torch.float64, device=self._precision.device)
         for scale in scales:
             batch = next(batches).to(self._precision.device, non_blocking=True)
             sums += self._forward_backward(_resized(batch, scale, max(self.model.strides)))
@@ -116,11 +117,14 @@ class Stepper:
         self.optimizer.zero_grad()
         asked = sums.new_tensor([self._stop.asked])
         sums = self._comm.allreduce_sum(torch.cat((sums, asked)), "losses").wait()
-        box, obj, cls, images, stop = sums.tolist()
-        return StepResult(box / images, obj / images, cls / images, int(images), grad_norm, skipped, stop > 0)
+        *losses, images, replaced, stop = sums.tolist()
+        box, obj, cls = (loss / max(images, 1.0) for loss in losses)
+        return StepResult(box, obj, cls, int(images), grad_norm, skipped, stop > 0, int(replaced))
 
     def _forward_backward(self, batch: Batch) -> Tensor:
-        """This rank's share of a batch: (4,) box, obj, cls loss, each times the global images; own images."""
+        """This rank's share of a batch: (5,) box, obj, cls loss, each times the global images; own images;
+        those of them that stand for a lost one.
+        """
         images = self._precision.images(batch)
         shapes = [(images.shape[2] // s, images.shape[3] // s) for s in self.model.strides]
         matches = self.loss.match(batch.targets, shapes, self.model.anchors_px)
@@ -134,7 +138,7 @@ class Stepper:
         # Horovod's hooks start to send each gradient in here, as soon as it is complete.
         self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
         self.model.train()
-        return torch.cat((loss.parts.double() * totals[-1], totals.new_tensor([len(batch)])))
+        return torch.cat((loss.parts.double() * totals[-1], totals.new_tensor([len(batch), batch.replaced])))
 
     def _finish_gradients(self) -> float:
         """Wait for the ranks' sum, then clip. The norm is the same on every rank."""
@@ -165,4 +169,4 @@ def _resized(batch: Batch, factor: float, stride: int) -> Batch:
     size = [max(round(side * factor / stride), 1) * stride for side in batch.images.shape[2:]]
     images = batch.images.float()
     images = F.interpolate(images, size, mode="bilinear") if len(batch) else images.new_zeros((0, 3, *size))
-    return Batch(images, batch.targets, batch.indices, batch.letterboxes)
+    return replace(batch, images=images)

@@ -16,6 +16,7 @@ from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.comm import Communicator
 from horovod_yolo.distributed.sync_batchnorm import average_running_statistics, running_statistics
+from horovod_yolo.engine.datasets import require_images
 from horovod_yolo.engine.ema import Ema
 from horovod_yolo.engine.evaluator import Evaluation, Evaluator
 from horovod_yolo.engine.optim import apply_rates
@@ -127,7 +128,7 @@ class Trainer:
         """Train from the next batch to the end of its epoch, validate, commit. *Collective.*"""
         start, waited = time.perf_counter(), self.comm.wait_s
         epoch, images_before = self.progress.epoch, self.progress.epoch_sums[3]
-        batches = self.loader.epoch(epoch, self.progress.batch)
+        batches, replaced = self.loader.epoch(epoch, self.progress.batch), 0
         # A commit on the last step of an epoch leaves a resumed run its validation only.
         rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))
         for window in self.schedule.windows(epoch, self.progress.batch):
@@ -136,6 +137,8 @@ class Trainer:
             rates = self.schedule.rates(epoch, window.first_batch + window.batches - 1)
             apply_rates(self.stepper.optimizer, rates)
             result = self.stepper.step(batches, self._scales(epoch, window))
+            replaced += result.replaced
+            self._require_images(replaced, epoch, window, result)
             self._advance(window, result)
             for callback in self.callbacks:
                 callback.on_step(StepReport(self.progress.step, epoch, rates, result))
@@ -204,6 +207,13 @@ class Trainer:
             float(np.random.default_rng([self.config.seed, epoch, window.first_batch + k]).uniform(0.5, 1.5))
             for k in range(window.batches)
         ]
+
+    def _require_images(self, replaced: int, epoch: int, window: Window, result: StepResult) -> None:
+        """End the job, on all ranks alike, where too much of the data set has vanished."""
+        planned = sum(self.sampler.images_in(epoch, window.first_batch + k) for k in range(window.batches))
+        # A sample is missing only where no other image could take its place: then nothing can be read.
+        lost = self.sampler.count if result.images < planned else replaced
+        require_images(self.comm, lost, self.sampler.count, self.loader.lost.values(), self.config.data)
 
     def _advance(self, window: Window, result: StepResult) -> None:
         if not result.skipped:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo.data.augment import AugmentParams, augment
+from horovod_yolo.data.cache import image_loader
 from horovod_yolo.data.index import assemble, list_entries, scan
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.engine.build import image_loader
 from tests.helpers import ranks
 from tests.helpers.runs import largest_loss_difference, steps, weight_difference
 

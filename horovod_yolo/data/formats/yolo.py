@@ -32,6 +32,7 @@ from horovod_yolo.errors import UserError
 
 OVERHANG = 1e-3  # how far values may lie outside 0..1: rounding in exporters, no more
 MAX_LIST_BYTES = 2 << 30
+_SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,14 @@ def list_folder(folder: Path) -> tuple[list[Entry], list[Problem]]:
         reason = f"folder cannot be read: {error.strerror or error}"
         problems.append(Problem(str(error.filename or folder), None, reason))
 
-    entries = [Entry(image, YoloLabels(label_path(image))) for image in _images_below(folder, note)]
+    entries = []
+    for here, names in _folders_below(folder, note):
+        labels = label_path(here / "of.jpg").parent  # once a folder: paths are slow, and sets are large
+        entries += [
+            Entry(here / name, YoloLabels(labels / f"{name[: name.rindex('.')]}.txt"))
+            for name in names
+            if name.lower().endswith(_SUFFIXES)
+        ]
     return entries, problems
 
 
@@ -124,8 +132,11 @@ def parse_labels(
     return labels, sorted(problems + more, key=lambda problem: problem.line or 0)
 
 
-def _images_below(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[Path]:
-    """Images in a folder tree. Linked folders are entered, each real folder once: loops of links end."""
+def _folders_below(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders of a tree, each with the names in it that are not hidden, sorted.
+
+    Linked folders are entered, each real folder once: loops of links end.
+    """
     visited: set[tuple[int, int]] = set()
     for here, below, names in os.walk(folder, onerror=onerror, followlinks=True):
         status = Path(here).stat()
@@ -135,9 +146,7 @@ def _images_below(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[
             continue
         visited.add(identity)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(here, name)
+        yield Path(here), sorted(name for name in names if not name.startswith("."))
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:

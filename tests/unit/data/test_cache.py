@@ -164,6 +164,21 @@ def test_readers_never_see_half_a_file(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.text == ""
 
 
+def test_the_indexes_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("horovod_yolo.data.cache.INDEXES_KEPT", 3)
+    index = Index(tmp_path, ("cat", "dog"), (_record("a.jpg", 2, 0),))
+    old, recent = tmp_path / ".old.tmp", tmp_path / ".recent.tmp"
+    old.write_bytes(b"left by a killed writer")
+    os.utime(old, (1, 1))
+    recent.write_bytes(b"being written")
+    for age, key in enumerate(("k0", "k1", "k2")):
+        save_index(tmp_path, key, index, [])
+        os.utime(tmp_path / f"{key}.npz", (1000 + age, 1000 + age))
+    assert load_index(tmp_path, "k0", tmp_path) is not None
+    save_index(tmp_path, "k3", index, [])
+    assert {file.name for file in tmp_path.iterdir()} == {"k0.npz", "k2.npz", "k3.npz", ".recent.tmp"}
+
+
 def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "horovod_yolo/index"

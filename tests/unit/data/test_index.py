@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from horovod_yolo.data.index import Index, Record, assemble, content_key, list_entries, scan
+from horovod_yolo.data.index import Index, Record, assemble, fingerprint, list_entries, scan
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.errors import UserError
 
@@ -185,7 +185,7 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     records, problems = _scan(spec)
     assert records[0] is not None and problems == []
     index = assemble(tmp_path, NAMES, [dataclasses.replace(records[0], classes=np.zeros(1, np.int64))])
-    assert len(index.digest) == len(content_key(list_entries(spec, "train"), spec, "train")) == 64
+    assert len(index.digest) == len(fingerprint(list_entries(spec, "train"), spec, "train").exact) == 64
     assert index.image_path(0).is_file()
 
 
@@ -326,10 +326,10 @@ def test_published_lists_that_name_missing_images_are_reported_by_line() -> None
 
 
 def _key(spec: DataSpec) -> str:
-    return content_key(list_entries(spec, "train"), spec, "train")
+    return fingerprint(list_entries(spec, "train"), spec, "train").exact
 
 
-def test_content_key_stays_when_the_set_moves(
+def test_fingerprint_stays_when_the_set_moves(
     small_set: DataSpec, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     moved = tmp_path_factory.mktemp("moved") / "set"
@@ -354,7 +354,7 @@ def _touch(path: Path) -> None:
         lambda spec: (spec.root / "images/b/3.jpg").rename(spec.root / "images/b/5.jpg"),
     ],
 )
-def test_content_key_changes_with_any_file(small_set: DataSpec, change: object) -> None:
+def test_fingerprint_changes_with_any_file(small_set: DataSpec, change: object) -> None:
     before = _key(small_set)
     assert _key(small_set) == before
     assert callable(change)
@@ -362,13 +362,13 @@ def test_content_key_changes_with_any_file(small_set: DataSpec, change: object) 
     assert _key(small_set) != before
 
 
-def test_content_key_changes_with_names_split_and_list(small_set: DataSpec) -> None:
+def test_fingerprint_changes_with_names_split_and_list(small_set: DataSpec) -> None:
     entries = list_entries(small_set, "train")
     keys = {
-        content_key(entries, small_set, "train"),
-        content_key(entries, small_set, "val"),
-        content_key(entries, dataclasses.replace(small_set, names=("a", "c")), "train"),
-        content_key(entries[:-1], small_set, "train"),
+        fingerprint(entries, small_set, "train").exact,
+        fingerprint(entries, small_set, "val").exact,
+        fingerprint(entries, dataclasses.replace(small_set, names=("a", "c")), "train").exact,
+        fingerprint(entries[:-1], small_set, "train").exact,
     }
     for text in ("./images/1.png\n", "\n./images/1.png\n", "./images/1.png\n./images/1.png\n"):
         (small_set.root / "list.txt").write_text(text)

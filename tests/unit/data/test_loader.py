@@ -18,6 +18,7 @@ from horovod_yolo.data.augment import AugmentParams, Sample, TrainTransform
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
+from horovod_yolo.errors import DataWorkerError
 from horovod_yolo.types import Batch, SampleKey
 from tests.unit.data.scenes import noise_scenes
 
@@ -32,8 +33,14 @@ def plan(rank: int = 0, size: int = 1, batch: int = 3, count: int = COUNT) -> St
     return StepSampler(count, batch, rank, size, seed=5, shuffle=True, shape=(64, 96))
 
 
-def unreadable(key: SampleKey) -> Sample:
-    raise ImageError(Path("gone") / f"{key.index}.jpg", "no such file")
+def odd_ones_unreadable(key: SampleKey) -> Sample:
+    if key.index % 2:
+        raise ImageError(Path("gone") / f"{key.index}.jpg", "no such file")
+    return SAMPLES(key)
+
+
+def faulty(key: SampleKey) -> Sample:
+    raise RuntimeError("our own fault")
 
 
 def suicidal(key: SampleKey) -> Sample:
@@ -153,13 +160,62 @@ def test_signals_to_the_whole_job_leave_workers_and_their_server_alone() -> None
         assert ended(worker.pid or 0, within_s=20)
 
 
-def test_a_dead_worker_is_an_error_and_not_a_hang() -> None:
+def test_workers_that_die_again_and_again_are_named_and_not_waited_for() -> None:
     with loader(1, sample_fn=suicidal) as batches:
         assert len(list(batches.epoch(0))) == 4
         begun = time.monotonic()
-        with pytest.raises(RuntimeError, match="worker"):
+        with pytest.raises(DataWorkerError, match=r"data worker \d+ was killed by SIGKILL.*lower --workers"):
             list(batches.epoch(1))
         assert time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize("moment", ["between epochs", "within an epoch"])
+def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_changed(
+    moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with loader(0) as batches:
+        whole = [batch for epoch in (0, 1) for batch in batches.epoch(epoch)]
+    others = set(active_children())
+    with loader(2) as batches:
+        made = list(batches.epoch(0))
+        victim = min(child.pid or 0 for child in set(active_children()) - others)
+        second = batches.epoch(1)
+        if moment == "within an epoch":
+            made.append(next(second))
+        os.kill(victim, signal.SIGKILL)
+        made += second
+        assert equal(made, whole)
+        assert caplog.text.count(f"data worker {victim} was killed by SIGKILL") == 1
+        assert equal(list(batches.epoch(0)), whole[:4]), "and the loader lives on"
+    assert set(active_children()) == others
+
+
+def test_a_worker_that_raises_has_not_died() -> None:
+    with loader(1, sample_fn=faulty) as batches, pytest.raises(RuntimeError, match="our own fault"):
+        next(batches.epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_that_cannot_be_made_are_left_out_and_their_images_named_once(
+    workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with loader(workers, sample_fn=odd_ones_unreadable) as batches:
+        for epoch in (0, 1):
+            indices = [int(i) for batch in batches.epoch(epoch) for i in batch.indices]
+            assert sorted(indices) == [0, 2, 4, 6, 8]
+        assert sorted(batches.lost) == [f"gone/{i}.jpg" for i in (1, 3, 5, 7, 9)]
+    assert [caplog.text.count(f"gone/{i}.jpg: no such file") for i in range(COUNT)] == [0, 1] * 5
+
+
+def test_thousands_of_lost_images_are_not_all_listed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("horovod_yolo.data.loader.MOST_REPORTED", 2)
+    with loader(0, sample_fn=odd_ones_unreadable) as batches:
+        list(batches.epoch(0))
+        assert len(batches.lost) == 5
+    assert caplog.text.count("gone/") == 2
+    assert caplog.text.count("more than 2 are not listed") == 1
 
 
 TRAINER = """
@@ -186,12 +242,6 @@ def test_workers_end_when_their_trainer_is_killed(tmp_path: Path) -> None:
         trainer.kill()
     assert len(workers) == 2
     assert all(ended(pid, within_s=20) for pid in workers)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named(workers: int) -> None:
-    with loader(workers, sample_fn=unreadable) as batches, pytest.raises(ImageError, match=r"gone/\d\.jpg"):
-        next(batches.epoch(0))
 
 
 def test_waiting_is_measured_from_the_start_of_the_epoch() -> None:

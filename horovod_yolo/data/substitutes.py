@@ -1,0 +1,60 @@
+"""Images that vanish or break while a job runs: the next one of the epoch's order takes their place.
+
+Which one that is follows from the order and the disk alone, so every rank and every worker would choose
+the same, and no rank has to tell another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from horovod_yolo.data.index import Index, Record
+from horovod_yolo.data.read import ImageError
+from horovod_yolo.types import Image, Ints
+
+MOST_IN_A_ROW = 100  # images tried before a data set counts as gone
+
+
+class Pictures:
+    """The images that go into one sample.
+
+    Args:
+        index: the data set.
+        load: gives the (H, W, 3) image of a position in the index, at its size or scaled.
+        order: gives the epoch's order, (count,); asked for only where an image is lost. None: no substitutes.
+
+    Attributes:
+        lost: why an image could not be read, by its position.
+    """
+
+    def __init__(
+        self, index: Index, load: Callable[[int], Image], order: Callable[[], Ints] | None = None
+    ) -> None:
+        self.lost: dict[int, ImageError] = {}
+        self._index = index
+        self._load = load
+        self._order = order
+
+    def take(self, position: int) -> tuple[Image, Record]:
+        """An image with its record, or those of the next in the order that can be read.
+
+        Raises:
+            ImageError: of the image itself, where neither it nor any of those after it can be read.
+        """
+        for candidate in self._from(position):
+            if candidate not in self.lost:
+                try:
+                    return self._load(candidate), self._index.records[candidate]
+                except ImageError as error:
+                    self.lost[candidate] = error
+        raise self.lost[position]
+
+    def _from(self, position: int) -> Iterator[int]:
+        yield position
+        if self._order is None:
+            return
+        order = self._order()
+        (place,) = np.flatnonzero(order == position)
+        yield from np.roll(order, -int(place))[1:MOST_IN_A_ROW].tolist()

@@ -1,0 +1,88 @@
+"""The processes that make batches: how they start, whom they obey, how they die.
+
+They start from a fork server, not by forking the trainer: a fork after Horovod or MPI has started threads
+copies locks that nobody will ever release.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+
+import cv2
+
+_JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+_LIKELY_CAUSE = {
+    signal.SIGKILL: "memory may be short: lower --workers, or leave out --cache ram",
+    signal.SIGBUS: "/dev/shm may be full: lower --workers, or give the container more with --shm-size",
+}
+
+
+def first_death(processes: Sequence[BaseProcess]) -> str | None:
+    """Who died of what, and what may help; None where all are alive a second from now."""
+    if not processes:
+        return None
+    dead = connection.wait([process.sentinel for process in processes], timeout=1.0)
+    for process in processes:
+        if process.sentinel in dead:
+            return f"data worker {process.pid} {_cause(process.exitcode or 0)}"
+    return None
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        number = signal.Signals(-code)
+    except ValueError:  # a real-time signal
+        return f"was killed by signal {-code}"
+    advice = _LIKELY_CAUSE.get(number)
+    return f"was killed by {number.name}" + (f" ({advice})" if advice else "")
+
+
+def forkserver_context(preload: list[str]) -> BaseContext:
+    """Start the fork server, deaf to the job's signals, as all it forks will be.
+
+    Ctrl-C and a scheduler's SIGTERM go to the whole process group, but only the trainer may answer
+    them: it still needs its workers, and they the server, until it has written its checkpoint.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(preload)
+    resource_tracker.ensure_running()  # lifts such a block whenever it starts, so it has to start before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def settle_in(_worker: int) -> None:
+    """Make a new worker single-threaded, deaf to the job's signals, and mortal.
+
+    The trainer's own SIGTERM ends a worker. So does the trainer's death, however sudden: PyTorch's
+    watchdog looks at the parent process, which here is the fork server, and that one waits for the
+    workers.
+    """
+    cv2.setNumThreads(0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # the fork server may be older than this loader
+    trainer = parent_process()
+    assert trainer is not None, "runs in a child process only"
+    threading.Thread(target=_end_on_request_of, args=(trainer,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
+
+
+def _end_on_request_of(trainer: BaseProcess) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
+        pass
+    os._exit(0)
+
+
+def _end_with(trainer: BaseProcess) -> None:
+    trainer.join()
+    os._exit(1)
