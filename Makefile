@@ -26,6 +26,8 @@ DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --b
 # host whose clock is wrong, debootstrap for the Dockerfile's steps.
 TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime debootstrap
 
+FUZZ_SECONDS ?= 600
+
 SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
@@ -34,7 +36,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo packages test test-slow check fmt clean
+.PHONY: help setup demo packages test test-slow fuzz check fmt clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +81,9 @@ test: setup  ## the tests, but for the slow ones
 
 test-slow: setup  ## the slow tests
 	$(PYTEST) -m slow
+
+fuzz: setup  ## broken and hostile files for FUZZ_SECONDS (600), new ones every time
+	end=$$(( $$(date +%s) + $(FUZZ_SECONDS) )); while [ $$(date +%s) -lt $$end ]; do $(PYTEST) tests/fuzz || exit 1; done
 
 check: setup  ## lint, format, types, spelling, shell scripts, Dockerfiles
 	$(BIN)/ruff check .

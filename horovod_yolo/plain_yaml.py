@@ -8,6 +8,10 @@ from typing import Any
 import yaml
 
 from horovod_yolo.errors import UserError
+from horovod_yolo.files import read_bytes
+
+# What PyYAML lets through beside its own errors, for `!!int ""`, `!!timestamp x` and the like.
+_DAMAGE = (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -26,16 +30,13 @@ def read_mapping(path: Path, *, most_bytes: int, what: str) -> dict[str, Any]:
         UserError: it is missing, larger than ``most_bytes``, not YAML, or not a mapping.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(most_bytes + 1)  # never more: it may be a device or a pipe
-    except OSError as error:
-        reason = error.strerror or str(error)
+        data = read_bytes(path, most_bytes)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot be read: {reason}", where=path, fix=f"name {what}") from None
-    if len(data) > most_bytes:
-        raise UserError(f"over {most_bytes >> 10} kB, too large for {what}", where=path, fix=f"name {what}")
     try:
         values = yaml.load(data.decode("utf-8-sig"), _PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _DAMAGE as error:
         raise UserError(f"not valid YAML ({_first_line(error)})", where=path, fix="mend the file") from None
     if not isinstance(values, dict):
         raise UserError("not a mapping of names to values", where=path, fix="write it as `name: value` lines")

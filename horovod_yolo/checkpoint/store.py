@@ -11,8 +11,8 @@ import hashlib
 import io
 import itertools
 import os
-import pickle
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import torch
 
 from horovod_yolo import atomic
+from horovod_yolo.checkpoint import vetting
+from horovod_yolo.files import opened
 
 FORMAT_VERSION = 1
 _MARK = b"sha256:"
@@ -143,12 +145,17 @@ def verified(path: Path) -> bytes:
         CheckpointError: missing, damaged or not ours.
     """
     try:
-        data = path.read_bytes()
+        with opened(path) as (file, size):
+            file.seek(max(0, size - _COMMENT_BYTES))
+            comment = file.read(_COMMENT_BYTES)
+            if not comment.startswith(_MARK):  # looked at first: a file may be larger than the memory
+                raise CheckpointError(path, "not a checkpoint of horovod_yolo, or cut short")
+            file.seek(0)
+            data = file.read(size)
     except OSError as error:
         raise CheckpointError(path, error.strerror or str(error)) from None
-    comment = data[-_COMMENT_BYTES:]
-    if not comment.startswith(_MARK):
-        raise CheckpointError(path, "not a checkpoint of horovod_yolo, or cut short")
+    except MemoryError:
+        raise CheckpointError(path, "does not fit into memory") from None
     if hashlib.sha256(data[:-_COMMENT_BYTES]).hexdigest().encode() != comment[len(_MARK) :]:
         raise CheckpointError(path, "damaged: its checksum does not fit its content")
     return data
@@ -162,9 +169,15 @@ def read(path: Path) -> dict[str, Any]:
     """
     data = verified(path)
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(path, f"does not load ({str(error).splitlines()[0]})") from None
-    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's and pickle's, about what a stranger's file holds
+            vetting.require_harmless(data)
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        vetting.require_real_tensors(state, len(data))
+    except vetting.DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(path, f"does not load ({reason:.200})") from None
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(path, f"not a checkpoint of format version {FORMAT_VERSION}")
     return state

@@ -31,6 +31,8 @@ from PIL import ExifTags
 from horovod_yolo.types import Image
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a "decompression bomb": 1 GiB at 6 bytes a pixel
+MAX_FILE_BYTES = 1 << 30
+MAX_SCANS = 500  # of a progressive JPEG: usual ones have ten, and each may cost a pass over all pixels
 IMAGE_SUFFIXES = frozenset(
     (
         ".bmp",
@@ -54,6 +56,7 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")
 _DEEP_GREY_MODES = frozenset(("I", "I;16", "I;16B", "I;16L"))
 _MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")) | _DEEP_GREY_MODES
 _JPEG_END = b"\xff\xd9"
+_JPEG_SCAN = b"\xff\xda"  # cannot occur inside compressed data
 
 # What Pillow's readers let through when a file is damaged, beside OSError.
 _DAMAGE = (
@@ -175,6 +178,9 @@ def _require_content(path: Path) -> None:
         raise ImageError(path, "not a regular file")
     if status.st_size == 0:
         raise ImageError(path, "the file is empty")
+    if status.st_size > MAX_FILE_BYTES:
+        sizes = f"{status.st_size >> 20} MiB is more than the {MAX_FILE_BYTES >> 20} MiB"
+        raise ImageError(path, f"{sizes} that are read")
 
 
 def _require_supported(path: Path, image: PIL.Image.Image) -> None:
@@ -187,6 +193,8 @@ def _require_supported(path: Path, image: PIL.Image.Image) -> None:
         raise ImageError(path, f"pixels of kind {image.mode} have no defined conversion to 8-bit RGB")
     if image.mode in _DEEP_GREY_MODES and not 8 <= _declared_bits(image) <= 32:
         raise ImageError(path, f"{_declared_bits(image)} bits a pixel do not fit pixels of kind {image.mode}")
+    if "progressive" in image.info and path.read_bytes().count(_JPEG_SCAN) > MAX_SCANS:
+        raise ImageError(path, f"it has more than {MAX_SCANS} scans")
 
 
 def _decode_ordinary_jpeg(path: Path, image: PIL.Image.Image) -> NDArray[np.uint8] | None:
@@ -213,7 +221,7 @@ def _rgb8(image: PIL.Image.Image) -> NDArray[np.uint8]:
     if image.mode not in _DEEP_GREY_MODES:
         return np.array(image.convert("RGB"))  # a copy: what Pillow lends cannot be written to
     shift = _declared_bits(image) - 8
-    grey = np.clip(np.asarray(image).astype(np.int64) >> shift, 0, 255).astype(np.uint8)
+    grey = np.clip(np.asarray(image) >> shift, 0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 

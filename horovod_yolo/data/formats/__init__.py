@@ -8,8 +8,8 @@ entry's ``LabelSource`` knows how. Parsers take bytes, so that tests can feed th
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horovod_yolo import boxes
+from horovod_yolo.errors import UserError
+from horovod_yolo.files import read_bytes
 from horovod_yolo.types import Floats, Ints
 
 MAX_LABEL_BYTES = 16 << 20  # of one image; the longest honest ones are a few MB of polygons
-MAX_PROBLEMS = 1000  # of one label file: more means it is no label file at all
+MAX_LIST_BYTES = 1 << 30  # of a list of images; ten million paths of a hundred letters
+MAX_OBJECTS = 100_000  # in one image
+MAX_PROBLEMS = 1000  # of one label file or list: more means it is no such file at all
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 
 
 @dataclass(frozen=True)
@@ -114,18 +120,53 @@ def is_file_name(text: str) -> bool:
         return False
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file.
+def read_labels(file: Path) -> bytes:
+    """The content of one image's label file.
 
     Raises:
-        OSError: it is missing, unreadable, no regular file or longer than ``limit`` bytes.
+        FileNotFoundError: there is none.
+        UnreadableError: it cannot be read, with the problem to report.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("not a regular file")
-    if status.st_size > limit:
-        raise OSError(f"{status.st_size >> 20} MiB is more than the {limit >> 20} MiB that are read")
-    return path.read_bytes()
+    try:
+        return read_bytes(file, MAX_LABEL_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableError(unreadable(file, error)) from error
+
+
+def unreadable(file: Path, error: object) -> Problem:
+    """The labels of an image are unknown, which is not the same as none."""
+    reason = getattr(error, "strerror", None) or error
+    return Problem(str(file), None, f"labels cannot be read: {reason}")
+
+
+class UnreadableError(ValueError):
+    """Labels that cannot be read. ``problem`` says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def read_list(file: Path, limit: int, fix: str) -> bytes:
+    """The content of a file that names the images of a set.
+
+    Raises:
+        UserError: it cannot be read, or is longer than ``limit`` bytes.
+    """
+    try:
+        return read_bytes(file, limit)
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", where=file, fix=fix) from error
+
+
+def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Line numbers from 1, and the lines that are not blank. All three kinds of line end count."""
+    start = len(_BYTE_ORDER_MARK) if data.startswith(_BYTE_ORDER_MARK) else 0
+    for number, line in enumerate(_LINE.finditer(data, start), start=1):  # one at a time: lists are long
+        if stripped := line.group().strip():
+            yield number, stripped
 
 
 def settle(rows: Iterable[Row], height: int, width: int, file: str) -> tuple[Labels, list[Problem]]:
@@ -154,6 +195,11 @@ def settle(rows: Iterable[Row], height: int, width: int, file: str) -> tuple[Lab
 def too_many(file: str, line: int | None) -> Problem:
     """Ends the list of a file's problems at MAX_PROBLEMS."""
     return Problem(file, line, f"{MAX_PROBLEMS} bad rows: the rest of the file is left out")
+
+
+def too_many_objects(file: str, line: int | None) -> Problem:
+    """Ends the list of an image's objects at MAX_OBJECTS."""
+    return Problem(file, line, f"{MAX_OBJECTS} objects in one image: the rest of the file is left out")
 
 
 def class_ids(names: Sequence[str]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,11 @@ from horovod_yolo.data.formats import (
     Row,
     class_ids,
     is_file_name,
-    read_bytes,
+    read_list,
     settle,
     size_problem,
 )
+from horovod_yolo.data.read import MAX_PIXELS
 from horovod_yolo.errors import UserError
 
 Key = int | str  # of an image or a category
@@ -91,11 +93,7 @@ def list_file(
         UserError: the file is unreadable or not COCO's, its categories do not fit the names, or none of
             its images is found.
     """
-    try:
-        data = read_bytes(file, MAX_JSON_BYTES)
-    except OSError as error:
-        fix = "give a COCO annotation file"
-        raise UserError(f"cannot be read: {error.strerror or error}", where=file, fix=fix) from error
+    data = read_list(file, MAX_JSON_BYTES, "give a COCO annotation file")
     images, problems = parse(data, str(file), names)
     places = _places(file, root, split)
     entries = []
@@ -148,9 +146,9 @@ def map_categories(
     """
     known = {key: c for c in categories if isinstance(c, dict) and (key := _key(c.get("id"))) is not None}
     ids = class_ids(names)
-    by_name = {key: ids[name] for key, c in known.items() if (name := str(c.get("name")).strip()) in ids}
+    by_name = {key: ids[name] for key, c in known.items() if (name := _text(c.get("name")).strip()) in ids}
     if by_name:
-        foreign = [str(known[key].get("name")) for key in known if key in used and key not in by_name]
+        foreign = [_text(known[key].get("name")) for key in known if key in used and key not in by_name]
         absent = [name for i, name in enumerate(names) if i not in by_name.values()]
         if foreign and absent:
             raise _unmapped(
@@ -163,12 +161,12 @@ def map_categories(
 def _map_by_order(
     known: Mapping[Key, Mapping[str, Any]], used: set[Key], names: Sequence[str], file: str
 ) -> dict[Key, int]:
-    heads = {str(c.get("supercategory")) for c in known.values()}
+    heads = {_text(c.get("supercategory")) for c in known.values()}
     order = sorted(known, key=lambda key: (isinstance(key, str), key))
     if len(order) != len(names):
-        order = [key for key in order if key in used or str(known[key].get("name")) not in heads]
+        order = [key for key in order if key in used or _text(known[key].get("name")) not in heads]
     if len(order) != len(names):
-        listed = ", ".join(str(known[key].get("name")) for key in order[:10])
+        listed = ", ".join(_text(known[key].get("name")) for key in order[:10])
         raise _unmapped(f"none of the {len(order)} categories ({listed}) is in the {len(names)} names", file)
     return {key: i for i, key in enumerate(order)}
 
@@ -213,7 +211,9 @@ def _images(listed: Sequence[object], file: str) -> tuple[dict[Key, CocoImage], 
 
 def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     height, width = image.get("height"), image.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    if not isinstance(height, int) or not isinstance(width, int) or max(height, width) > MAX_PIXELS:
+        return None
+    return height, width
 
 
 def _attach(
@@ -226,7 +226,7 @@ def _attach(
     if image_key is None or image_key not in images:
         return "image_id is not the id of an image in the file"
     if category is None or category not in classes:
-        return f"category_id {annotation.get('category_id')!r:.60} is not a class of data.yaml"
+        return f"category_id {reprlib.repr(annotation.get('category_id')):.60} is not a class of data.yaml"
     row = CocoRow(
         name=_name(annotation, position),
         class_id=classes[category],
@@ -240,8 +240,13 @@ def _attach(
 
 def _name(annotation: object, position: int) -> str:
     if isinstance(annotation, dict) and "id" in annotation:
-        return f"annotation {annotation['id']!r}"[:80]
+        return f"annotation {reprlib.repr(annotation['id'])}"[:80]
     return f"annotation at position {position}"
+
+
+def _text(value: object) -> str:
+    """A name. What is nested deep enough to overflow the stack is none."""
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 def _key(value: object) -> Key | None:
@@ -258,7 +263,7 @@ def _check_row(raw: CocoRow) -> Row | str:
         return "bbox is not [left, top, width, height]"
     numbers = [_number(value) for value in bbox]
     if None in numbers:
-        return f"bbox {bbox!r:.80} is not four finite numbers"
+        return f"bbox {reprlib.repr(bbox):.80} is not four finite numbers"
     left, top, width, height = (value for value in numbers if value is not None)
     if width <= 0 or height <= 0:
         return f"width {width:g} and height {height:g} must be positive"

@@ -15,24 +15,29 @@ from pathlib import Path
 from xml.parsers import expat
 
 from horovod_yolo.data.formats import (
-    MAX_LABEL_BYTES,
+    MAX_LIST_BYTES,
+    MAX_OBJECTS,
     MAX_PROBLEMS,
     Entry,
     Folders,
     Labels,
     Problem,
     Row,
+    UnreadableError,
     class_ids,
     is_file_name,
-    read_bytes,
+    lines,
+    read_labels,
+    read_list,
     settle,
     size_problem,
     too_many,
+    too_many_objects,
+    unreadable,
 )
 from horovod_yolo.data.read import IMAGE_SUFFIXES
 from horovod_yolo.errors import UserError
 
-MAX_LIST_BYTES = 1 << 30
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _DEEPEST = 5  # annotation, object, bndbox, xmin, and one more to tell what lies deeper
 _TEXT_LIMIT = 1000  # characters of a name or number that are kept
@@ -47,9 +52,11 @@ class VocLabels:
     def read(self, names: Sequence[str], height: int, width: int) -> tuple[Labels | None, list[Problem]]:
         """See ``LabelSource``. Without a sound file the image's objects are unknown, not absent."""
         try:
-            data = read_bytes(self.file, MAX_LABEL_BYTES)
-        except OSError as error:
-            return None, [Problem(str(self.file), None, f"labels cannot be read: {error.strerror or error}")]
+            data = read_labels(self.file)
+        except FileNotFoundError as error:
+            return None, [unreadable(self.file, error)]
+        except UnreadableError as error:
+            return None, [error.problem]
         return parse_annotation(data, str(self.file), names, height, width)
 
 
@@ -81,7 +88,7 @@ class _Handler:
     def _start(self, tag: str, _attributes: dict[str, str]) -> None:
         self._path.append(tag)
         self._text.clear()
-        if self._path[1:_DEEPEST] == ["object"]:
+        if self._path[1:_DEEPEST] == ["object"] and len(self.objects) <= MAX_OBJECTS:
             self.objects.append(_Object(self.parser.CurrentLineNumber))
 
     def _end(self, tag: str) -> None:
@@ -119,18 +126,17 @@ def list_file(file: Path, folders: Folders) -> tuple[list[Entry], list[Problem]]
         if not (base / folder).is_dir():
             fix = f"a VOC list in {base}/ImageSets needs Annotations and JPEGImages in {base}"
             raise UserError(f"there is no folder {base / folder}", where=file, fix=fix)
-    try:
-        lines = read_bytes(file, MAX_LIST_BYTES).removeprefix(b"\xef\xbb\xbf").splitlines()
-    except OSError as error:
-        fix = "give a text file with one image name a line"
-        raise UserError(f"list cannot be read: {error.strerror or error}", where=file, fix=fix) from error
+    data = read_list(file, MAX_LIST_BYTES, "give a text file with one image name a line")
     stems = _stems(base / "JPEGImages", folders)
     entries, problems = [], []
-    for number, line in enumerate(lines, start=1):
-        text = os.fsdecode(line.strip())
-        if text and not is_file_name(text):
+    for number, line in lines(data):
+        text = os.fsdecode(line)
+        if not is_file_name(text):
             problems.append(Problem(str(file), number, "not the name of an image"))
-        elif text:
+            if len(problems) >= MAX_PROBLEMS:
+                problems.append(too_many(str(file), number))
+                break
+        else:
             name = _name(text, stems)
             image = base / "JPEGImages" / stems.get(name, f"{name}.jpg")
             labels = VocLabels(base / "Annotations" / f"{name}.xml")
@@ -154,6 +160,8 @@ def parse_annotation(
     ids = class_ids(names)
     rows: list[Row] = []
     problems = size_problem(file, _stated_size(handler.size), height, width)
+    if len(handler.objects) > MAX_OBJECTS:
+        problems.append(too_many_objects(file, handler.objects.pop().line))
     for found in handler.objects:
         checked = _check_object(found, ids)
         if isinstance(checked, Row):

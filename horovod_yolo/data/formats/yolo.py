@@ -15,23 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from horovod_yolo.data.formats import (
-    MAX_LABEL_BYTES,
+    MAX_LIST_BYTES,
+    MAX_OBJECTS,
     MAX_PROBLEMS,
     Entry,
     Folders,
     Labels,
     Problem,
     Row,
+    UnreadableError,
     is_file_name,
-    read_bytes,
+    lines,
+    read_labels,
+    read_list,
     settle,
     too_many,
+    too_many_objects,
 )
 from horovod_yolo.data.read import IMAGE_SUFFIXES
-from horovod_yolo.errors import UserError
 
 OVERHANG = 1e-3  # how far values may lie outside 0..1: rounding in exporters, no more
-MAX_LIST_BYTES = 2 << 30
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 
@@ -44,11 +47,11 @@ class YoloLabels:
     def read(self, names: Sequence[str], height: int, width: int) -> tuple[Labels | None, list[Problem]]:
         """See ``LabelSource``. A missing file means that the image has no objects."""
         try:
-            data = read_bytes(self.file, MAX_LABEL_BYTES)
+            data = read_labels(self.file)
         except FileNotFoundError:
             data = b""
-        except OSError as error:
-            return None, [Problem(str(self.file), None, f"labels cannot be read: {error.strerror or error}")]
+        except UnreadableError as error:
+            return None, [error.problem]
         return parse_labels(data, str(self.file), len(names), height, width)
 
 
@@ -83,19 +86,15 @@ def list_file(file: Path, root: Path, folders: Folders) -> tuple[list[Entry], li
     Raises:
         UserError: the list cannot be read.
     """
-    try:
-        data = read_bytes(file, MAX_LIST_BYTES)
-    except OSError as error:
-        raise UserError(
-            f"list of images cannot be read: {error.strerror or error}",
-            where=file,
-            fix="give a text file with one image path a line",
-        ) from error
+    data = read_list(file, MAX_LIST_BYTES, "give a text file with one image path a line")
     entries, problems = [], []
-    for number, line in _lines(data):
+    for number, line in lines(data):
         text = os.fsdecode(line)
         if not is_file_name(text) or Path(text).suffix.lower() not in IMAGE_SUFFIXES:
             problems.append(Problem(str(file), number, f"not an image file name: {_shown(line)}"))
+            if len(problems) >= MAX_PROBLEMS:
+                problems.append(too_many(str(file), number))
+                break
             continue
         image = _locate(text.replace("\\", "/"), file.parent, root, folders)
         entries.append(Entry(image, YoloLabels(label_path(image)), named_in=str(file), named_at=number))
@@ -118,7 +117,10 @@ def parse_labels(
     """The content of a label file -> labels in pixels of a (height, width) image, and the rows left out."""
     rows: list[Row] = []
     problems: list[Problem] = []
-    for number, line in _lines(data):
+    for number, line in lines(data):
+        if len(rows) >= MAX_OBJECTS:
+            problems.append(too_many_objects(file, number))
+            break
         try:
             class_id, (x1, y1, x2, y2) = _parse_row(line.split(), num_classes)
         except _BadRowError as error:
@@ -138,22 +140,28 @@ def _folders_below(folder: Path, onerror: Callable[[OSError], None]) -> Iterator
     Linked folders are entered, each real folder once: loops of links end.
     """
     visited: set[tuple[int, int]] = set()
-    for here, below, names in os.walk(folder, onerror=onerror, followlinks=True):
-        status = Path(here).stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity in visited:
-            below.clear()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as found:
+                names = {entry.name: _is_folder(entry) for entry in found if not entry.name.startswith(".")}
+        except OSError as error:
+            onerror(error)
             continue
-        visited.add(identity)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield Path(here), sorted(name for name in names if not name.startswith("."))
+        waiting += [here / name for name in sorted(names, reverse=True) if names[name]]
+        yield here, sorted(name for name in names if not names[name])
 
 
-def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1, and the lines that are not blank. All three kinds of line end count."""
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        if stripped := line.strip():
-            yield number, stripped
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _locate(text: str, beside: Path, root: Path, folders: Folders) -> Path:
