@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from horovod_yolo import __version__
 from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
 from horovod_yolo.errors import UserError
-from horovod_yolo.job import DONE, MISTAKE, complain, leave, on_ranks, on_ranks_until_stopped
+from horovod_yolo.job import DONE, MISTAKE, complain, leave, log_to_files, on_ranks, on_ranks_until_stopped
 
 if TYPE_CHECKING:
     from horovod_yolo.launch.plan import LaunchPlan
@@ -61,6 +61,7 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
     def job(comm: Any, given: dict[str, Any], stop: Any) -> None:
         from horovod_yolo.engine.run import start_run, train
 
+        log_to_files(comm, given.get("log_dir", ""))
         run = start_run(given.pop("resume", ""), given, comm)
         results = train(run, comm, stop)
         if comm.rank == 0:

@@ -14,12 +14,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from horovod_yolo import logs
 from horovod_yolo.distributed.launched import launched_rank
 from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.errors import DataWorkerError, NonFiniteError, StoppedError, UnwrittenError, UserError
 from horovod_yolo.output import outlive_full_disk
 from horovod_yolo.signals import listening
 
+log = logging.getLogger("horovod_yolo")
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
 
 
@@ -47,7 +49,7 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     except UserError as error:
         complain(str(error))
         return MISTAKE
-    _set_logging(comm.rank)
+    logs.set_up(comm.rank, comm.size)
     code = _part(comm, lambda: job(comm, together(comm, parse)))
     comm.close()
     return code
@@ -64,8 +66,10 @@ def _part(comm: Any, work: Callable[[], None]) -> int:
             print(words, file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
     except Exception as error:  # the last resort of a rank: name it, then leave
         if comm.size == 1:
+            if advice := _advice(error):
+                print(advice, file=sys.stderr)
             raise
-        _leave_alone(comm.rank, comm.size, error)
+        _leave_alone(comm, error)
     comm.allgather_object(code)  # nobody leaves, and ends the job, before rank 0 has spoken
     return code
 
@@ -77,6 +81,14 @@ def _end_of(error: Exception) -> tuple[int, str]:
     if isinstance(error, NonFiniteError):
         return FAULT, f"training stopped: {error}"
     return MISTAKE if isinstance(error, UserError) else FAULT, f"error: {error}"
+
+
+def log_to_files(comm: Any, folder: str) -> None:
+    """Write each rank's messages to a file of its own from here on; empty for none. *Collective.*"""
+    from horovod_yolo.engine.build import together
+
+    if folder:
+        together(comm, lambda: logs.set_up(comm.rank, comm.size, folder))
 
 
 def leave(code: int) -> NoReturn:
@@ -99,17 +111,37 @@ def _leave_on_request(words: str) -> None:
     os._exit(STOPPED)
 
 
-def _leave_alone(rank: int, size: int, error: Exception) -> NoReturn:
-    """End this process at once: an orderly shutdown would wait for ranks that wait for this one."""
-    me = f"rank {rank} of {size} on {socket.gethostname()}"
-    if isinstance(error, DataWorkerError):
-        complain(f"{me}: {error}")
+def _leave_alone(comm: Any, error: Exception) -> NoReturn:
+    """End this process at once: an orderly shutdown would wait for ranks that wait for this one.
+
+    Where another rank's end is the cause, that one's words are what matters: this one has but a line.
+    """
+    who = f"rank {comm.rank} of {comm.size} on {socket.gethostname()}"
+    if isinstance(error, comm.lost_errors):
+        print(f"{who}: another rank left or does not answer ({_first_line(error)})", file=sys.stderr)
+    elif isinstance(error, DataWorkerError):
+        complain(f"{who}: {error}")
     else:
-        print(f"{me} failed:", file=sys.stderr)
+        print(f"{who} failed: {_advice(error) or repr(error)}", file=sys.stderr)
         traceback.print_exc()
+    log.debug("%s failed", who, exc_info=True)  # for the file of this rank
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(FAULT)
+
+
+def _advice(error: Exception) -> str | None:
+    """What to lower where memory was short."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return f"the GPU is out of memory: lower --batch-size or --imgsz ({_first_line(error)})"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's on a CPU
+        lower = "lower --batch-size, --imgsz or --workers, or leave out --cache ram"
+        return f"this host is out of memory: {lower} ({_first_line(error)})"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _set_threads() -> None:
@@ -128,15 +160,6 @@ def _set_threads() -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         bound = cores < (os.cpu_count() or 1)
         torch.set_num_threads(max(1, cores if bound else cores // local))
-
-
-def _set_logging(rank: int) -> None:
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s",
-        stream=sys.stdout,
-        force=True,
-    )
 
 
 def complain(text: str) -> None:

@@ -106,6 +106,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     )
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
     add("--cache-dir", dest="cache_dir", help="folder of the data index and the image cache")
+    add("--log-dir", dest="log_dir", help="a log file of each rank in this folder, with all messages")
     return p
 
 

@@ -137,6 +137,7 @@ class TrainConfig:
     scale_lr: ScaleLr = "none"
     max_steps: int = 0
     cache_dir: str = ""
+    log_dir: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (

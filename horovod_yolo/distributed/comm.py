@@ -61,6 +61,10 @@ class Communicator(Protocol):
     def wait_s(self) -> float:
         """Seconds spent waiting for other ranks since the start."""
 
+    @property
+    def lost_errors(self) -> tuple[type[Exception], ...]:
+        """What a collective call raises where another rank is gone."""
+
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing a tensor over ranks. *Collective.*"""
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import horovod.torch as hvd
 import torch
+from horovod.common.exceptions import HorovodInternalError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,6 +20,9 @@ from horovod_yolo.distributed.local import Ready
 
 T = TypeVar("T")
 SECONDS_BETWEEN_POLLS = 1e-4
+# Horovod names a rank that is late for a call after the first and ends the job after the second, which has to
+# outlast what one rank may do alone, as reading the labels of its part from a slow disk.
+STALL_CHECK = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "30", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
 
 
 class HorovodCommunicator:
@@ -31,12 +35,15 @@ class HorovodCommunicator:
 
     def __init__(self) -> None:
         os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
+        for name, seconds in STALL_CHECK.items():
+            os.environ.setdefault(name, seconds)
         hvd.init()
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
         self.local_rank: int = hvd.local_rank()
         self.local_size: int = hvd.local_size()
         self.wait_s = 0.0
+        self.lost_errors: tuple[type[Exception], ...] = (HorovodInternalError,)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

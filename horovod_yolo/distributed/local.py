@@ -47,6 +47,7 @@ class LocalCommunicator:
     local_rank = 0
     local_size = 1
     wait_s = 0.0
+    lost_errors: tuple[type[Exception], ...] = ()
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """The tensor itself."""

@@ -115,7 +115,8 @@ def _going_on(found: tuple[dict[str, Any], Path], given: dict[str, Any], comm: C
     return Run(config, folder, state)
 
 
-PLACE = ("device", "workers", "cache", "cache_dir", "noplots")  # of this job; the results stay the same
+# Of this job; the results stay the same.
+PLACE = ("device", "workers", "cache", "cache_dir", "log_dir", "noplots")
 NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already
 
 

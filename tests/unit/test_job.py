@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import pytest
+import torch
 
 from horovod_yolo import job as job_module
+from horovod_yolo import logs
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.errors import NonFiniteError, UserError
+from horovod_yolo.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
 
 
 class Closed(LocalCommunicator):
@@ -26,7 +29,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Closed:
     comm = Closed()
     monkeypatch.setattr("horovod_yolo.distributed.launched.connect", lambda: comm)
     monkeypatch.setattr(job_module, "_set_threads", lambda: None)
-    monkeypatch.setattr(job_module, "_set_logging", lambda _rank: None)
+    monkeypatch.setattr(logs, "set_up", lambda *_: None)
     return comm
 
 
@@ -42,6 +45,9 @@ def raising(error: Exception) -> Any:
     [
         (UserError("wrong", where="d.yaml", fix="mend it"), 2, "error: d.yaml: wrong. mend it\n"),
         (NonFiniteError("diverged"), 1, "training stopped: diverged\n"),
+        (UnwrittenError("no room"), 1, "error: no room\n"),
+        (StoppedError("after step 5", saved=False), 1, "stopped on request after step 5\n"),
+        (StoppedError("after step 5", saved=True), 3, "stopped on request after step 5\n"),
     ],
 )
 def test_codes_of_jobs(
@@ -50,12 +56,32 @@ def test_codes_of_jobs(
     for rank in (0, 1):
         job.rank, job.closed = rank, False
         assert job_module.on_ranks(lambda: None, raising(error)) == code
-        assert capsys.readouterr().err == (message if rank == 0 else "")
+        printed = capsys.readouterr()
+        assert printed.out + printed.err == (message if rank == 0 else "")
         assert job.closed
 
 
+class Lost(Exception):
+    """Another rank is gone."""
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "traced"),
+    [
+        (ZeroDivisionError("ours"), "failed: ZeroDivisionError('ours')", True),
+        (MemoryError(), "failed: this host is out of memory: lower --batch-size", True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: x"), "this host is out of memory", True),
+        (torch.OutOfMemoryError("CUDA"), "the GPU is out of memory: lower --batch-size", True),
+        (Lost("reset by peer\nmore"), "another rank left or does not answer (reset by peer)\n", False),
+    ],
+)
 def test_a_fault_ends_this_rank_at_once_and_names_it(
-    job: Closed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    job: Closed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    cause: str,
+    traced: bool,
 ) -> None:
     codes: list[int] = []
 
@@ -64,10 +90,11 @@ def test_a_fault_ends_this_rank_at_once_and_names_it(
         raise SystemExit(code)
 
     monkeypatch.setattr(os, "_exit", leave)
-    job.rank, job.size = 3, 4
+    job.rank, job.size, job.lost_errors = 3, 4, (Lost,)
     with pytest.raises(SystemExit):
-        job_module.on_ranks(lambda: None, raising(ZeroDivisionError("ours")))
+        job_module.on_ranks(lambda: None, raising(error))
     assert codes == [1]
     assert not job.closed  # an orderly end would wait for the others
     printed = capsys.readouterr().err
-    assert "rank 3 of 4 on " in printed and "ZeroDivisionError: ours" in printed
+    assert f"rank 3 of 4 on {socket.gethostname()}" in printed and cause in printed
+    assert ("Traceback" in printed) is traced
