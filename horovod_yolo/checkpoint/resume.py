@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_yolo.checkpoint import store
-from horovod_yolo.checkpoint.store import CheckpointError
+from horovod_yolo.checkpoint.store import CheckpointError, UnreadableError
 from horovod_yolo.errors import UserError
 
 KEEP = 3  # generations of last.pt
@@ -29,9 +29,10 @@ def set_damaged_aside(weights: Path) -> None:
     for path in generations(weights):
         try:
             store.verified(path)
+        except UnreadableError:
+            continue
         except CheckpointError:
-            if path.exists():
-                path.replace(path.with_name(f"{path.name}.damaged"))
+            path.replace(path.with_name(f"{path.name}.damaged"))
         else:
             return
 

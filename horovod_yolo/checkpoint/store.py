@@ -39,6 +39,10 @@ class CheckpointError(ValueError):
         self.reason = reason
 
 
+class UnreadableError(CheckpointError):
+    """It is not there, or cannot be read just now; so nothing is known of its content."""
+
+
 def serialise(state: dict[str, Any]) -> bytes:
     """The bytes of a checkpoint file, checksum included."""
     buffer = io.BytesIO()
@@ -153,9 +157,9 @@ def verified(path: Path) -> bytes:
             file.seek(0)
             data = file.read(size)
     except OSError as error:
-        raise CheckpointError(path, error.strerror or str(error)) from None
+        raise UnreadableError(path, error.strerror or str(error)) from None
     except MemoryError:
-        raise CheckpointError(path, "does not fit into memory") from None
+        raise UnreadableError(path, "does not fit into memory") from None
     if hashlib.sha256(data[:-_COMMENT_BYTES]).hexdigest().encode() != comment[len(_MARK) :]:
         raise CheckpointError(path, "damaged: its checksum does not fit its content")
     return data
