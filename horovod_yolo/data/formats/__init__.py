@@ -27,7 +27,8 @@ MAX_LIST_BYTES = 1 << 30  # of a list of images; ten million paths of a hundred 
 MAX_OBJECTS = 100_000  # in one image
 MAX_PROBLEMS = 1000  # of one label file or list: more means it is no such file at all
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|\Z)")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BYTES_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,15 @@ def read_list(file: Path, limit: int, fix: str) -> bytes:
 def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Line numbers from 1, and the lines that are not blank. All three kinds of line end count."""
     start = len(_BYTE_ORDER_MARK) if data.startswith(_BYTE_ORDER_MARK) else 0
-    for number, line in enumerate(_LINE.finditer(data, start), start=1):  # one at a time: lists are long
-        if stripped := line.group().strip():
-            yield number, stripped
+    number = 0
+    while start < len(data):
+        end = _LINE_END.search(data, start + _BYTES_AT_ONCE)  # lists are long: not all lines at once
+        stop = end.end() if end else len(data)
+        for line in data[start:stop].splitlines():
+            number += 1
+            if stripped := line.strip():
+                yield number, stripped
+        start = stop
 
 
 def settle(rows: Iterable[Row], height: int, width: int, file: str) -> tuple[Labels, list[Problem]]:

@@ -39,6 +39,7 @@ from horovod_yolo.data.read import IMAGE_SUFFIXES
 from horovod_yolo.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+MOST_NESTED = 200_000
 _DEEPEST = 5  # annotation, object, bndbox, xmin, and one more to tell what lies deeper
 _TEXT_LIMIT = 1000  # characters of a name or number that are kept
 
@@ -87,6 +88,8 @@ class _Handler:
 
     def _start(self, tag: str, _attributes: dict[str, str]) -> None:
         self._path.append(tag)
+        if len(self._path) > MOST_NESTED:  # the parser's own memory grows with each
+            raise ValueError(f"elements are nested over {MOST_NESTED} deep")
         self._text.clear()
         if self._path[1:_DEEPEST] == ["object"] and len(self.objects) <= MAX_OBJECTS:
             self.objects.append(_Object(self.parser.CurrentLineNumber))

@@ -133,3 +133,14 @@ def test_missing_label_file_is_background_an_unreadable_one_is_not(tmp_path: Pat
     labels, problems = yolo.YoloLabels(tmp_path).read(["a"], H, W)
     assert labels is None
     assert str(problems[0]) == f"{tmp_path}: labels cannot be read: not a regular file"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("at_once", [1, 5, 6, 7, 1000])
+def test_lines_are_numbered_alike_however_many_are_looked_at_at_once(
+    monkeypatch: pytest.MonkeyPatch, end: bytes, at_once: int
+) -> None:
+    monkeypatch.setattr(formats, "_BYTES_AT_ONCE", at_once)
+    data = b"\xef\xbb\xbf" + end.join([b"a", b"", b" bc ", b"", b"", b"d e", b"f"])
+    assert list(formats.lines(data)) == [(1, b"a"), (3, b"bc"), (6, b"d e"), (7, b"f")]
+    assert list(formats.lines(data + end)) == list(formats.lines(data))
