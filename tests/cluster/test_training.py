@@ -14,7 +14,7 @@ from tests.cluster.hosts import Cluster
 from tests.helpers.ranks import REPOSITORY, results
 from tests.helpers.runs import largest_loss_difference, steps, weight_difference
 
-STEPS = 6
+STEPS = 3
 # Rates that do not amplify rounding, as in tests/parallel/test_world_size.py. 16 ranks share batches of 20
 # and 8 images, so some have two, one or none.
 FLAGS = (
