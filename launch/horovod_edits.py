@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The edits that make Horovod 0.28.1's sources build on today's stack, and three mends of its Gloo code.
+"""The edits that make Horovod 0.28.1's sources build on today's stack, and mends of its Gloo code.
 
 Run as ``horovod_edits.py SOURCE_DIR``. Standard library only: it runs before anything is installed.
 Every edit must match exactly once; nothing is written unless all of them do.
@@ -116,6 +116,36 @@ EDITS = (
         "global_ranks_.reserve(size_);",
         "global_ranks_.resize(size_);",
         "the vector stayed empty, so the stall check could not name a rank and never ended a job",
+    ),
+    Edit(
+        "horovod/common/operations.cc",
+        "#if HAVE_GLOO\n#if HAVE_MPI\n  if (global_mpi_context.IsEnabled()) {\n"
+        "    // Initialize gloo context if mpi context is available\n",
+        "#if HAVE_GLOO\n  try {\n#if HAVE_MPI\n  if (global_mpi_context.IsEnabled()) {\n"
+        "    // Initialize gloo context if mpi context is available\n",
+        "a rendezvous that failed ended the process; now init fails, and an elastic job tries again",
+    ),
+    Edit(
+        "horovod/common/operations.cc",
+        "    state.process_set_table.Initialize(global_gloo_context);\n  }\n#endif // HAVE_GLOO\n",
+        "    state.process_set_table.Initialize(global_gloo_context);\n  }\n"
+        "  } catch (const std::exception& ex) {\n"
+        '    LOG(WARNING) << "Horovod could not be initialized: " << ex.what();\n'
+        "    if (state.control_operation == LibType::GLOO) {\n"
+        "      state.process_set_table.Finalize(global_gloo_context, SHUT_DOWN_ERROR);\n"
+        "    }\n"
+        "    global_gloo_context.Finalize();\n"
+        "    state.initialization_failed = true;\n"
+        "    return;\n"
+        "  }\n#endif // HAVE_GLOO\n",
+        "the end of that try: sockets are closed, and the next init asks the launcher for its rank anew",
+    ),
+    Edit(
+        "horovod/common/operations.cc",
+        "    horovod_global.initialization_done = false;\n    horovod_global.background_thread =\n",
+        "    horovod_global.initialization_done = false;\n"
+        "    horovod_global.initialization_failed = false;\n    horovod_global.background_thread =\n",
+        "without it no init after a failed one could succeed",
     ),
 )
 
