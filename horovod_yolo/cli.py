@@ -14,8 +14,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from horovod_yolo import __version__
 from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.distributed.launched import launched_elastic
 from horovod_yolo.errors import UserError
-from horovod_yolo.job import DONE, MISTAKE, complain, leave, log_to_files, on_ranks, on_ranks_until_stopped
+from horovod_yolo.job import (
+    DONE,
+    MISTAKE,
+    complain,
+    leave,
+    log_to_files,
+    on_elastic_ranks,
+    on_ranks,
+    on_ranks_until_stopped,
+)
 
 if TYPE_CHECKING:
     from horovod_yolo.launch.plan import LaunchPlan
@@ -56,13 +67,28 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
         given = vars(train_parser(prog).parse_strictly(argv))
         if given.get("resume", "auto") == "auto":
             config_from_flags({name: value for name, value in given.items() if name != "resume"})
-        return given
+        _check_elastic(given.get("elastic", False))
+        return {"elastic_wait": TrainConfig.elastic_wait, **given} if launched_elastic() else given
+
+    def start(comm: Any, given: dict[str, Any]) -> Any:
+        from horovod_yolo.engine.run import start_run
+
+        flags = {name: value for name, value in given.items() if name != "resume"}
+        return start_run(given.get("resume", ""), flags, comm)
 
     def job(comm: Any, given: dict[str, Any], stop: Any) -> None:
-        from horovod_yolo.engine.run import start_run, train
+        log_to_files(comm, given.get("log_dir", ""))
+        finish(start(comm, given), comm, stop)
+
+    def elastic_job(comm: Any, given: dict[str, Any], stop: Any, kept: Any) -> None:
+        from horovod_yolo.engine.run import elastic_run
 
         log_to_files(comm, given.get("log_dir", ""))
-        run = start_run(given.pop("resume", ""), given, comm)
+        finish(elastic_run(lambda: start(comm, given), kept, comm), comm, stop)
+
+    def finish(run: Any, comm: Any, stop: Any) -> None:
+        from horovod_yolo.engine.run import train
+
         results = train(run, comm, stop)
         if comm.rank == 0:
             metrics = results["metrics"]
@@ -71,7 +97,22 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
             if not run.config.noplots:
                 print(f"curves  {run.folder}/results.png  report {run.folder}/report.html", flush=True)
 
-    return on_ranks_until_stopped(parse, job)
+    return on_elastic_ranks(parse, elastic_job) if launched_elastic() else on_ranks_until_stopped(parse, job)
+
+
+def _check_elastic(wanted: bool) -> None:
+    """Raise where launcher and flag do not fit: only some ranks would know that the world may change."""
+    if wanted and not launched_elastic():
+        raise UserError(
+            "--elastic without horovodrun's elastic launch over Gloo",
+            fix="start it with horovodrun --min-np 2 --host-discovery-script launch/discover_hosts.sh ..., "
+            "or leave --elastic out",
+        )
+    if launched_elastic() and not wanted:
+        raise UserError(
+            "horovodrun's elastic launch without --elastic",
+            fix="add --elastic, or launch with -H host1:4",
+        )
 
 
 def val_main(argv: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from horovod_yolo import logs
@@ -55,11 +56,71 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     return code
 
 
-def _part(comm: Any, work: Callable[[], None]) -> int:
-    """Exit code of this rank's part of a job."""
+def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequest, Any], None]) -> int:
+    """Exit code of something that runs on ranks that come and go, until it is asked to stop.
+
+    As `on_ranks`, but ``job(comm, given, stop, kept)`` begins anew after every change of the world, and a
+    rank talks to the others only once it has the newest state: they may be in the middle of the run.
+    """
+    from horovod_yolo.distributed import elastic, heartbeat
+    from horovod_yolo.distributed.launched import connect
+
+    outlive_full_disk()
+    _set_threads()
+    rank, size = launched_rank() or (0, 1)
+    logs.set_up(rank, size)
+    try:
+        given = parse()
+    except UserError as error:
+        if rank == 0:
+            complain(str(error))
+        return MISTAKE
+    pulse, stop = heartbeat.start_guard(rank), StopRequest(_leave_on_request)
+    kept = elastic.Kept(given["elastic_wait"], lambda content: _save_while_waiting(content, stop), _give_up)
+
+    def part() -> int:
+        comm = connect()
+        pulse.rank = comm.rank
+        logs.set_up(comm.rank, comm.size)
+        return _part(comm, lambda: job(comm, given, stop, kept), passing=elastic.WORLD_CHANGED)
+
+    try:
+        with listening(stop):
+            elastic.join()
+            return elastic.run(part, kept)
+    except elastic.RemovedError as error:
+        print(f"rank {pulse.rank} on {socket.gethostname()}: {error}", file=sys.stderr, flush=True)
+        return STOPPED
+
+
+def _save_while_waiting(content: dict[str, Any], stop: StopRequest) -> None:
+    """Bring the last commit to the disk while there are too few ranks to go on."""
+    from horovod_yolo.engine.elastic import save_once
+
+    if content["state"] is not None:
+        save_once(Path(content["folder"]), content["state"])
+        stop.alone_from_here(f"while it waited for ranks; go on with --resume {content['folder']}")
+
+
+def _give_up(content: dict[str, Any] | None) -> NoReturn:
+    """End this process after a wait for more ranks that lasted too long."""
+    from horovod_yolo.engine.elastic import save_at_last
+
+    state = content["state"] if content else None
+    saved = save_at_last(Path(content["folder"]), state) if content and state else None
+    step = f"checkpoint {saved} of step {state['step']}" if state and saved else "nothing was saved"
+    words = f"waited for enough ranks, in vain: {step}. Go on with --resume"
+    print(f"{socket.gethostname()} {words}", file=sys.stderr, flush=True)
+    os._exit(STOPPED if saved else FAULT)
+
+
+def _part(comm: Any, work: Callable[[], None], passing: tuple[type[Exception], ...] = ()) -> int:
+    """Exit code of this rank's part of a job; what is ``passing`` is the caller's."""
     code = DONE
     try:
         work()
+    except passing:
+        raise
     except (UserError, NonFiniteError, UnwrittenError, StoppedError) as error:  # agreed on by all ranks
         code, words = _end_of(error)
         if comm.rank == 0:

@@ -19,6 +19,7 @@ Boxes are float32. Their format is part of the name: ``boxes_xyxy`` are corners 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -102,6 +103,25 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in ``parts`` runs of images whose sizes differ by one at most; some may be empty."""
+        if parts == 1:
+            return [self]
+        cuts = [len(self) * part // parts for part in range(parts + 1)]
+        return [self._run(first, last) for first, last in itertools.pairwise(cuts)]
+
+    def _run(self, first: int, last: int) -> Batch:
+        of = self.targets
+        inside = (of.image >= first) & (of.image < last)
+        targets = Targets(of.image[inside] - first, of.classes[inside], of.boxes_xywhn[inside])
+        return replace(
+            self,
+            images=self.images[first:last],
+            targets=targets,
+            indices=self.indices[first:last],
+            letterboxes=self.letterboxes[first:last],
+        )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """Copy images and targets to a device."""

@@ -147,6 +147,47 @@ EDITS = (
         "    horovod_global.initialization_failed = false;\n    horovod_global.background_thread =\n",
         "without it no init after a failed one could succeed",
     ),
+    Edit(
+        "horovod/runner/util/remote.py",
+        "'ssh -o PasswordAuthentication=no -o StrictHostKeyChecking=no'",
+        "'ssh -o PasswordAuthentication=no -o StrictHostKeyChecking=no "
+        "-o ServerAliveInterval=4 -o ServerAliveCountMax=3'",
+        "the ssh session is how horovodrun learns that a host is dead; without keep-alives it never does",
+    ),
+    Edit(
+        "horovod/runner/elastic/driver.py",
+        "                            for host, slots in self._host_assignments.items()\n"
+        "                            for slot_info in slots])\n",
+        "                            for host, slots in self._host_assignments.items()\n"
+        "                            if host not in {h for h, _ in self._worker_registry.get('FAILURE')}\n"
+        "                            for slot_info in slots])\n",
+        "a host that failed and came back before there were enough hosts counted as still running",
+    ),
+    Edit(
+        "horovod/runner/elastic/driver.py",
+        "        self._world_size = 0\n\n",
+        "        self._world_size = 0\n        self._running = 0\n\n",
+        "counts the workers that run, for the next two",
+    ),
+    Edit(
+        "horovod/runner/elastic/driver.py",
+        "        def run_worker():\n"
+        "            res = create_worker_fn(slot_info, [shutdown_event, host_event])\n",
+        "        with self._wait_hosts_cond:\n            self._running += 1\n\n"
+        "        def run_worker():\n"
+        "            res = create_worker_fn(slot_info, [shutdown_event, host_event])\n"
+        "            with self._wait_hosts_cond:\n                self._running -= 1\n"
+        "                self._wait_hosts_cond.notify_all()\n",
+        "a worker that ends is news to whoever waits for hosts",
+    ),
+    Edit(
+        "horovod/runner/elastic/driver.py",
+        "                    return current_hosts\n",
+        "                    return current_hosts\n"
+        "                if self._host_assignments and self._running == 0:\n"
+        "                    raise RuntimeError('No worker is left that could go on.')\n",
+        "workers that gave up waiting for hosts left horovodrun waiting alone, up to its --elastic-timeout",
+    ),
 )
 
 

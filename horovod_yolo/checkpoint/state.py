@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from horovod_yolo.checkpoint.store import FORMAT_VERSION
 
@@ -82,3 +83,14 @@ def inference_state(training: dict[str, Any]) -> dict[str, Any]:
     """The content of ``best.pt``: the averaged weights and what is needed to use them."""
     kept = ("format_version", "model_name", "ema", "metrics", "config", "names", "epoch", "step")
     return {key: training[key] for key in kept}
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of nested builtins with all tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(item) for item in value)
+    return value

@@ -97,13 +97,10 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--compression", choices=get_args(Compression), help="of gradients on the wire; auto: fp16 on GPUs")
     add("--fusion-mb", dest="fusion_mb", type=float, help="size of the groups that gradients travel in")
     add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too")
+    add("--elastic", action="store_true", help="go on when ranks are lost or come; commits are in memory")
+    add("--elastic-wait", dest="elastic_wait", type=float, help="seconds to wait for enough ranks")
     add("--precision", choices=get_args(Precision), help="of the forward pass; auto: fp16 on GPUs")
-    add(
-        "--scale-lr",
-        dest="scale_lr",
-        choices=get_args(ScaleLr),
-        help="scale lr0 by the images of a step / nbs",
-    )
+    add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="lr0 by the images of a step / nbs")
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
     add("--cache-dir", dest="cache_dir", help="folder of the data index and the image cache")
     add("--log-dir", dest="log_dir", help="a log file of each rank in this folder, with all messages")

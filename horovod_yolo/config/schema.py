@@ -18,6 +18,8 @@ Compression = Literal["auto", "none", "fp16"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
 ScaleLr = Literal["none", "linear", "sqrt"]
 
+STEPS_BETWEEN_ELASTIC_COMMITS = 10
+
 
 def _require(ok: bool, name: str, value: object, rule: str) -> None:
     if not ok:
@@ -133,6 +135,8 @@ class TrainConfig:
     compression: Compression = "auto"
     fusion_mb: float = 25.0
     commit_every: int = 0
+    elastic: bool = False
+    elastic_wait: float = 300.0
     precision: Precision = "auto"
     scale_lr: ScaleLr = "none"
     max_steps: int = 0
@@ -158,6 +162,7 @@ class TrainConfig:
         _require(self.seed < 1 << 64, "--seed", self.seed, "under 2 to the power of 64, as torch needs it")
         numbered = bool(self.freeze) and min(self.freeze) >= 0
         _require(numbered, "--freeze", self.freeze, "a number of layers or a list of them, from 0")
+        _require(self.elastic_wait > 0, "--elastic-wait", self.elastic_wait, "seconds, above 0")
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
         for name, choices in (
             ("cache", Cache),
@@ -180,13 +185,18 @@ class TrainConfig:
         return max(round(self.hyp.nbs / self.batch_size), 1)
 
     @property
+    def steps_between_commits(self) -> int:
+        """Steps after which the state is kept, beside the end of each epoch; 0 for there only."""
+        return self.commit_every or (STEPS_BETWEEN_ELASTIC_COMMITS if self.elastic else 0)
+
+    @property
     def run_parent(self) -> Path:
         """The folder that holds the run folders."""
         return Path(self.project)
 
     def check_world(self, size: int) -> None:
         """Raise where the run cannot be shared by ``size`` ranks."""
-        if self.batch_size < size:
+        if self.batch_size < size and not self.elastic:
             raise UserError(
                 f"--batch-size {self.batch_size}, the total over all ranks, is smaller than the {size} ranks",
                 fix=f"use --batch-size {size} or more, or fewer ranks",

@@ -48,6 +48,11 @@ def _is_whole(rank: str, environ: Mapping[str, str]) -> bool:
     return True
 
 
+def launched_elastic(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether horovodrun's elastic launch started this process: ranks may come and go."""
+    return environ.get("HOROVOD_ELASTIC") == "1" and launched_rank(environ) is not None
+
+
 def _number(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name, "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -322,7 +322,7 @@ def build_trainer(
     stop = stop or StopRequest()
     device = together(comm, lambda: choose_device(config.device, comm))
     precision = choose_precision(config.precision, device)
-    start = replace(config, cfg=resumed["model_name"], weights="") if resumed else config
+    start = replace(config, cfg=resumed["model_name"], weights="", noautoanchor=True) if resumed else config
     model = together(comm, lambda: build_model_for(start, data))
     stride = max(model.strides)
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))

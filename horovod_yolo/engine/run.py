@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from horovod_yolo.checkpoint import resume
+from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.config.load import config_from_flags, load_hyp
-from horovod_yolo.config.schema import TrainConfig, from_dict
+from horovod_yolo.config.schema import TrainConfig, from_dict, to_dict
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.comm import Communicator
 from horovod_yolo.engine.build import build_data, build_trainer, round_to_stride, together
@@ -20,11 +21,15 @@ from horovod_yolo.engine.callbacks.csv_log import EpochLog, StepLog
 from horovod_yolo.engine.callbacks.progress import ProgressDisplay
 from horovod_yolo.engine.callbacks.report import ReportWriter
 from horovod_yolo.engine.datasets import raise_together
+from horovod_yolo.engine.elastic import SECONDS_BETWEEN_SAVES, Elastic
 from horovod_yolo.engine.run_folder import new_run_folder, versions, write_config, write_json
 from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.engine.trainer import Callback, Trainer
 from horovod_yolo.errors import StoppedError, UnwrittenError, UserError
 from horovod_yolo.models.zoo import find_model
+
+if TYPE_CHECKING:
+    from horovod_yolo.distributed.elastic import Kept
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,7 @@ class Run:
     config: TrainConfig
     folder: Path
     state: dict[str, Any] | None
+    elastic: Elastic | None = None
 
 
 def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
@@ -116,7 +122,7 @@ def _going_on(found: tuple[dict[str, Any], Path], given: dict[str, Any], comm: C
 
 
 # Of this job; the results stay the same.
-PLACE = ("device", "workers", "cache", "cache_dir", "log_dir", "noplots")
+PLACE = ("device", "workers", "cache", "cache_dir", "log_dir", "noplots", "elastic", "elastic_wait")
 NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already
 
 
@@ -167,14 +173,18 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
         StoppedError: ``stop`` was asked for on any rank; all ranks alike, and the checkpoint is written.
     """
     stop = stop or StopRequest()
-    stop.alone_from_here(f"before the first step; {_kept(run)}")
+    if run.elastic is None or run.state is None:  # else its last commit may be in memory only
+        stop.alone_from_here(f"before the first step; {_kept(run)}")
     spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
     data = build_data(spec, run.config, comm)
     if run.state is not None:
         raise_together(comm, _mismatch(run.state, list(spec.names)))
-    checkpointer = Checkpointer(run.folder / "weights", run.config.save_period)
+    least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
+    checkpointer = Checkpointer(run.folder / "weights", run.config.save_period, least_seconds)
     watchers = [checkpointer, *_watchers(run, alone=comm.size == 1)] if comm.rank == 0 else []
     trainer = build_trainer(run.config, data, comm, watchers, run.state, stop)
+    if run.elastic is not None:
+        run.elastic.attach(trainer)
     if comm.rank == 0:
         _try_config(run.folder, trainer.config)
     try:
@@ -240,6 +250,33 @@ def _try_config(folder: Path, config: TrainConfig) -> None:
         write_config(folder, config)
     except OSError as error:
         log.warning("%s: %s; training goes on", folder / "config.yaml", error.strerror or error)
+
+
+def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run:
+    """The run that the ranks share, from the newest commit; at first, what ``start`` makes. *Collective.*
+
+    Rank 0 may be another process than before, on another host: the folder is made there where it is missing.
+    """
+    content = kept.content or _first_content(start(), kept, comm)
+    saved = content["state"]
+    if saved:
+        log.info("%d ranks go on from step %d of epoch %d", comm.size, saved["step"], saved["epoch"] + 1)
+    if comm.rank == 0:
+        (Path(content["folder"]) / "weights").mkdir(parents=True, exist_ok=True)
+
+    def keep(state: dict[str, Any]) -> None:
+        kept.keep({**content, "state": copied(state)}, (state["step"], state["epoch"]))
+        kept.check_hosts()
+
+    elastic = Elastic(content["ranks"], keep)
+    return Run(from_dict(content["config"]), Path(content["folder"]), saved, elastic)
+
+
+def _first_content(run: Run, kept: Kept, comm: Communicator) -> dict[str, Any]:
+    folder, state = str(run.folder), run.state
+    content = {"config": to_dict(run.config), "folder": folder, "ranks": comm.size, "state": state}
+    kept.keep(content, (state["step"], state["epoch"]) if state else (0, 0))
+    return content
 
 
 def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:

@@ -21,7 +21,7 @@ from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.errors import NonFiniteError
 from horovod_yolo.losses.anchor_based import AnchorLoss
 from horovod_yolo.models.head import Detector
-from horovod_yolo.types import Batch
+from horovod_yolo.types import Batch, Predictions
 
 LARGEST_GRADIENT_NORM = 10.0
 MOST_SKIPS_IN_A_ROW = 25  # a gradient scaler that starts at 65536 may need a dozen to settle
@@ -93,6 +93,7 @@ class Stepper:
         self._comm = comm
         self._sync_bn = sync_bn
         self._stop = stop
+        self.parts = 1  # in which a slice goes through the network, the same number on every rank
         self._trained = [p for p in model.parameters() if p.requires_grad]
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> StepResult:
@@ -106,7 +107,7 @@ class Stepper:
             NonFiniteError: infinite or NaN gradients many times in a row, on all ranks alike.
         """
         self.model.train()
-        self._exchange.expect(len(scales))
+        self._exchange.expect(len(scales) * self.parts)
         sums = torch.zeros(5, dtype=torch.float64, device=self._precision.device)
         for scale in scales:
             batch = next(batches).to(self._precision.device, non_blocking=True)
@@ -125,20 +126,33 @@ class Stepper:
         """This rank's share of a batch: (5,) box, obj, cls loss, each times the global images; own images;
         those of them that stand for a lost one.
         """
-        images = self._precision.images(batch)
-        shapes = [(images.shape[2] // s, images.shape[3] // s) for s in self.model.strides]
-        matches = self.loss.match(batch.targets, shapes, self.model.anchors_px)
-        counting = self._comm.allreduce_sum(self.loss.normalisers(matches, len(batch)), "normalisers")
+        height, width = batch.images.shape[2:]
+        shapes = [(height // s, width // s) for s in self.model.strides]
+        parts = batch.split(self.parts)
+        matches = [self.loss.match(part.targets, shapes, self.model.anchors_px) for part in parts]
+        counts = [self.loss.normalisers(m, len(part)) for m, part in zip(matches, parts, strict=True)]
+        counting = self._comm.allreduce_sum(torch.stack(counts).sum(dim=0), "normalisers")
+        totals: Tensor | None = None
+        losses = []
+        for part, matched in zip(parts, matches, strict=True):
+            predictions = self._forward(part)
+            totals = counting.wait() if totals is None else totals  # they travelled meanwhile
+            loss = self.loss(predictions, matched, totals)
+            # In the last part Horovod's hooks start to send each gradient in here, as soon as it is complete.
+            self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.parts.double())
+        self.model.train()
+        assert totals is not None
+        counted = totals.new_tensor([len(batch), batch.replaced])
+        return torch.cat((torch.stack(losses).sum(dim=0) * totals[-1], counted))
+
+    def _forward(self, batch: Batch) -> Predictions:
+        self.model.train()
         if len(batch) == 0 and not self._sync_bn:
             self.model.eval()  # batch norm has no statistics of nothing; all gradients will be zero
         with self._precision.autocast():
-            predictions = self.model(images)
-        totals = counting.wait()
-        loss = self.loss(predictions, matches, totals)
-        # Horovod's hooks start to send each gradient in here, as soon as it is complete.
-        self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
-        self.model.train()
-        return torch.cat((loss.parts.double() * totals[-1], totals.new_tensor([len(batch), batch.replaced])))
+            predictions: Predictions = self.model(self._precision.images(batch))
+        return predictions
 
     def _finish_gradients(self) -> float:
         """Wait for the ranks' sum, then clip. The norm is the same on every rank."""

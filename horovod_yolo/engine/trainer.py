@@ -72,7 +72,7 @@ class Callback(Protocol):
         """After the last epoch."""
 
     def close(self) -> None:
-        """At the very end, also of a run that ends early: keep no thread and no file."""
+        """At the very end, also of a run that ends early or begins anew: keep no thread and no file."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +95,7 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
     evaluation: Evaluation | None = None
     metrics: dict[str, Any]
+    keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
 
     def fit(self) -> None:
         """Train to the end. *Collective.*
@@ -145,7 +146,8 @@ class Trainer:
             if result.stop:
                 self.progress.wall_s += time.perf_counter() - start
                 raise StoppedError("in an epoch")
-            if self.config.commit_every and self.progress.step % self.config.commit_every == 0:
+            every = self.config.steps_between_commits
+            if every and self.progress.step % every == 0:
                 self.commit(best=False)
         seconds, data_wait = time.perf_counter() - start, self.loader.wait_s
         self.progress.wall_s += seconds
@@ -158,12 +160,17 @@ class Trainer:
         )
 
     def commit(self, best: bool) -> None:
-        """Hand everything a resumed run needs to the callbacks. *Collective.*"""
+        """Hand everything a resumed run needs to the callbacks. *Collective.*
+
+        An elastic run may leave from here, and begin anew in another world.
+        """
         self._agree_on_statistics()
-        if self.callbacks:
+        if self.callbacks or self.keep:
             state = self.state()
             for callback in self.callbacks:
                 callback.on_commit(state, best)
+            if self.keep is not None:
+                self.keep(state)
 
     def _commit_each_rank(self) -> None:
         """`commit` where no commit was due. *Collective.*

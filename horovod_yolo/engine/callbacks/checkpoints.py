@@ -10,11 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.resume import KEEP, set_damaged_aside
-from horovod_yolo.checkpoint.state import inference_state
+from horovod_yolo.checkpoint.state import copied, inference_state
 from horovod_yolo.engine.callbacks.base import Watcher
 from horovod_yolo.errors import UnwrittenError
 
@@ -31,13 +29,20 @@ class Checkpointer(Watcher):
 
     A write that the disk refuses is tried again after growing pauses, until it succeeds or the next commit
     comes, which takes its place. Nothing waits for the pauses but the end of the run.
+
+    Args:
+        weights: the folder.
+        save_period: epochs between checkpoints that are kept; -1 for none.
+        least_seconds: between commits within an epoch; those that come sooner are left out.
     """
 
-    def __init__(self, weights: Path, save_period: int) -> None:
+    def __init__(self, weights: Path, save_period: int, least_seconds: float = 0.0) -> None:
         self._weights = weights
         self._save_period = save_period
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._least_seconds = least_seconds
+        self._taken_at = time.monotonic()
         self._next_waits = threading.Event()
         self._owed: dict[str, bytes] = {}  # files that are not on the disk yet; last.pt is the last of them
         self._refused = ""  # why not
@@ -55,10 +60,14 @@ class Checkpointer(Watcher):
 
     def on_commit(self, state: dict[str, Any], best: bool) -> None:
         """Copy the state and queue it; waits only where the disk is a whole commit behind."""
+        within_epoch, now = state["sampler"]["batch"] > 0, time.monotonic()
+        if within_epoch and now - self._taken_at < self._least_seconds:
+            return
+        self._taken_at = now
         self._next_waits.set()
         self.wait()
         self._next_waits.clear()
-        self._pending = self._writer.submit(self._save, _copied(state), best)
+        self._pending = self._writer.submit(self._save, copied(state), best)
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Wait for the last write.
@@ -76,8 +85,8 @@ class Checkpointer(Watcher):
             )
 
     def close(self) -> None:
-        """Wait for the last write, and end the thread."""
-        self.wait()
+        """End the thread, after one more try where the disk refuses."""
+        self._next_waits.set()
         self._writer.shutdown()
 
     @property
@@ -150,14 +159,3 @@ class Checkpointer(Watcher):
             ", ".join(self._owed),
             self._failed,
         )
-
-
-def _copied(value: Any) -> Any:
-    """A deep copy of nested builtins with all tensors on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copied(item) for item in value)
-    return value

@@ -1,0 +1,79 @@
+"""What a run needs whose ranks come and go; how its last commit reaches the disk when they are too few."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from horovod_yolo.checkpoint import resume, store
+from horovod_yolo.checkpoint.store import CheckpointError
+
+if TYPE_CHECKING:
+    from horovod_yolo.engine.trainer import Trainer
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_SAVES = 60.0  # on disk, within an epoch; commits between them are in memory only
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """A run's part in a changing world."""
+
+    first_size: int  # ranks when it began: a rank's memory is known to hold the slices of then
+    keep: Callable[[dict[str, Any]], None]  # gets each commit, on every rank; may raise to change the world
+
+    def attach(self, trainer: Trainer) -> None:
+        """Make a trainer keep its commits, and split slices that are larger than those of the first world."""
+        trainer.keep = self.keep
+        batch = trainer.config.batch_size
+        now, at_first = math.ceil(batch / trainer.comm.size), math.ceil(batch / self.first_size)
+        trainer.stepper.parts = math.ceil(now / at_first)
+
+
+def save_once(folder: Path, state: dict[str, Any]) -> None:
+    """Write a commit as ``last.pt`` unless another survivor does. A disk that refuses it is logged.
+
+    All survivors call this, and none knows of the others: the first to make a file of the step's name
+    writes.
+    """
+    weights = folder / "weights"
+    marker = weights / f".saving-{state['epoch']}-{state['step']}"
+    try:
+        weights.mkdir(parents=True, exist_ok=True)
+        marker.open("x").close()
+    except FileExistsError:
+        return
+    except OSError as error:
+        log.warning("CHECKPOINT NOT WRITTEN to %s: %s", weights, error.strerror)
+        return
+    _save(weights, state)
+    marker.unlink(missing_ok=True)
+
+
+def save_at_last(folder: Path, state: dict[str, Any]) -> Path | None:
+    """Make sure that a commit is on the disk; where, or None if it cannot be."""
+    weights = folder / "weights"
+    if not _is_saved(weights, state):
+        _save(weights, state)
+    return weights / "last.pt" if _is_saved(weights, state) else None
+
+
+def _save(weights: Path, state: dict[str, Any]) -> None:
+    if _is_saved(weights, state):
+        return
+    try:
+        store.write_rotating(weights / "last.pt", store.serialise(state), resume.KEEP)
+    except OSError as error:
+        log.warning("CHECKPOINT NOT WRITTEN to %s: %s", weights, error.strerror)
+
+
+def _is_saved(weights: Path, state: dict[str, Any]) -> bool:
+    try:
+        saved = store.read(weights / "last.pt")
+    except CheckpointError:
+        return False
+    return bool((saved["step"], saved["epoch"]) >= (state["step"], state["epoch"]))
