@@ -36,10 +36,11 @@ class AppendedFile:
         self._refused = problem is not None
 
     def close(self) -> None:
-        """Try a last time."""
+        """Try a last time; say what is lost, once."""
         problem = self._write() if self._waiting else None
         if problem:
             log.warning("%s: %s; its last %d entries are lost", self.path, problem, len(self._waiting))
+            self._waiting.clear()
 
     def _write(self) -> str | None:
         """Write what waits, over the torn end of an earlier try; why not, where the disk refuses it."""

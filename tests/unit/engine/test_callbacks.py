@@ -82,6 +82,7 @@ def test_a_disk_that_refuses_a_row_does_not_end_the_run(caplog: pytest.LogCaptur
     for step in range(3):
         full.append({"step": step, "loss": 0, "lr": 0})
     full.close()
+    full.close()
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "/dev/full: No space left on device; what belongs there waits in memory for the disk",
