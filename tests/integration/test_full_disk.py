@@ -61,8 +61,13 @@ def test_a_disk_that_is_full_and_then_read_only_for_a_while(digits: Path, tmp_pa
         ):
             before = resume.load(run)[0]["step"]
             recovered = said("checkpoints are written again")
-            breaks()
-            wait_for_text(f"CHECKPOINT NOT WRITTEN to {small.folder}/run/weights: {reason}")
+            refused = f"CHECKPOINT NOT WRITTEN to {small.folder}/run/weights: {reason}"
+
+            def broken(breaks: Callable[[], None] = breaks, refused: str = refused) -> bool:
+                breaks()  # again and again: a rotation may free the room of one checkpoint
+                return said(refused) > 0
+
+            wait_for(refused, broken, job, output)
             wait_for_text("images/s", said("images/s") + 2)  # epochs go by
             state, _, passed_over = resume.load(run)
             assert state["step"] >= before and not passed_over
