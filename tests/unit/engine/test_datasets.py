@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.data.index import Fingerprint
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.engine.datasets import MOST_PROBLEMS_SHOWN, raise_together, require_same, shared_index
+from horovod_yolo.engine import datasets
+from horovod_yolo.engine.datasets import (
+    MOST_PROBLEMS_SHOWN,
+    raise_together,
+    require_images,
+    require_same,
+    shared_index,
+)
 from horovod_yolo.errors import UserError
+from horovod_yolo.types import LostImage
 
 from ..distributed.test_comm import Gathers
 
@@ -99,3 +108,46 @@ def test_ranks_that_see_different_files(tmp_path: Path) -> None:
     require_same(Gathers(*same), "k", "the images", tmp_path)
     with pytest.raises(UserError, match="the images differ between ranks: 2 versions"):
         require_same(Gathers("k", "l", "k"), "k", "the images", tmp_path)
+
+
+def look(host: str, content: str = "c", exact: str = "e", problem: str = "") -> datasets._Look:
+    return datasets._Look(host, Fingerprint(content, exact), problem)
+
+
+def key_of_this_host(digits: Path, *looks: datasets._Look | None) -> str:
+    """What a rank takes as its key that did not look itself."""
+    comm = Gathers(*looks)
+    comm.local_rank = 1
+    entries, key = datasets._look(load_data_yaml(digits), "train", comm, "the images")
+    assert entries is None
+    return key
+
+
+def test_one_rank_of_each_host_looks_for_the_others(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "host2")
+    assert key_of_this_host(digits, look("host1", exact="x"), None, look("host2", exact="y"), None) == "y"
+    shared_name = (look("host2", exact="x"), None, look("host2", exact="y"), None)
+    assert key_of_this_host(digits, *shared_name) == "", "nobody knows whose copy is whose: no shortcut"
+    with pytest.raises(UserError, match=r"the images differ between hosts, host1 and host3.*same files"):
+        key_of_this_host(digits, look("host1"), look("host2"), look("host3", content="d"))
+
+
+def test_a_mistake_on_one_host_names_it(digits: Path) -> None:
+    with pytest.raises(UserError, match=r"no images \(on host2\)$"):
+        key_of_this_host(digits, look("host1"), look("host2", problem="no images"))
+    with pytest.raises(UserError, match=r"no images$"):
+        key_of_this_host(digits, look("host1", problem="no images"), look("host2", problem="no images"))
+
+
+@pytest.mark.parametrize(
+    ("lost", "of", "ends"), [(1, 5, False), (2, 5, True), (10, 100, False), (11, 100, True)]
+)
+def test_a_tenth_of_the_images_may_be_lost(lost: int, of: int, ends: bool, tmp_path: Path) -> None:
+    comm = Gathers([LostImage("a.jpg", "gone")], [LostImage("b.jpg", "cut"), LostImage("a.jpg", "gone")])
+    if not ends:
+        require_images(comm, lost, of, [], tmp_path)
+        return
+    with pytest.raises(
+        UserError, match=rf"{lost} of {of} images .* a.jpg \(gone\), b.jpg \(cut\)\. .*--resume"
+    ):
+        require_images(comm, lost, of, [], tmp_path)
