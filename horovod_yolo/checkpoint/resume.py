@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def newest_run(project: Path) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime_ns).parent.parent
 
 
+class NothingWholeError(UserError):
+    """Each checkpoint is missing, damaged or not ours, and none only could not be read just now."""
+
+
 def load(target: Path) -> tuple[dict[str, Any], Path, list[str]]:
     """The newest whole checkpoint of a run folder, or the one file named.
 
@@ -56,14 +61,17 @@ def load(target: Path) -> tuple[dict[str, Any], Path, list[str]]:
         Its state, its path, and what was passed over and why.
 
     Raises:
-        UserError: nothing usable there.
+        NothingWholeError: nothing usable is there.
+        UserError: what is there cannot be read.
     """
     candidates = generations(target / "weights") if target.is_dir() else [target]
     passed_over: list[str] = []
+    unreadable = False
     for path in candidates:
         try:
             state = store.read(path)
         except CheckpointError as error:
+            unreadable |= isinstance(error, UnreadableError) and os.path.lexists(path)
             if path.exists() or path == candidates[0]:
                 passed_over.append(str(error))
             continue
@@ -71,7 +79,8 @@ def load(target: Path) -> tuple[dict[str, Any], Path, list[str]]:
             passed_over.append(f"{path}: holds weights only, no training state")
             continue
         return state, path, passed_over
-    raise UserError(
+    raise (UserError if unreadable else NothingWholeError)(
         "no checkpoint to resume from: " + "; ".join(passed_over),
-        fix="name another run or start a new one without --resume",
+        fix=("mend the disk, or " if unreadable else "")
+        + "name another run or start a new one without --resume",
     )

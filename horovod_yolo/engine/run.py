@@ -93,7 +93,7 @@ def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
     def load() -> tuple[dict[str, Any], Path] | None:
         try:
             return _newest_state(folder)
-        except UserError as error:
+        except resume.NothingWholeError as error:
             begun = any(path.exists() for path in resume.generations(folder / "weights"))
             log.log(logging.WARNING if begun else logging.INFO, "a new run in %s: %s", folder, error)
             return None

@@ -175,3 +175,18 @@ def test_patience_of_zero_never_stops() -> None:
     for epoch in range(300):
         stopping.update(epoch, -float(epoch), patience=0)
     assert not stopping.stopped
+
+
+def test_what_cannot_be_read_just_now_is_not_given_up(run: Path) -> None:
+    """`--resume auto` begins a new run over what is damaged, which three commits later would push this out."""
+    for path in resume.generations(run / "weights"):
+        path.unlink()
+        path.symlink_to(path)  # a loop, which not even root can read
+    with pytest.raises(UserError, match="mend the disk, or name another") as caught:
+        resume.load(run)
+    assert not isinstance(caught.value, resume.NothingWholeError)
+    for path in resume.generations(run / "weights"):
+        path.unlink()
+        path.write_bytes(b"nonsense")
+    with pytest.raises(resume.NothingWholeError):
+        resume.load(run)
