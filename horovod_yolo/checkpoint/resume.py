@@ -79,8 +79,6 @@ def load(target: Path) -> tuple[dict[str, Any], Path, list[str]]:
             passed_over.append(f"{path}: holds weights only, no training state")
             continue
         return state, path, passed_over
-    raise (UserError if unreadable else NothingWholeError)(
-        "no checkpoint to resume from: " + "; ".join(passed_over),
-        fix=("mend the disk, or " if unreadable else "")
-        + "name another run or start a new one without --resume",
-    )
+    what = "no checkpoint to resume from: " + "; ".join(passed_over)
+    fix = "name another run or start a new one without --resume"
+    raise UserError(what, fix=f"mend the disk, or {fix}") if unreadable else NothingWholeError(what, fix=fix)

@@ -178,7 +178,7 @@ def test_patience_of_zero_never_stops() -> None:
 
 
 def test_what_cannot_be_read_just_now_is_not_given_up(run: Path) -> None:
-    """`--resume auto` begins a new run over what is damaged, which three commits later would push this out."""
+    """`--resume auto` begins anew over what is damaged, and three commits later that would be gone."""
     for path in resume.generations(run / "weights"):
         path.unlink()
         path.symlink_to(path)  # a loop, which not even root can read
