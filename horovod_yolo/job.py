@@ -23,6 +23,7 @@ from horovod_yolo.output import outlive_full_disk
 from horovod_yolo.signals import listening
 
 log = logging.getLogger("horovod_yolo")
+SECONDS_OF_SILENCE = "60"  # after which a rank that shows no life counts as hung
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
 
 
@@ -45,15 +46,36 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
 
     outlive_full_disk()
     _set_threads()
+    _start_guard()
     try:
         comm = connect()
     except UserError as error:
         complain(str(error))
         return MISTAKE
     logs.set_up(comm.rank, comm.size)
+    _say_where(comm)
     code = _part(comm, lambda: job(comm, together(comm, parse)))
     comm.close()
     return code
+
+
+def _start_guard() -> None:
+    """Where there are other ranks, let a process beside this one end it when it hangs: they would wait."""
+    from horovod_yolo.distributed import heartbeat
+
+    rank, size = launched_rank() or (0, 1)
+    if size > 1:
+        os.environ.setdefault(heartbeat.VARIABLE, SECONDS_OF_SILENCE)
+        heartbeat.start_guard(rank)
+
+
+def _say_where(comm: Any) -> None:
+    """Tell which rank is on which host: Horovod's own messages have the numbers only. *Collective.*"""
+    hosts: dict[str, list[str]] = {}
+    for rank, host in enumerate(comm.allgather_object(socket.gethostname())):
+        hosts.setdefault(host, []).append(str(rank))
+    if comm.rank == 0 and len(hosts) > 1:
+        log.info("ranks: %s", "; ".join(f"{', '.join(ranks)} on {host}" for host, ranks in hosts.items()))
 
 
 def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequest, Any], None]) -> int:

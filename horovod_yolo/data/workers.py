@@ -53,9 +53,10 @@ def forkserver_context(preload: list[str]) -> BaseContext:
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(preload)
-    resource_tracker.ensure_running()  # lifts such a block whenever it starts, so it has to start before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
     try:
+        resource_tracker.ensure_running()  # lifts the block of two of them whenever it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

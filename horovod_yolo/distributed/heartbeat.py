@@ -1,11 +1,11 @@
-"""A guard beside each rank of an elastic job: it ends a rank that hangs or that its launcher has lost.
+"""A guard beside each rank: it ends a rank that hangs or that its launcher has lost.
 
 Horovod never drops a process that is there and does nothing (SIGSTOP, a machine that swaps, code that never
 gives the interpreter back), and the ranks of a host that was cut off and comes back would meddle with those
 that took their place. So a thread of the rank sends a beat every second, and a process beside it, which
 imports nothing but the standard library, ends the rank with SIGKILL when
 
-- no beat has come for some time: the launcher then drops the rank like any other that died;
+- no beat has come for some time: the launcher then drops the rank, or ends a job that is not elastic;
 - nobody reads the rank's output any more: the launcher, or its ssh session to this host, is gone;
 - the launcher's address cannot be reached for some time: this host is cut off.
 """
@@ -70,7 +70,7 @@ class Guard:
     Args:
         pid: of the rank, the guard's parent.
         pipe: where its beats arrive.
-        seconds: without a beat until it counts as hung.
+        seconds: without a beat until it counts as hung; 0: never.
         launcher: address to call now and then; an empty host for none.
     """
 
@@ -101,7 +101,7 @@ class Guard:
                 return
 
     def _reason(self, silent: float) -> str:
-        if silent >= self._seconds:
+        if 0 < self._seconds <= silent:
             return f"has not answered for {silent:.0f} s: it hangs or was stopped"
         if _is_closed(1):
             return "has lost its launcher: nobody reads its output"
@@ -137,6 +137,8 @@ def _is_closed(descriptor: int) -> bool:
 
 def main(argv: list[str]) -> None:
     """Be the guard: process, pipe, seconds, launcher's host and port."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Slurm's go to all processes of a step
+        signal.signal(number, signal.SIG_IGN)
     pid, pipe, seconds, host, port = argv
     Guard(int(pid), int(pipe), float(seconds), (host, int(port))).watch()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,11 +36,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(data: Path, folder: Path, name: str) -> list[str | Path]:
     return [
         "train.py", "--data", data, "--cfg", "yolov5n", "--img", "64", "--batch", "8", "--epochs", "2",
-        "--workers", "0", "--noplots", "--project", folder, "--name", name,
+        "--workers", "0", "--project", folder, "--name", name,
     ]  # fmt: skip
 
 
-def wait_until(job: ranks.subprocess.Popen[str], ready: Callable[[], bool], what: str) -> None:
+def wait_until(job: subprocess.Popen[str], ready: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 120
     while not ready():
         assert job.poll() is None, job.communicate()[0]
@@ -46,7 +48,7 @@ def wait_until(job: ranks.subprocess.Popen[str], ready: Callable[[], bool], what
         time.sleep(0.01)
 
 
-def stop(job: ranks.subprocess.Popen[str], number: signal.Signals, victims: Sequence[int]) -> str:
+def stop(job: subprocess.Popen[str], number: signal.Signals, victims: Sequence[int]) -> str:
     """Signal some ranks; all must have left with 3 in time. What the job printed."""
     everyone = ranks.processes(job)
     asked = time.monotonic()
@@ -62,9 +64,9 @@ def stop(job: ranks.subprocess.Popen[str], number: signal.Signals, victims: Sequ
     return finished.output
 
 
-def test_stopped_twice_and_resumed_equals_undisturbed(data: Path, tmp_path: Path) -> None:
+def test_stopped_anywhere_and_resumed_equals_undisturbed(data: Path, tmp_path: Path) -> None:
     """Without synchronised batch norm, so that each rank has statistics of its own."""
-    whole = ranks.run(arguments(data, tmp_path, "whole"), WORLD_SIZE)
+    whole = ranks.run([*arguments(data, tmp_path, "whole"), "--noplots"], WORLD_SIZE)
     assert whole.code == 0, whole.output
     run = tmp_path / "stopped"
 
@@ -81,12 +83,19 @@ def test_stopped_twice_and_resumed_equals_undisturbed(data: Path, tmp_path: Path
     stop(job, signal.SIGTERM, ranks.rank_processes(job))
     assert checkpoint(run)["sampler"] == {"epoch": 0, "batch": 5}  # its validation was left
 
-    resumed = ranks.run(["train.py", "--resume", run], WORLD_SIZE)
-    assert resumed.code == 0, resumed.output
+    job = ranks.start(["train.py", "--resume", run], WORLD_SIZE)
+    wait_until(job, (run / "results.json").exists, "the results")
+    printed = stop(job, signal.SIGTERM, ranks.rank_processes(job))  # while the curves are drawn
+    assert f"stopped on request after the last step; --resume {run} writes the results" in printed
+    assert not (run / "report.html").exists()
     a, b = checkpoint(run), checkpoint(tmp_path / "whole")
     for part in COMPARED:
         assert same_bits(a[part], b[part]), part
     assert steps(run) == steps(tmp_path / "whole")
+
+    done = ranks.run(["train.py", "--resume", run], 1, "plain")
+    assert done.code == 0, done.output
+    assert (run / "report.html").exists()
 
 
 def hears(pid: int) -> bool:
@@ -109,3 +118,57 @@ def test_a_request_before_the_first_step(data: Path, tmp_path: Path) -> None:
     printed = stop(job, signal.SIGTERM, ranks.rank_processes(job))
     assert "stopped on request before the first step; nothing was trained" in printed
     assert not (tmp_path / "early" / "weights" / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [("--gloo", signal.SIGINT), pytest.param("--mpirun", signal.SIGTERM, marks=pytest.mark.slow)],
+)
+def test_launch_passes_a_request_on_and_the_code_back(
+    data: Path, tmp_path: Path, launcher: str, number: signal.Signals
+) -> None:
+    """No signal reaches the ranks: both launchers would end them."""
+    train = arguments(data, tmp_path, "run")[1:]
+    train[train.index("--workers") + 1] = "1"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "horovod_yolo.cli", "launch", "--hosts", "localhost:2", launcher, "--",
+         "train", *map(str, train)],
+        cwd=ranks.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    wait_until(job, lambda: (run / "steps.csv").exists() and len(steps(run)) >= 1, "step 1")
+    everyone, asked = ranks.processes(job), time.monotonic()
+    job.send_signal(number)
+    finished = ranks.finish(job, 60)
+    assert finished.code == 3, finished.output
+    assert time.monotonic() - asked < SECONDS
+    assert "asked to stop: waiting for" in finished.output
+    assert f"checkpoint {run}/weights/last.pt" in finished.output
+    ranks.wait_until_gone(everyone)
+
+
+@pytest.mark.slow
+def test_slurm_signals_every_process_of_a_step(data: Path, tmp_path: Path) -> None:
+    """Also data workers, their server and the guard of each rank, which go on until their rank is done."""
+    train = arguments(data, tmp_path, "run")
+    train[train.index("--workers") + 1] = "1"
+    job, run = ranks.start(train, 2), tmp_path / "run"
+    wait_until(job, lambda: (run / "steps.csv").exists() and len(steps(run)) >= 1, "step 1")
+    everyone = ranks.processes(job)
+    found = ranks.rank_processes(job)
+    for pid in found:  # grows: children after their parents
+        found += [child for child in everyone if parent_of(child) == pid and child not in found]
+    assert len(found) >= 2 * 5  # a rank, its guard, the tracker, the server and a worker
+    for pid in found:
+        os.kill(pid, signal.SIGUSR1)
+    finished = ranks.finish(job, 60)
+    assert re.findall(r"Process \d+ exit with status code (\d+)", finished.output) == ["3", "3"], (
+        finished.output
+    )
+    assert "guard" not in finished.output and "resource_tracker" not in finished.output
+    ranks.wait_until_gone(everyone)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
