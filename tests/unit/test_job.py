@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from typing import Any
@@ -98,3 +99,29 @@ def test_a_fault_ends_this_rank_at_once_and_names_it(
     printed = capsys.readouterr().err
     assert f"rank 3 of 4 on {socket.gethostname()}" in printed and cause in printed
     assert ("Traceback" in printed) is traced
+
+
+class Spread(LocalCommunicator):
+    """A rank of a job on these hosts."""
+
+    def __init__(self, rank: int, hosts: list[str]) -> None:
+        self.rank, self.size, self._hosts = rank, len(hosts), hosts
+
+    def allgather_object(self, value: Any) -> list[Any]:
+        return self._hosts
+
+
+@pytest.mark.parametrize(
+    ("rank", "hosts", "said"),
+    [
+        (0, ["a", "a", "b", "a"], ["ranks: 0, 1, 3 on a; 2 on b"]),
+        (1, ["a", "a", "b", "a"], []),
+        (0, ["a", "a"], []),
+    ],
+)
+def test_which_rank_is_where_is_said_once(
+    caplog: pytest.LogCaptureFixture, rank: int, hosts: list[str], said: list[str]
+) -> None:
+    with caplog.at_level(logging.INFO):
+        job_module._say_where(Spread(rank, hosts))
+    assert [record.getMessage() for record in caplog.records] == said
