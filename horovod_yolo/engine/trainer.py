@@ -143,12 +143,12 @@ class Trainer:
             self._advance(window, result)
             for callback in self.callbacks:
                 callback.on_step(StepReport(self.progress.step, epoch, rates, result))
-            if result.stop:
-                self.progress.wall_s += time.perf_counter() - start
-                raise StoppedError("in an epoch")
             every = self.config.steps_between_commits
             if every and self.progress.step % every == 0:
                 self.commit(best=False)
+            if result.stop:  # after a commit that is due: it averages statistics
+                self.progress.wall_s += time.perf_counter() - start
+                raise StoppedError("in an epoch")
         seconds, data_wait = time.perf_counter() - start, self.loader.wait_s
         self.progress.wall_s += seconds
         self._close_epoch(

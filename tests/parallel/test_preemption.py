@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(data: Path, folder: Path, name: str) -> list[str | Path]:
     return [
         "train.py", "--data", data, "--cfg", "yolov5n", "--img", "64", "--batch", "8", "--epochs", "2",
-        "--workers", "0", "--project", folder, "--name", name,
+        "--commit-every", "3", "--workers", "0", "--project", folder, "--name", name,
     ]  # fmt: skip
 
 

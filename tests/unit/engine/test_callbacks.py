@@ -285,6 +285,15 @@ def test_the_end_says_that_the_last_checkpoint_is_missing(
     assert "CHECKPOINT LOST: epoch1.pt" in caplog.text
 
 
+def test_the_commit_of_a_stop_is_written_however_soon_it_comes(weights: Path) -> None:
+    checkpointer = Checkpointer(weights, save_period=-1, least_seconds=3600.0)
+    checkpointer.on_commit(make_state(1), best=False)
+    assert not checkpointer.saved
+    checkpointer.on_commit({**make_state(2), "running_statistics": []}, best=False)
+    checkpointer.wait()
+    assert checkpointer.saved and store.read(weights / "last.pt")["step"] == 2
+
+
 def test_what_is_damaged_does_not_push_out_what_is_whole(weights: Path) -> None:
     """Resumed from the oldest generation, as the two newer ones are damaged."""
     weights.mkdir(parents=True)
