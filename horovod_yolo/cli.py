@@ -1,4 +1,4 @@
-"""The command line: ``train.py`` and ``horovod-yolo train|val|eval|data|launch``: parsing only."""
+"""The command line: ``train.py`` and ``horovod-yolo train|val|eval|data|launch|doctor``: parsing only."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": eval_main,
         "data": data_main,
         "launch": launch_main,
+        "doctor": doctor_main,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
@@ -283,6 +284,50 @@ def _launch_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[Launch
         folder=plan.spelled_out(Path.cwd()),
     )
     return made, [*notes, *([why] if why else [])]
+
+
+def doctor_main(argv: Sequence[str]) -> int:
+    """Say what keeps hosts from training together; 2 where something does."""
+
+    def run() -> int:
+        args = _doctor_parser().parse_strictly(argv)
+        from horovod_yolo.doctor.collect import Questions, default_folders
+        from horovod_yolo.doctor.examine import examine
+        from horovod_yolo.launch import hostfile, plan
+
+        given = hostfile.read_hostfile(args.hostfile) if args.hostfile else hostfile.parse_hosts(args.hosts)
+        folders = default_folders(args.project, args.cache_dir)
+        questions = Questions(args.data or "", folders, args.timeout)
+        interface = plan.checked_interface(args.interface)
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as status:
+            found = examine(given, questions, interface, status.update)
+        if args.json:
+            print(json.dumps(found.as_json(), indent=2))
+        else:
+            from horovod_yolo.doctor.table import show
+
+            show(found, Console())
+        return DONE if found.healthy else MISTAKE
+
+    return _guarded(run)
+
+
+def _doctor_parser() -> Parser:
+    p = Parser(prog="horovod-yolo doctor", allow_abbrev=False)
+    hosts = p.add_mutually_exclusive_group()
+    hosts.add_argument(
+        "--hosts", "-H", default="localhost", metavar="LIST", help="host1:4,host2:4; default: this host only"
+    )
+    hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="a host a line: see hostfiles/README.md")
+    p.add_argument("--data", metavar="FILE", help="data.yaml: is the data set on all hosts, and the same")
+    p.add_argument("--project", default="runs/train", metavar="DIR", help="folder of the run folders")
+    p.add_argument("--cache-dir", dest="cache_dir", metavar="DIR", help="folder of the index and image cache")
+    p.add_argument("--interface", metavar="IF", help="network interface of the job that is tried")
+    p.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for each host's answer")
+    p.add_argument("--json", action="store_true", help="everything that was found, for scripts")
+    return p
 
 
 def _guarded(run: Callable[[], int | None]) -> int:

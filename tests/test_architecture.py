@@ -41,11 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {*BASE, *PARTS, "report", "distributed", "checkpoint", "config"},
     "api": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
     "launch": {"errors", "signals"},
+    "doctor": {"errors", "launch"},
+    "doctor.data_key": {"errors", "data"},  # runs on the hosts that are looked at
+    "doctor.trial_rank": {"distributed"},  # likewise, as a rank
     "job": {"errors", "distributed", "engine", "logs", "output", "signals"},
     "logs": {"errors"},
     "output": set(),
     "signals": {"engine.stop"},
-    "cli": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine", "launch", "job"},
+    "cli": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine", "launch", "doctor", "job"},
 }
 MAY_IMPORT_HOROVOD = {
     "distributed/horovod_backend.py",

@@ -113,6 +113,15 @@ class Host:
         self._network("ip", "link", "set", interface, "address", mac, "up")
         self._network("ip", "addr", "add", address, "dev", interface)
 
+    def add_interface(self, name: str, address: str) -> None:
+        """A second network card on the same switch."""
+        mac = f"{self._mac[:-5]}{len(name):02x}:{self._mac[-2:]}"
+        self._plug_in(name, f"{self._port}.{name}", address, mac)
+
+    def cut_interface(self, name: str) -> None:
+        """The cable of a card of `add_interface` out at the switch."""
+        self._cluster.switch("ip", "link", "set", f"{self._port}.{name}", "down")
+
     def add_dead_interface(self, name: str, address: str) -> None:
         """A second network card with an address and without a cable, as Docker's bridge is."""
         self._network("ip", "link", "add", name, "type", "bridge")

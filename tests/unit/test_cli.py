@@ -50,7 +50,7 @@ def mistake(*arguments: str | Path, cwd: Path) -> str:
     ("arguments", "message"),
     [
         ("trian", "unknown command 'trian'. did you mean train?"),
-        ("--epochs 3", "unknown command '--epochs'. known are: data, eval, launch, train, val"),
+        ("--epochs 3", "unknown command '--epochs'. known are: data, doctor, eval, launch, train, val"),
         ("eval --gt a.json", "the following arguments are required: --dt"),
         ("eval --gt a.json --dt b.json --jsn", "unknown argument --jsn. did you mean --json"),
         ("eval --gt none.json --dt none.json", "none.json: cannot be read (No such file or directory)"),
@@ -89,7 +89,7 @@ def test_version_and_help(tmp_path: Path) -> None:
 
 def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
-    assert "usage: horovod-yolo {train,val,eval,data,launch}" in capsys.readouterr().out
+    assert "usage: horovod-yolo {train,val,eval,data,launch,doctor}" in capsys.readouterr().out
     assert cli.main(["--help"]) == 0
 
 

@@ -133,7 +133,7 @@ def test_targets_of_make_and_commands_exist() -> None:
     subcommands = {
         words[words.index("horovod-yolo") + 1] for _, words in commands() if "horovod-yolo" in words
     }
-    assert subcommands == {"data", "eval", "launch", "val"}
+    assert subcommands == {"data", "doctor", "eval", "launch", "val"}
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)

@@ -1,0 +1,38 @@
+"""``python -m horovod_yolo.doctor.data_key data.yaml``: what a host's copy of a data set holds, as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from horovod_yolo.data.index import fingerprint, list_entries
+from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.errors import UserError
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """``{"splits": {split: {"key", "images"}}}``, equal for equal copies, or ``{"error": ...}``.
+
+    The key covers names and sizes of images and label files, not their times: copies of a set on several
+    hosts have other times.
+    """
+    try:
+        spec = load_data_yaml(file)
+        listed = {
+            split: list_entries(spec, split) for split in ("train", "val", "test") if getattr(spec, split)
+        }
+    except UserError as error:
+        return {"error": str(error)}
+    splits = {
+        split: {"key": fingerprint(entries, spec, split).content[:12], "images": len(entries)}
+        for split, entries in listed.items()
+    }
+    return {"splits": splits}
+
+
+if __name__ == "__main__":
+    logging.disable()
+    sys.stdout.write(json.dumps(describe(Path(sys.argv[1]))) + "\n")
