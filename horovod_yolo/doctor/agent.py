@@ -19,18 +19,20 @@ from typing import Any
 
 BLOCK = 1 << 18  # bytes
 HEAD = 128  # bytes that every connection starts with: token and what is wanted
+GO = b"+"
 SECONDS = 5.0  # that a connection may take, and a peer may be silent
 MOST_AT_ONCE = 32
 
 
 def measured(peer: socket.socket, seconds: float) -> tuple[int, float]:
-    """(bytes, seconds) received from the first block on, which itself is not counted.
+    """(bytes, seconds) received after the sender was told to go.
 
-    The receiver measures: what a sender has handed over may still lie in its own buffers.
+    The receiver measures: what a sender has handed over may still lie in its own buffers. And nothing may
+    have come in before the clock starts, or a receiver that is kept waiting for a core finds too much.
     """
     buffer = bytearray(BLOCK)
-    peer.recv_into(buffer)
     received, start = 0, time.monotonic()
+    peer.sendall(GO)
     while time.monotonic() - start < seconds:
         count = peer.recv_into(buffer)
         if count == 0:
@@ -92,6 +94,8 @@ def send(address: str, port: int, token: str, seconds: float) -> float:
     """
     block = bytes(BLOCK)
     with _call(address, port, token, str(seconds)) as peer:
+        if peer.recv(1) != GO:
+            raise ConnectionError("the other side hung up")
         peer.setblocking(False)
         # What has not left when the answer is here is thrown away.
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

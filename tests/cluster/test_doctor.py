@@ -124,14 +124,17 @@ TOGETHER = [
 ]
 
 
-def doctor(host: Host, folder: Path, data: Path, *more: str, timeout: float = 150) -> tuple[int, str]:
+def doctor(
+    host: Host, folder: Path, data: Path, *more: str, user: str | None = None, cwd: Path = REPOSITORY
+) -> tuple[int, str]:
     """Its exit code and what it printed."""
     for name in ("runs", "cache"):
         (folder / name).mkdir(exist_ok=True)
+        (folder / name).chmod(0o777)
     words = [sys.executable, "-m", "horovod_yolo.cli", "doctor", "--data", str(data)]
     words += ["--project", str(folder / "runs"), "--cache-dir", str(folder / "cache"), *more]
     variables = {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"}
-    done = host.run(words, env=variables, timeout=timeout, cwd=REPOSITORY)
+    done = host.run(words, env=variables, timeout=150, user=user, cwd=cwd)
     return done.returncode, done.stdout
 
 
@@ -203,8 +206,14 @@ def test_this_host_alone(four_hosts: Cluster, folder: Path, digits: Path) -> Non
 def test_hosts_by_address_from_one_that_takes_no_part(
     four_hosts: Cluster, folder: Path, digits: Path
 ) -> None:
+    """Without root, and in a folder whose name a shell would split."""
     hosts = f"{four_hosts['host2'].address}:1,{four_hosts['host3'].address}:1"
-    code, printed = doctor(four_hosts["host1"], folder, digits, "--hosts", hosts)
+    place = folder / "a b"
+    data = place / "data"
+    shutil.copytree(digits.parent, data)
+    code, printed = doctor(
+        four_hosts["host1"], folder, data / "data.yaml", "--hosts", hosts, user="trainer", cwd=place
+    )
     assert code == 0, printed
     assert f"slowest link: {four_hosts['host2'].address} and" in printed
 
