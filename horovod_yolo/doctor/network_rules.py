@@ -23,7 +23,7 @@ def of_trial(trial: Trial) -> list[Finding]:
     return [Finding((), "allreduce", what, "--json shows what the job printed")]
 
 
-def blame(failed: Collection[Pair], hosts: Collection[str]) -> tuple[list[str], list[Pair]]:
+def blame(failed: Collection[Pair]) -> tuple[list[str], list[Pair]]:
     """(hosts that explain the failed pairs, pairs that no single host explains).
 
     A host is to blame where several pairs with it failed; the one with the most goes first.
@@ -31,7 +31,7 @@ def blame(failed: Collection[Pair], hosts: Collection[str]) -> tuple[list[str], 
     left, blamed = {frozenset(pair) for pair in failed}, []
     while left:
         host, count = max(sorted(Counter(name for pair in left for name in pair).items()), key=lambda x: x[1])
-        if count < 2 or len(hosts) < 3:
+        if count < 2:
             break
         blamed.append(host)
         left = {pair for pair in left if host not in pair}
@@ -78,7 +78,7 @@ def _on_network(name: str, here: dict[str, Place], failed: dict[Pair, str], fix:
         what = f"{_at(next(iter(here.values())), whole=True)} reaches no other host ({why})"
         yield Finding(tuple(sorted(here)), "interface", what, fix, blocks)
         return
-    hosts, left = blame(list(failed), here)
+    hosts, left = blame(list(failed))
     for host in hosts:
         own = next(reason for pair, reason in failed.items() if host in pair)
         what = f"{_at(here[host])} and the other hosts do not reach each other ({own})"
@@ -97,8 +97,7 @@ def _at(place: Place, *, whole: bool = False) -> str:
 def _links(network: Network) -> Iterator[Finding]:
     pairs = by_pair(network.bits)
     slow_pairs = slow(network.bits)
-    names = {name for pair in pairs for name in pair}
-    hosts, left = blame(slow_pairs, names)
+    hosts, left = blame(slow_pairs)
     others = [rate for pair, rate in pairs.items() if pair not in slow_pairs]
     usual = f" where others do {speed(sorted(others)[len(others) // 2])}" if others else ""
     fix = "look at its cable, its port of the switch and `ethtool` (speed, duplex); training goes at its pace"
