@@ -219,14 +219,12 @@ def test_hosts_by_address_from_one_that_takes_no_part(
 
 
 def test_own_name_is_a_loopback_address(folder: Path, digits: Path) -> None:
+    """As Debian's installer writes it; our Horovod keeps to the interface, and the allreduce shows it."""
     with Cluster(2, folder / "hosts", own_address="127.0.1.1") as cluster:
         code, printed = doctor(cluster["host1"], folder, digits, "--hosts", "host1,host2", "--json")
-        findings = json.loads(printed)["findings"]
-    assert code == 2
-    assert [(finding["kind"], finding["hosts"]) for finding in findings] == [
-        ("own-name", ["host1"]),
-        ("own-name", ["host2"]),
-    ]
+    seen = json.loads(printed)
+    assert (code, seen["findings"]) == (0, [])
+    assert seen["allreduce"]["ranks"] == 2
 
 
 def test_four_hosts_take_less_than_20_seconds(four_hosts: Cluster, folder: Path, digits: Path) -> None:

@@ -210,3 +210,11 @@ def test_the_same_on_several_hosts_is_one_finding() -> None:
 )
 def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_a_loopback_name_does_no_harm_to_our_build() -> None:
+    reports = [
+        change(change(one, "network.own_address", "127.0.1.1"), "packages.horovod.version", "0.28.1+k0123")
+        for one in cluster()
+    ]
+    assert findings(reports) == []
