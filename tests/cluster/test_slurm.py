@@ -53,11 +53,14 @@ def test_a_batch_job_completes(how: list[str], two_nodes: Slurm, folder: Path, d
     assert results(folder / "run")["exit"] == 0
 
 
-def test_a_job_at_its_time_limit_goes_on_later(two_nodes: Slurm, folder: Path, digits: Path) -> None:
+@pytest.mark.parametrize("how", [[], pytest.param(["--srun"], marks=pytest.mark.slow)], ids=["ssh", "srun"])
+def test_a_job_at_its_time_limit_goes_on_later(
+    how: list[str], two_nodes: Slurm, folder: Path, digits: Path
+) -> None:
     """Warned a minute before the end of two: checkpoint, exit code 3, back into the queue, resumed."""
     words = ["train", "--data", digits, "--project", folder, "--epochs", "100000", "--resume", "auto"]
     options = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --time=2 --signal=B:USR1@60"
-    job = submit(two_nodes, folder / "log", options, ["--", *words, *FLAGS.split()])
+    job = submit(two_nodes, folder / "log", options, [*how, "--", *words, *FLAGS.split()])
     two_nodes.wait(job, ["RUNNING"], 30)
     assert two_nodes.wait(job, ["PENDING", *ENDS], 130) == "PENDING", (folder / "log").read_text()
     stopped_at = int(steps(folder / "run")[-1]["step"])
