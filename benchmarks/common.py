@@ -48,15 +48,15 @@ def described(facts: dict[str, Any]) -> str:
     )
 
 
-def publish(name: str, results: dict[str, Any], table: str) -> None:
-    """Write ``benchmarks/results/NAME.json`` and put the table at its mark in docs/benchmarks.md."""
+def publish(name: str, results: dict[str, Any], table: str, document: Path = TABLES) -> None:
+    """Write ``benchmarks/results/NAME.json`` and put the table at its mark in a document."""
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     mark, end = f"<!-- table: {name} -->", "<!-- end -->"
-    text = TABLES.read_text()
+    text = document.read_text()
     before, after = text.split(mark, 1)
     if end in after.split("<!-- table:", 1)[0]:
         after = after.split(end, 1)[1]
-    TABLES.write_text(f"{before}{mark}\n{table.strip()}\n{end}{after}")
+    document.write_text(f"{before}{mark}\n{table.strip()}\n{end}{after}")
     print(table)

@@ -97,6 +97,32 @@ def test_steps_are_those_of_the_obvious_loop(scaled: bool, lr: float) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_parts_of_a_slice_add_up_to_its_gradient(parts: int) -> None:
+    """More parts than images too: some are empty. The norm is frozen: its statistics are those of a part."""
+    windows = [[tiny_batch(5, 0)], [tiny_batch(6, 1), tiny_batch(4, 2)]]
+    whole, split = frozen_norm(tiny_detector()), frozen_norm(tiny_detector())
+    steppers = make_stepper(whole), make_stepper(split)
+    steppers[1].parts = parts
+    for window in windows:
+        first, second = (s.step(iter(window), [1.0] * len(window)) for s in steppers)
+        assert (second.box_loss, second.obj_loss, second.cls_loss, second.grad_norm) == pytest.approx(
+            (first.box_loss, first.obj_loss, first.cls_loss, first.grad_norm), rel=1e-9
+        )
+        assert second.images == first.images
+    for (name, mine), theirs in zip(split.state_dict().items(), whole.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def frozen_norm(model: Detector) -> Detector:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,misc]
+            module.eval()
+            module.training = False
+    return model
+
+
 def test_a_window_takes_only_its_batches() -> None:
     batches = iter([tiny_batch(1, seed) for seed in range(5)])
     make_stepper(tiny_detector()).step(batches, [1.0, 1.0])

@@ -1,0 +1,172 @@
+"""Elastic jobs on test hosts, and what can be seen of them while they meet their faults.
+
+The launcher runs on a host of its own, so that the host of any rank, rank 0's too, may be lost.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from tests.cluster.hosts import Cluster, Host
+from tests.cluster.jobs import environment
+from tests.helpers.ranks import results
+from tests.helpers.runs import steps
+
+GO_ON = re.compile(r"(\d+) ranks go on from step (\d+) of epoch (\d+)")
+TRAIN = "--elastic --cfg yolov5n --workers 0 --noplots --compression none"
+
+
+class ElasticJob:
+    """``horovodrun`` on the cluster's first host, ranks on the others. The context ends what is left of it.
+
+    Args:
+        cluster: its first host is the launcher's.
+        folder: seen by all hosts.
+        slots: of each host that may have ranks, from the start.
+        ranks: to start with, at least and at most.
+        train: flags of ``train.py``, beside those of every elastic run.
+        launch: more flags of ``horovodrun``.
+        variables: of the environment.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        slots: dict[str, int],
+        ranks: tuple[int, int, int],
+        train: str,
+        launch: Sequence[str] = (),
+        **variables: str,
+    ) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self.run = folder / "run"
+        self._log = folder / "job.log"
+        self._hostfile = folder / "hosts"
+        self.slots = dict(slots)
+        self.write_hosts()
+        count, least, most = ranks
+        self._command = [
+            *("horovodrun", "--disable-cache", "--network-interfaces", "eth0"),
+            *("-np", str(count), "--min-np", str(least), "--max-np", str(most)),
+            *("--host-discovery-script", "launch/discover_hosts.sh", "--gloo-timeout-seconds", "30"),
+            *("--blacklist-cooldown-range", "5", "10", *launch),
+            *(
+                "python",
+                "train.py",
+                "--project",
+                str(folder),
+                "--name",
+                "run",
+                *TRAIN.split(),
+                *train.split(),
+            ),
+        ]
+        self._variables = {"HOSTFILE": str(self._hostfile), "HOROVOD_LOG_HIDE_TIME": "0", **variables}
+
+    def __enter__(self) -> ElasticJob:
+        launcher = next(iter(self.cluster))
+        self._process = launcher.start(
+            self._command, env=environment(**self._variables), log=self._log, cwd=Path.cwd()
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+    def write_hosts(self) -> None:
+        """Tell the discovery script of ``slots``."""
+        self._hostfile.write_text("".join(f"{name} slots={count}\n" for name, count in self.slots.items()))
+
+    @property
+    def output(self) -> str:
+        """Everything printed so far."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def step(self) -> int:
+        """The last step of the table."""
+        try:
+            last = (self.run / "steps.csv").read_text().splitlines()[-1].split(",")[0]
+        except (FileNotFoundError, IndexError):
+            return 0
+        return int(last) if last.isdecimal() else 0
+
+    @property
+    def worlds(self) -> list[tuple[int, int]]:
+        """(ranks, step they went on from) of each change so far."""
+        return [(int(ranks), int(step)) for ranks, step, _ in GO_ON.findall(self.output)]
+
+    def until(self, what: Callable[[], bool], timeout: float) -> float:
+        """Wait; the seconds it took. Fails with the job's output where it ends or lasts too long."""
+        start = time.monotonic()
+        while not what():
+            if self._process.poll() is not None:
+                raise AssertionError(f"the job ended with {self._process.returncode}:\n{self.output}")
+            if time.monotonic() - start > timeout:
+                raise AssertionError(f"not within {timeout} s; the job printed:\n{self.output}")
+            time.sleep(0.05)
+        return time.monotonic() - start
+
+    def until_step(self, step: int, timeout: float = 120) -> float:
+        """Wait for a step."""
+        return self.until(lambda: self.step >= step, timeout)
+
+    def until_world(self, ranks: int, since: int, timeout: float = 120) -> float:
+        """Wait for a change, after the first ``since`` of them, to so many ranks, and for a step after it."""
+        seconds = self.until(lambda: any(size == ranks for size, _ in self.worlds[since:]), timeout)
+        step = self.worlds[-1][1]
+        return seconds + self.until(lambda: self.step > step, timeout)
+
+    def finish(self, timeout: float = 240) -> int:
+        """Wait for the end; the launcher's exit code."""
+        deadline = time.monotonic() + timeout
+        while self._process.poll() is None:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the job did not end within {timeout} s:\n{self.output}")
+            time.sleep(0.1)
+        return self._process.returncode
+
+    def signal_rank(self, host: Host, signum: signal.Signals) -> None:
+        """Send a signal to a rank of a host."""
+        self.a_rank(host).send_signal(signum)
+
+    def host_of_rank_0(self) -> str:
+        """The host on which rank 0 runs now: only that one has the table open last."""
+        (name,) = {
+            host.name
+            for host in self.cluster
+            for rank in host.ranks()
+            if rank.environ().get("HOROVOD_RANK") == "0"
+        }
+        return name
+
+    def a_rank(self, host: Host) -> psutil.Process:
+        """The first rank of a host."""
+        return min(host.ranks(), key=lambda process: process.pid)
+
+    def images_of_epochs(self) -> list[int]:
+        """Images that the steps of each epoch took, by the table; its steps must follow one another."""
+        rows = steps(self.run)
+        assert [int(row["step"]) for row in rows] == list(range(1, len(rows) + 1)), "a step twice or none"
+        sums = [0] * (int(rows[-1]["epoch"]) + 1)
+        for row in rows:
+            sums[int(row["epoch"])] += int(row["images"])
+        return sums
+
+    @property
+    def results(self) -> dict[str, object]:
+        """``results.json``."""
+        return results(self.run)

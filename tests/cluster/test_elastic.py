@@ -1,0 +1,94 @@
+"""Elastic jobs on hosts that fail: they go on with who is left, lose little and see every image once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from horovod_yolo.data.digits import make_digits
+from tests.cluster.elastic import ElasticJob
+from tests.cluster.hosts import Cluster
+from tests.helpers.runs import checkpoint
+
+COMMIT_EVERY = 3
+IMAGES, EPOCHS = 320, 12  # long enough for a host to come back
+TWO = {"host2": 1, "host3": 1}
+
+
+@pytest.fixture
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A host for the launcher and two for ranks, which may break."""
+    with Cluster(3, tmp_path_factory.mktemp("h")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of a run that takes about half a minute where nothing happens to it."""
+    data = tmp_path_factory.mktemp("data") / "digits"
+    make_digits(data, images=IMAGES, size=64, seed=2)
+    return (
+        f"--data {data / 'data.yaml'} --img 64 --batch 16 --epochs {EPOCHS} --noval "
+        f"--commit-every {COMMIT_EVERY}"
+    )
+
+
+def assert_all_well(job: ElasticJob, ranks: int) -> None:
+    """The job has ended well, on so many ranks, and each epoch took each image once."""
+    assert job.finish() == 0, job.output
+    assert job.results["world_size"] == ranks, job.output
+    assert job.results["epochs"] == EPOCHS
+    assert job.images_of_epochs() == [IMAGES * 4 // 5] * EPOCHS
+
+
+def test_a_killed_worker_is_lost_and_its_host_comes_back(hosts: Cluster, folder: Path, flags: str) -> None:
+    with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags) as job:
+        job.until_step(5)
+        job.signal_rank(hosts["host3"], signal.SIGKILL)
+        before = job.step
+        job.until_world(1, since=0)
+        assert 0 <= before - job.worlds[0][1] <= COMMIT_EVERY
+        job.until_world(2, since=1)
+        assert_all_well(job, ranks=2)
+
+
+def test_a_stopped_worker_is_ended_by_its_guard(hosts: Cluster, folder: Path, flags: str) -> None:
+    variables = {"HOROVOD_YOLO_HEARTBEAT_SECONDS": "3"}
+    with ElasticJob(hosts, folder, TWO, (2, 1, 1), flags, **variables) as job:
+        job.until_step(5)
+        job.signal_rank(hosts["host2"], signal.SIGSTOP)
+        job.until(lambda: "it hangs or was stopped. It is ended" in job.output, 60)
+        job.until_world(1, since=0)
+        assert_all_well(job, ranks=1)
+    assert " on host2 has not answered for " in job.output
+
+
+def test_a_black_hole_is_left_and_another_host_taken_in(hosts: Cluster, folder: Path, flags: str) -> None:
+    with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags) as job:
+        job.until_step(5)
+        hosts["host3"].drop()
+        before = job.step
+        job.until_world(1, since=0)
+        assert 0 <= before - job.worlds[0][1] <= COMMIT_EVERY
+        hosts.add_host()
+        job.slots["host4"] = 1
+        job.write_hosts()
+        job.until_world(2, since=1)
+        assert_all_well(job, ranks=2)
+    assert not hosts["host3"].ranks(), "the ranks of a host that is cut off end by themselves"
+
+
+def test_too_few_ranks_end_with_a_checkpoint(hosts: Cluster, folder: Path, flags: str) -> None:
+    patience = ["--elastic-timeout", "120"]
+    with ElasticJob(hosts, folder, TWO, (2, 2, 2), flags + " --elastic-wait 6", patience) as job:
+        job.until_step(5)
+        job.slots.pop("host3")
+        job.write_hosts()
+        hosts["host3"].kill()
+        assert job.finish(60) == 1, job.output  # horovodrun's code for any end that is not 0
+    assert "waited for enough ranks, in vain: checkpoint" in job.output
+    assert "Exit code: 3" in job.output
+    assert checkpoint(job.run)["step"] >= 3
