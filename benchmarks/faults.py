@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/faults.py [FAULT ...]
 
-Each fault meets a job of three ranks on three hosts (namespaces with an sshd each; needs root) in the middle of the
-same training: digits, yolov5n, 96 px. Without names all faults are run, about two minutes each on two cores.
+Each fault meets a job of three ranks on three hosts (namespaces with an sshd each; needs root) in the middle
+of the same training: digits, yolov5n, 96 px. Without names all faults are run, minutes each on two cores.
 """
 
 from __future__ import annotations
@@ -132,11 +132,11 @@ def meet(name: str, data: Path) -> Outcome:
     fault, least = FAULTS[name], 2 if name == "below --min-np" else 1
     epochs = EPOCHS * (10 if fault is twenty_at_random else 1)
     train = (
-        f"--data {data} --img 96 --batch 24 --epochs {epochs} --commit-every {COMMIT_EVERY} --optimizer AdamW "
-        f"--cos-lr --hyp horovod_yolo/config/hyp.digits.yaml --cache ram --noval --elastic-wait 30"
+        f"--data {data} --img 96 --batch 24 --epochs {epochs} --commit-every {COMMIT_EVERY} --noval "
+        "--optimizer AdamW --cos-lr --hyp horovod_yolo/config/hyp.digits.yaml --cache ram --elastic-wait 30"
     )
     with (
-        tempfile.TemporaryDirectory(prefix="faults-") as folder,
+        tempfile.TemporaryDirectory(prefix="f-") as folder,
         Cluster(4, Path(folder) / "hosts") as cluster,
     ):
         start = time.monotonic()
@@ -202,9 +202,9 @@ def main() -> None:
         "| fault | end | s to the next step | steps done again | every image once an epoch | mAP50 |\n"
         "|---|---|---|---|---|---|\n" + "\n".join(map(row, found))
     )
-    note = f"Three ranks on three hosts, `--commit-every {COMMIT_EVERY}`, Gloo's time-out 30 s. {described(facts)}"
+    how = f"Three ranks on three hosts, `--commit-every {COMMIT_EVERY}`, Gloo's time-out 30 s."
     recorded = {"machine": facts, "faults": [asdict(outcome) for outcome in found]}
-    publish("faults", recorded, f"{table}\n\n{note}", DOCUMENT)
+    publish("faults", recorded, f"{table}\n\n{how} {described(facts)}", DOCUMENT)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ class ElasticJob:
         self.a_rank(host).send_signal(signum)
 
     def host_of_rank_0(self) -> str:
-        """The host on which rank 0 runs now: only that one has the table open last."""
+        """The host that rank 0 was started on; it may have moved since."""
         (name,) = {
             host.name
             for host in self.cluster
