@@ -188,6 +188,13 @@ EDITS = (
         "                    raise RuntimeError('No worker is left that could go on.')\n",
         "workers that gave up waiting for hosts left horovodrun waiting alone, up to its --elastic-timeout",
     ),
+    Edit(
+        "horovod/runner/elastic/registration.py",
+        "        self._action_event.wait()\n",
+        "        self._action_event.wait()\n"
+        "        if self._driver.finished():\n            return self._rendezvous_id\n",
+        "a worker that ended while horovodrun gave up was waited for without end",
+    ),
 )
 
 

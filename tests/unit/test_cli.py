@@ -73,11 +73,22 @@ def test_mistakes_without_torch(tmp_path: Path, arguments: str, message: str) ->
     [
         ("train.py --data none.yaml --cfg yolov5n --device cpu", "none.yaml: cannot be read"),
         ("train --data d.yaml --cfg yolov5n --epoch 3", "unknown argument --epoch. did you mean --epochs"),
+        ("train --data d.yaml --cfg yolov5n --elastic", "--elastic without horovodrun's elastic launch"),
         ("val --weights none.pt", "none.pt: No such file or directory. --weights takes"),
     ],
 )
 def test_mistakes_of_jobs(tmp_path: Path, arguments: str, message: str) -> None:
     assert message in mistake(*arguments.split(), cwd=tmp_path)
+
+
+def test_an_elastic_launch_needs_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some ranks alone would not know that others may come."""
+    for name, value in (("HOROVOD_ELASTIC", "1"), ("HOROVOD_RANK", "0"), ("HOROVOD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    words = [sys.executable, REPOSITORY / "train.py", "--data", "d.yaml", "--cfg", "yolov5n"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "horovodrun's elastic launch without --elastic. add --elastic" in done.stderr
 
 
 def test_version_and_help(tmp_path: Path) -> None:
