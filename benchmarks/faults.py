@@ -168,7 +168,7 @@ def outcome(
     """What is left to see when the job is over."""
     sums = job.images_of_epochs()
     if code:
-        end = "exit 3 with a checkpoint" if "Exit code: 3" in job.output else f"exit {code}"
+        end = "exit 3 with a checkpoint" if "exit with status code 3." in job.output else f"exit {code}"
         # The last epoch is not over, so only the finished ones can be counted.
         return Outcome(name, end, *measured, set(sums[:-1]) <= {IMAGES * 4 // 5}, None, wall_s)
     metrics: Any = job.results["metrics"]

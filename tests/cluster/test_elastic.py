@@ -91,5 +91,5 @@ def test_too_few_ranks_end_with_a_checkpoint(hosts: Cluster, folder: Path, flags
         hosts["host3"].kill()
         assert job.finish(60) == 1, job.output  # horovodrun's code for any end that is not 0
     assert "waited for enough ranks, in vain: checkpoint" in job.output
-    assert "Exit code: 3" in job.output
+    assert "exit with status code 3." in job.output
     assert checkpoint(job.run)["step"] >= 3
