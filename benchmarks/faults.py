@@ -24,7 +24,7 @@ from horovod_yolo.data.digits import make_digits
 from tests.cluster.elastic import ElasticJob
 from tests.cluster.hosts import Cluster
 
-IMAGES, EPOCHS, COMMIT_EVERY = 600, 20, 5
+IMAGES, EPOCHS, COMMIT_EVERY = 600, 12, 5
 HOSTS = {"host2": 1, "host3": 1, "host4": 1}
 FAULT_AT = 60  # steps
 SEED, RANDOM_FAULTS, SECONDS_BETWEEN = 7, 20, 12.0
@@ -137,7 +137,7 @@ def meet(name: str, data: Path) -> Outcome:
     )
     with (
         tempfile.TemporaryDirectory(prefix="f-") as folder,
-        Cluster(4, Path(folder) / "hosts") as cluster,
+        Cluster(4, Path(folder) / "c") as cluster,
     ):
         start = time.monotonic()
         launch = ["--elastic-timeout", "60"]

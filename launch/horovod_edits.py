@@ -189,6 +189,21 @@ EDITS = (
         "workers that gave up waiting for hosts left horovodrun waiting alone, up to its --elastic-timeout",
     ),
     Edit(
+        "horovod/runner/elastic/driver.py",
+        "            coordinator_client.notify_hosts_updated(timestamp, update_res)\n",
+        "            threading.Thread(target=_quietly, daemon=True, args=(\n"
+        "                coordinator_client.notify_hosts_updated, timestamp, update_res)).start()\n",
+        "rank 0 may be on the host that is lost: horovodrun stood still for minutes while it called there",
+    ),
+    Edit(
+        "horovod/runner/elastic/driver.py",
+        "def _epoch_time_s():\n    return int(time.time())\n",
+        "def _epoch_time_s():\n    return int(time.time())\n\n\n"
+        "def _quietly(call, *args):\n    try:\n        call(*args)\n"
+        "    except Exception as error:\n        logging.debug('not notified: %s', error)\n",
+        "what that thread does",
+    ),
+    Edit(
         "horovod/runner/elastic/registration.py",
         "        self._action_event.wait()\n",
         "        self._action_event.wait()\n"
