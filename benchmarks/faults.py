@@ -202,7 +202,10 @@ def main() -> None:
         "| fault | end | s to the next step | steps done again | every image once an epoch | mAP50 |\n"
         "|---|---|---|---|---|---|\n" + "\n".join(map(row, found))
     )
-    how = f"Three ranks on three hosts, `--commit-every {COMMIT_EVERY}`, Gloo's time-out 30 s."
+    how = (
+        f"Three ranks on three hosts, `--commit-every {COMMIT_EVERY}`, Gloo's time-out 30 s, "
+        f"{EPOCHS} epochs of {IMAGES} images at 96 px."
+    )
     recorded = {"machine": facts, "faults": [asdict(outcome) for outcome in found]}
     publish("faults", recorded, f"{table}\n\n{how} {described(facts)}", DOCUMENT)
 
