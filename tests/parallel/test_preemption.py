@@ -56,8 +56,9 @@ def stop(job: subprocess.Popen[str], number: signal.Signals, victims: Sequence[i
         os.kill(pid, number)
     finished = ranks.finish(job, 60)
     seconds = time.monotonic() - asked
+    # A rank that horovodrun kills, because it saw another end first, has no line.
     codes = re.findall(r"Process \d+ exit with status code (\d+)", finished.output)
-    assert codes == ["3"] * WORLD_SIZE, finished.output
+    assert set(codes) == {"3"}, finished.output
     assert seconds < SECONDS, finished.output
     assert "Traceback" not in finished.output.split("Process 0 exit")[0].split("Process 1 exit")[0]
     ranks.wait_until_gone(everyone)
