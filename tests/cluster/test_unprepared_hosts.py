@@ -35,7 +35,7 @@ def test_paths_with_spaces(folder: Path, digits: Path, four_hosts: Cluster) -> N
     check(here / "all 'my' runs")
 
 
-@pytest.mark.parametrize("how", ["--gloo", "--mpirun"])
+@pytest.mark.parametrize("how", ["--gloo", pytest.param("--mpirun", marks=pytest.mark.slow)])
 def test_a_user_without_root(how: str, folder: Path, digits: Path, four_hosts: Cluster) -> None:
     mine = folder / "mine"
     shutil.copytree(digits.parent, mine / "data")
@@ -55,7 +55,7 @@ def test_a_user_without_root(how: str, folder: Path, digits: Path, four_hosts: C
     assert (mine / "run" / "results.json").stat().st_uid == USER_ID
 
 
-@pytest.mark.parametrize("how", ["--gloo", "--mpi"])
+@pytest.mark.parametrize("how", ["--gloo", pytest.param("--mpi", marks=pytest.mark.slow)])
 def test_an_own_name_that_leads_nowhere(how: str, folder: Path, digits: Path) -> None:
     """Debian's installer writes the host's own name as 127.0.1.1."""
     with Cluster(2, folder / "hosts", own_address="127.0.1.1") as cluster:
@@ -65,7 +65,7 @@ def test_an_own_name_that_leads_nowhere(how: str, folder: Path, digits: Path) ->
         check(folder)
 
 
-@pytest.mark.parametrize("how", ["--gloo", "--mpi"])
+@pytest.mark.parametrize("how", ["--gloo", pytest.param("--mpi", marks=pytest.mark.slow)])
 def test_a_second_card_that_is_dead(how: str, folder: Path, digits: Path) -> None:
     """As Docker makes it: up, with the same address on every host."""
     with Cluster(2, folder / "hosts") as cluster:

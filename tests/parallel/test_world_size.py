@@ -78,6 +78,7 @@ def test_one_two_and_four_ranks_agree(half_empty: Path, tmp_path: Path) -> None:
         assert weight_difference(run, alone) < 1e-3
 
 
+@pytest.mark.slow
 def test_default_rates_agree_beyond_float32(half_empty: Path, tmp_path: Path) -> None:
     """In float64 there is room for the growth: what is left at step 20 is far below float32's rounding."""
     alone = train(half_empty, tmp_path, 1, AUGMENTED, "--precision", "fp64")
