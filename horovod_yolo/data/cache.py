@@ -41,7 +41,7 @@ _DAMAGE = (
     TypeError,
     AttributeError,
     EOFError,
-    NotImplementedError,
+    RuntimeError,  # what zipfile raises at a bit that says encrypted or patched
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -68,7 +68,7 @@ def test_a_job_at_its_time_limit_goes_on_later(
     two_nodes.ask(
         ["scontrol", "update", f"JobId={job}", "StartTime=now"]
     )  # Slurm itself would wait two minutes
-    two_nodes.wait(job, ["RUNNING"], 60)
+    assert two_nodes.wait(job, ["RUNNING", *ENDS], 60) == "RUNNING", (folder / "log").read_text()
     deadline = time.monotonic() + 60
     while steps(folder / "run")[-1]["step"] < stopped_at + 3:
         assert time.monotonic() < deadline, (folder / "log").read_text()

@@ -4,20 +4,22 @@ to kill hundreds of them.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Sequence
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 from pathlib import Path
+
+from horovod_yolo.data.workers import forkserver_context
 
 _IMPORTED_ONCE = ["horovod_yolo.cli", "horovod_yolo.engine.run", "pytest", "tests.helpers.forked"]
 
 
-def server() -> ForkServerContext:
-    """Starts processes. It ends with this one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED_ONCE)
-    return context
+def server() -> BaseContext:
+    """Starts processes. It ends with this one.
+
+    A process has one such server: data workers of later tests come from it, too, and count on its deafness.
+    """
+    return forkserver_context(_IMPORTED_ONCE)
 
 
 def train(argv: Sequence[str], output: Path) -> None:

@@ -17,13 +17,12 @@ from horovod_yolo.checkpoint import resume, store
 from tests.helpers import forked, ranks
 from tests.helpers.runs import checkpoint, same_bits, steps
 
-SERVER = forked.server()
 COMPARED = ("model", "ema", "optimizer", "early_stopping", "metrics", "step", "epoch", "sampler", "rng")
 SECONDS_OF_A_RUN = 240
 
 
 def start(words: list[str], output: Path) -> multiprocessing.process.BaseProcess:
-    process = SERVER.Process(target=forked.train, args=(words, output))
+    process = forked.server().Process(target=forked.train, args=(words, output))
     process.start()
     return process
 
@@ -49,7 +48,7 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wh
     run = tmp_path_factory.mktemp("whole") / "run"
     patch = pytest.MonkeyPatch()
     patch.setenv("OMP_NUM_THREADS", "1")
-    imports = SERVER.Process(target=os.getpid)
+    imports = forked.server().Process(target=os.getpid)
     imports.start()
     imports.join()
     began = time.monotonic()

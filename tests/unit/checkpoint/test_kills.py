@@ -12,7 +12,6 @@ from tests.helpers import forked
 
 KILLS = 100
 KIBIBYTES = 512
-SERVER = forked.server()
 
 
 def acknowledged(file: Path) -> int:
@@ -27,7 +26,7 @@ def test_killed_at_a_hundred_moments(tmp_path: Path) -> None:
     hits = 0
     for kill in range(KILLS):
         before, leftovers = acknowledged(numbers), set(weights.glob(".*.tmp"))
-        process = SERVER.Process(target=forked.write_checkpoints, args=(weights, numbers, KIBIBYTES))
+        process = forked.server().Process(target=forked.write_checkpoints, args=(weights, numbers, KIBIBYTES))
         process.start()
         while process.is_alive() and acknowledged(numbers) == before:
             time.sleep(0.001)
