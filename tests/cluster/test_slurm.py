@@ -42,6 +42,14 @@ def submit(at: Slurm, log: Path, options: str, words: list[str | Path]) -> int:
     return int(done.output.split()[-1])
 
 
+def wait_until_gone(at: Slurm, program: str) -> None:
+    """No process of this name is left on any host."""
+    deadline = time.monotonic() + 20
+    while left := [p for host in at.hosts for p in host.processes() if p.name().startswith(program)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
 @pytest.mark.parametrize("how", [[], ["--srun"]], ids=["ssh", "srun"])
 def test_a_batch_job_completes(how: list[str], two_nodes: Slurm, folder: Path, digits: Path) -> None:
     words = ["train", "--data", digits, "--project", folder, "--epochs", "1", *FLAGS.split()]
@@ -65,9 +73,9 @@ def test_a_job_at_its_time_limit_goes_on_later(
     assert two_nodes.wait(job, ["PENDING", *ENDS], 130) == "PENDING", (folder / "log").read_text()
     stopped_at = int(steps(folder / "run")[-1]["step"])
     assert f"step {stopped_at}" in (folder / "log").read_text()
-    two_nodes.ask(
-        ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-    )  # Slurm itself would wait two minutes
+    wait_until_gone(two_nodes, "slurmstepd")  # of the first start: a second one beside it fails
+    at_once = ["scontrol", "update", f"JobId={job}", "StartTime=now"]  # Slurm itself would wait two minutes
+    two_nodes.ask(at_once)
     assert two_nodes.wait(job, ["RUNNING", *ENDS], 60) == "RUNNING", (folder / "log").read_text()
     deadline = time.monotonic() + 60
     while steps(folder / "run")[-1]["step"] < stopped_at + 3:
@@ -77,7 +85,4 @@ def test_a_job_at_its_time_limit_goes_on_later(
     assert numbers == list(range(1, len(numbers) + 1))  # nothing trained twice, nothing left out
     two_nodes.ask(["scancel", str(job)])
     assert two_nodes.wait(job, ENDS, 60) == "CANCELLED"
-    deadline = time.monotonic() + 20
-    while any(host.ranks() for host in two_nodes.hosts) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not any(host.ranks() for host in two_nodes.hosts)
+    wait_until_gone(two_nodes, "python")
