@@ -101,6 +101,8 @@ class Host:
             BOOT.format(name=self.name, etc=shlex.quote(str(self._folder))),
             cluster.folder / f"{self.name}.log",
         )
+        # Linux answers for any of its addresses on any card: of two on one switch, traffic would take either.
+        self._network("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore")
         self._plug_in("eth0", self._port, f"{self.address}/24", self._mac)
         self._network("ip", "route", "add", "default", "via", f"{NETWORK}.1")
 
