@@ -56,7 +56,7 @@ def test_a_killed_worker_is_lost_and_its_host_comes_back(hosts: Cluster, folder:
 
 
 def test_a_stopped_worker_is_ended_by_its_guard(hosts: Cluster, folder: Path, flags: str) -> None:
-    variables = {"HOROVOD_YOLO_HEARTBEAT_SECONDS": "3"}
+    variables = {"HOROVOD_YOLO_HEARTBEAT_SECONDS": "6"}
     for_good = ["--blacklist-cooldown-range", "600", "3600"]
     with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags, for_good, **variables) as job:
         job.until_step(5)

@@ -152,7 +152,11 @@ def test_an_archive_that_would_grow_is_not_unpacked(folder: Path) -> None:
         store.read(folder / "bomb.pt")
 
 
-@pytest.mark.parametrize("name", ["os\nsystem", "builtins\nbytearray", "torch\nTensor", "L" * 90_000 + "\nL"])
+@pytest.mark.parametrize(
+    "name",
+    ["os\nsystem", "builtins\nbytearray", "torch\nTensor", "L" * 90_000 + "\nL"],
+    ids=["system", "bytearray", "Tensor", "long"],
+)
 def test_a_stranger_name_is_refused_before_torch_sees_it(folder: Path, name: str) -> None:
     program = b"\x80\x02c" + name.encode() + b"\n."
     (folder / "odd.pt").write_bytes(archive({**members(), "data.pkl": program}))
