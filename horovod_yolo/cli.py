@@ -29,6 +29,7 @@ from horovod_yolo.job import (
 )
 
 if TYPE_CHECKING:
+    from horovod_yolo.launch.hostfile import Host
     from horovod_yolo.launch.plan import LaunchPlan
 
 
@@ -258,11 +259,18 @@ def _launch_parser() -> Parser:
     return p
 
 
+def _given_hosts(args: argparse.Namespace) -> tuple[Host, ...]:
+    """What --hostfile or --hosts names."""
+    from horovod_yolo.launch import hostfile
+
+    return hostfile.read_hostfile(args.hostfile) if args.hostfile else hostfile.parse_hosts(args.hosts)
+
+
 def _launch_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[LaunchPlan, list[str]]:
     """The plan, and notes for the user. A dry run may be for another host: there a check is a note."""
-    from horovod_yolo.launch import hostfile, network, plan
+    from horovod_yolo.launch import network, plan
 
-    given = hostfile.read_hostfile(args.hostfile) if args.hostfile else hostfile.parse_hosts(args.hosts)
+    given = _given_hosts(args)
     hosts = plan.fit(given, args.ranks)
     program, notes = plan.program(words), []
     interface, why = network.find_interface(hosts) if args.interface is None else (args.interface, "")
@@ -293,9 +301,9 @@ def doctor_main(argv: Sequence[str]) -> int:
         args = _doctor_parser().parse_strictly(argv)
         from horovod_yolo.doctor.collect import Questions, default_folders
         from horovod_yolo.doctor.examine import examine
-        from horovod_yolo.launch import hostfile, plan
+        from horovod_yolo.launch import plan
 
-        given = hostfile.read_hostfile(args.hostfile) if args.hostfile else hostfile.parse_hosts(args.hosts)
+        given = _given_hosts(args)
         folders = default_folders(args.project, args.cache_dir)
         questions = Questions(args.data or "", folders, args.timeout)
         interface = plan.checked_interface(args.interface)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from horovod_yolo.doctor.collect import Facts, Report
+from horovod_yolo.launch.plan import is_our_build
 
 T = TypeVar("T")
 
@@ -334,15 +335,15 @@ def own_name(reports: Sequence[Report]) -> Iterator[Finding]:
         fix = f"give {name} the address that the other hosts use, in its /etc/hosts"
         if address is None:
             yield _one(report, "own-name", f"its own name {name} has no address there", fix, blocks=True)
-        elif address.startswith("127.") and not _is_our_build(report):
+        elif address.startswith("127.") and not _keeps_to_interface(report):
             what = f"its own name {name} is {address} there, where no other host reaches it"
             yield _one(report, "own-name", what, fix, blocks=True)
 
 
-def _is_our_build(report: Report) -> bool:
-    """Whether Gloo keeps to the interface that is named; see launch/install_horovod.sh."""
+def _keeps_to_interface(report: Report) -> bool:
+    """Whether the host's Gloo keeps to the interface that is named, as in `plan.keeps_to_interface`."""
     horovod = report.facts.get("packages", {}).get("horovod")
-    return horovod is not None and "+k" in str(horovod["version"])
+    return horovod is not None and is_our_build(str(horovod["version"]))
 
 
 # ---- the data ------------------------------------------------------------------------------------

@@ -137,9 +137,14 @@ def program(words: Sequence[str]) -> tuple[str, ...]:
 def keeps_to_interface(launcher: Launcher) -> bool:
     """Whether ranks reach each other over the interface that is named, whatever their own names resolve to.
 
-    Stock Horovod's Gloo does not; the one built by launch/install_horovod.sh does, and has a local version.
+    Stock Horovod's Gloo does not; the one built by launch/install_horovod.sh does.
     """
-    return launcher != "horovodrun-gloo" or "+k" in importlib.metadata.version("horovod")
+    return launcher != "horovodrun-gloo" or is_our_build(importlib.metadata.version("horovod"))
+
+
+def is_our_build(version: str) -> bool:
+    """Whether this is a version of Horovod from launch/install_horovod.sh, which adds a local part."""
+    return "+k" in version
 
 
 def spelled_out(folder: Path) -> Path | None:
