@@ -98,7 +98,11 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
             complain(str(error))
         return MISTAKE
     pulse, stop = heartbeat.start_guard(rank), StopRequest(_leave_on_request)
-    kept = elastic.Kept(given["elastic_wait"], lambda content: _save_while_waiting(content, stop), _give_up)
+    kept = elastic.Kept(
+        given["elastic_wait"],
+        on_wait=lambda content: _save_while_waiting(content, stop),
+        on_give_up=lambda content: _give_up(content, pulse.rank),
+    )
 
     def part() -> int:
         comm = connect()
@@ -111,7 +115,7 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
             elastic.join()
             return elastic.run(part, kept)
     except elastic.RemovedError as error:
-        print(f"rank {pulse.rank} on {socket.gethostname()}: {error}", file=sys.stderr, flush=True)
+        print(f"{logs.rank_here(pulse.rank)}: {error}", file=sys.stderr, flush=True)
         return STOPPED
 
 
@@ -124,7 +128,7 @@ def _save_while_waiting(content: dict[str, Any], stop: StopRequest) -> None:
         stop.alone_from_here(f"while it waited for ranks; go on with --resume {content['folder']}")
 
 
-def _give_up(content: dict[str, Any] | None) -> NoReturn:
+def _give_up(content: dict[str, Any] | None, rank: int) -> NoReturn:
     """End this process after a wait for more ranks that lasted too long."""
     from horovod_yolo.engine.elastic import save_at_last
 
@@ -132,7 +136,7 @@ def _give_up(content: dict[str, Any] | None) -> NoReturn:
     saved = save_at_last(Path(content["folder"]), state) if content and state else None
     step = f"checkpoint {saved} of step {state['step']}" if state and saved else "nothing was saved"
     words = f"waited for enough ranks, in vain: {step}. Go on with --resume"
-    print(f"{socket.gethostname()} {words}", file=sys.stderr, flush=True)
+    print(f"{logs.rank_here(rank)} {words}", file=sys.stderr, flush=True)
     os._exit(STOPPED if saved else FAULT)
 
 
@@ -189,8 +193,8 @@ def leave(code: int) -> NoReturn:
 
 def _leave_on_request(words: str) -> None:
     """End this process, from whatever thread: nothing is lost, and the launcher ends the other ranks."""
-    rank, size = launched_rank() or (0, 1)
-    print(f"rank {rank} of {size} on {socket.gethostname()} stopped on request {words}", flush=True)
+    rank, _ = launched_rank() or (0, 1)
+    print(f"{logs.rank_here(rank)} stopped on request {words}", flush=True)
     os._exit(STOPPED)
 
 
@@ -199,7 +203,7 @@ def _leave_alone(comm: Any, error: Exception) -> NoReturn:
 
     Where another rank's end is the cause, that one's words are what matters: this one has but a line.
     """
-    who = f"rank {comm.rank} of {comm.size} on {socket.gethostname()}"
+    who = logs.rank_here(comm.rank)
     if isinstance(error, comm.lost_errors):
         print(f"{who}: another rank left or does not answer ({_first_line(error)})", file=sys.stderr)
     elif isinstance(error, DataWorkerError):

@@ -10,6 +10,11 @@ from pathlib import Path
 from horovod_yolo.errors import UserError
 
 
+def rank_here(rank: int) -> str:
+    """A rank of this process's host, as all messages name it."""
+    return f"rank {rank} on {socket.gethostname()}"
+
+
 def set_up(rank: int, size: int, folder: str = "") -> None:
     """Show rank 0's information and every rank's warnings; write all to a file where there is a folder.
 
@@ -18,15 +23,15 @@ def set_up(rank: int, size: int, folder: str = "") -> None:
     Raises:
         UserError: the folder or the file cannot be made.
     """
-    host = socket.gethostname()
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    layout = "%(message)s" if rank == 0 else f"rank {rank} on {host}: %(message)s"
+    layout = "%(message)s" if rank == 0 else f"{rank_here(rank)}: %(message)s"
     console.setFormatter(logging.Formatter(layout))
     handlers: list[logging.Handler] = [console]
     if folder:
         number = str(rank).zfill(max(2, len(str(size - 1))))
-        handlers.append(_file(Path(folder) / f"rank-{number}-{host}.log", f"rank {rank} on {host}"))
+        path = Path(folder) / f"rank-{number}-{socket.gethostname()}.log"
+        handlers.append(_file(path, rank_here(rank)))
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("horovod_yolo").setLevel(logging.DEBUG)
     logging.raiseExceptions = False  # a full disk costs lines of the file, not a traceback for each

@@ -25,6 +25,9 @@ import horovod.torch as hvd
 from horovod.common.elastic import run_fn
 from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 
+from horovod_yolo.distributed.horovod_backend import allgather_object, broadcast_object
+from horovod_yolo.distributed.keepalive import watch_connections
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 WORLD_CHANGED: tuple[type[Exception], ...] = (HorovodInternalError, HostsUpdatedInterrupt)
@@ -68,18 +71,17 @@ class Kept:
         Raises:
             HostsUpdatedInterrupt: on all ranks.
         """
-        if hvd.broadcast_object(not self._hosts_changed.empty(), root_rank=0, name="hosts_changed"):
+        if broadcast_object(not self._hosts_changed.empty(), 0, "hosts_changed"):
             raise HostsUpdatedInterrupt(False)
 
     def agree(self) -> None:
         """Give all ranks the newest content that any of them has. *Collective.*"""
-        orders = hvd.allgather_object(self._order, name="kept.order")
+        orders = allgather_object(self._order, "kept.order")
         newest = max(orders)
         if min(orders) == newest:
             return
         owner = orders.index(newest)
-        sent = (self.content, newest) if hvd.rank() == owner else None
-        self.content, self._order = hvd.broadcast_object(sent, root_rank=owner, name="kept.content")
+        self.content, self._order = broadcast_object((self.content, newest), owner, "kept.content")
 
     def reset(self) -> None:
         """Leave the old world and join the new one; waits until there is one.
@@ -136,6 +138,8 @@ def run(job: Callable[[], T], kept: Kept) -> T:
 def join(*, anew: bool = False) -> None:
     """``hvd.init()`` that is tried again where the ranks do not find each other in time.
 
+    From then on a host that falls silent is noticed after `keepalive.SECONDS_OF_SILENCE`.
+
     Args:
         anew: this process was a rank before: the launcher gives it a new number.
 
@@ -148,6 +152,7 @@ def join(*, anew: bool = False) -> None:
             os.environ[_GIVEN] = _UNSET
         try:
             hvd.init()
+            watch_connections()
             return
         except ValueError:  # Horovod does not say why; but it sets _GIVEN as soon as it has a number
             hvd.shutdown()

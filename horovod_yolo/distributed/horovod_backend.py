@@ -62,27 +62,13 @@ class HorovodCommunicator:
 
     def allgather_object(self, value: T) -> list[T]:
         """Everyone's value, by rank. *Collective.*"""
-        mine = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         with self.waiting():
-            # Fixed names: Horovod's own are those of the value's type, and ranks with a str and a None
-            # would wait for each other for ever.
-            lengths = _result(hvd.allgather_async(torch.tensor([len(mine)]), name="objects.lengths"))
-            everyone = _result(hvd.allgather_async(mine, name="objects.bytes"))
-        return [pickle.loads(part.numpy().data) for part in torch.split(everyone, lengths.tolist())]
+            return allgather_object(value, "objects")
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's value. *Collective.*"""
-        data = torch.empty(0, dtype=torch.uint8)
-        if self.rank == 0:
-            data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         with self.waiting():
-            length = _result(hvd.broadcast_async(torch.tensor([len(data)]), 0, name="object.length"))
-            if self.rank != 0:
-                data = torch.empty(int(length), dtype=torch.uint8)
-            received: T = pickle.loads(
-                _result(hvd.broadcast_async(data, 0, name="object.bytes")).numpy().data
-            )
-        return received
+            return broadcast_object(value, 0, "object")
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite everyone's tensors with rank 0's. *Collective.*"""
@@ -116,6 +102,33 @@ class HorovodCommunicator:
     def close(self) -> None:
         """Leave the job in order."""
         hvd.shutdown()
+
+
+def allgather_object(value: T, name: str) -> list[T]:
+    """Everyone's value, by rank. *Collective.*
+
+    The name is fixed: Horovod's own is that of the value's type, and ranks with a str and a None would wait
+    for each other for ever.
+    """
+    mine = _pickled(value)
+    lengths = _result(hvd.allgather_async(torch.tensor([len(mine)]), name=f"{name}.lengths"))
+    everyone = _result(hvd.allgather_async(mine, name=f"{name}.bytes"))
+    return [pickle.loads(part.numpy().data) for part in torch.split(everyone, lengths.tolist())]
+
+
+def broadcast_object(value: T, root: int, name: str) -> T:
+    """The value of rank ``root``. *Collective.*"""
+    data = _pickled(value) if hvd.rank() == root else torch.empty(0, dtype=torch.uint8)
+    length = _result(hvd.broadcast_async(torch.tensor([len(data)]), root, name=f"{name}.length"))
+    if hvd.rank() != root:
+        data = torch.empty(int(length), dtype=torch.uint8)
+    data = _result(hvd.broadcast_async(data, root, name=f"{name}.bytes"))
+    received: T = pickle.loads(data.numpy().data)
+    return received
+
+
+def _pickled(value: object) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
 
 
 def grouped(parameters: Sequence[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:

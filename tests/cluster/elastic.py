@@ -82,13 +82,18 @@ class ElasticJob:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.poll() is None:
+        if self.running:
             self._process.kill()
         self._process.wait()
 
     def write_hosts(self) -> None:
         """Tell the discovery script of ``slots``."""
         self._hostfile.write_text("".join(f"{name} slots={count}\n" for name, count in self.slots.items()))
+
+    @property
+    def running(self) -> bool:
+        """Whether the launcher is there."""
+        return self._process.poll() is None
 
     @property
     def output(self) -> str:
@@ -113,7 +118,7 @@ class ElasticJob:
         """Wait; the seconds it took. Fails with the job's output where it ends or lasts too long."""
         start = time.monotonic()
         while not what():
-            if self._process.poll() is not None:
+            if not self.running:
                 raise AssertionError(f"the job ended with {self._process.returncode}:\n{self.output}")
             if time.monotonic() - start > timeout:
                 raise AssertionError(f"not within {timeout} s; the job printed:\n{self.output}")
@@ -133,7 +138,7 @@ class ElasticJob:
     def finish(self, timeout: float = 240) -> int:
         """Wait for the end; the launcher's exit code."""
         deadline = time.monotonic() + timeout
-        while self._process.poll() is None:
+        while self.running:
             if time.monotonic() > deadline:
                 raise AssertionError(f"the job did not end within {timeout} s:\n{self.output}")
             time.sleep(0.1)

@@ -68,11 +68,12 @@ def test_a_stopped_worker_is_ended_by_its_guard(hosts: Cluster, folder: Path, fl
 
 
 def test_a_black_hole_is_left_and_another_host_taken_in(hosts: Cluster, folder: Path, flags: str) -> None:
-    with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags) as job:
+    patience = ["--gloo-timeout-seconds", "300"]  # the ranks notice by themselves
+    with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags, patience) as job:
         job.until_step(5)
         hosts["host3"].drop()
         before = job.step
-        job.until_world(1, since=0)
+        job.until_world(1, since=0, timeout=60)
         assert 0 <= before - job.worlds[0][1] <= COMMIT_EVERY
         hosts.add_host()
         job.slots["host4"] = 1

@@ -15,7 +15,7 @@ from tests.helpers import ranks
 
 SECONDS = 20  # from the fault to the end of the job; the launchers give ranks five to end
 
-FAILED = f"rank 1 of 2 on {socket.gethostname()} failed: "
+FAILED = f"rank 1 on {socket.gethostname()} failed: "
 STALL_SECONDS = 6
 STALL = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "2", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(STALL_SECONDS)}
 # Training with a fault on one rank in its second step, and the moment it happened.

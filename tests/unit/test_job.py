@@ -97,7 +97,7 @@ def test_a_fault_ends_this_rank_at_once_and_names_it(
     assert codes == [1]
     assert not job.closed  # an orderly end would wait for the others
     printed = capsys.readouterr().err
-    assert f"rank 3 of 4 on {socket.gethostname()}" in printed and cause in printed
+    assert f"rank 3 on {socket.gethostname()}" in printed and cause in printed
     assert ("Traceback" in printed) is traced
 
 
