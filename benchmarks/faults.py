@@ -29,11 +29,11 @@ from tests.cluster.elastic import ElasticJob
 from tests.cluster.hosts import Cluster
 from tests.helpers.runs import checkpoint
 
-IMAGES, SIDE, BATCH, EPOCHS, COMMIT_EVERY = 1500, 96, 24, 16, 5
+IMAGES, SIDE, BATCH, EPOCHS, COMMIT_EVERY = 1500, 96, 24, 12, 5
 TRAINING_IMAGES = IMAGES * 4 // 5
 HOSTS = {"host2": 1, "host3": 1, "host4": 1}
-FAULT_AT = 203  # steps, of 800; not a multiple of COMMIT_EVERY, or a fault would find everything committed
-SEED, RANDOM_FAULTS, SECONDS_BETWEEN = 7, 20, 8.0
+FAULT_AT = 203  # steps, of 600; not a multiple of COMMIT_EVERY, or a fault would find everything committed
+SEED, RANDOM_FAULTS, SECONDS_BETWEEN = 7, 20, 6.0
 DOCUMENT = ROOT / "docs" / "fault_tolerance.md"
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 

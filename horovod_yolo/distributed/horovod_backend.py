@@ -19,7 +19,8 @@ from horovod_yolo.distributed.comm import GradientExchange, Pending
 from horovod_yolo.distributed.local import Ready
 
 T = TypeVar("T")
-SECONDS_BETWEEN_POLLS = 1e-4
+SECONDS_BETWEEN_POLLS = (1e-4, 5e-3)  # at first, and at most
+POLLS_A_WAIT = 20  # a poll comes at most so late: the wait so far, divided by this
 # Horovod names a rank that is late for a call after the first and ends the job after the second, which has to
 # outlast what one rank may do alone, as reading the labels of its part from a slow disk.
 STALL_CHECK = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "30", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
@@ -148,10 +149,14 @@ def grouped(parameters: Sequence[nn.Parameter], group_bytes: float) -> list[list
 def _sleep_until_done(handle: int) -> None:
     """Wait without using the core.
 
-    ``hvd.synchronize`` spins, which starves Horovod's own thread and the other ranks where they share cores.
+    ``hvd.synchronize`` spins, which starves Horovod's own thread and the other ranks where they share cores;
+    so do many ranks that poll often. The longer the wait has been, the less a late poll adds to it.
     """
+    shortest, longest = SECONDS_BETWEEN_POLLS
+    start = time.perf_counter()
     while not hvd.poll(handle):
-        time.sleep(SECONDS_BETWEEN_POLLS)
+        waited = time.perf_counter() - start
+        time.sleep(min(max(waited / POLLS_A_WAIT, shortest), longest))
 
 
 def _result(handle: int) -> Tensor:
