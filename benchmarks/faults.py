@@ -10,6 +10,7 @@ A row goes into the table as soon as it is there; rows of earlier calls stay whe
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -274,6 +275,7 @@ def main() -> None:
             sys.exit(f"error: no fault {name!r}; one of: {'; '.join(FAULTS)}")
     facts = machine()
     with tempfile.TemporaryDirectory(prefix="digits-") as folder:
+        os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")  # of the ranks, who share the disk
         make_digits(Path(folder) / "digits", images=IMAGES, size=SIDE, seed=0)
         for name in wanted:
             found = meet(name, Path(folder) / "digits" / "data.yaml")
