@@ -47,7 +47,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["horovod_yolo", "horovod_yolo.*"]),
-    package_data={"horovod_yolo": ["py.typed"], "horovod_yolo.config": ["*.yaml"]},
+    package_data={
+        "horovod_yolo": ["py.typed"],
+        "horovod_yolo.config": ["*.yaml"],
+        "horovod_yolo.launch": ["discover_hosts.sh"],
+    },
     python_requires=">=3.10,<3.14",
     install_requires=[
         "torch>=2.1",

@@ -29,7 +29,6 @@ from horovod_yolo.job import (
 )
 
 if TYPE_CHECKING:
-    from horovod_yolo.launch.hostfile import Host
     from horovod_yolo.launch.plan import LaunchPlan
 
 
@@ -107,8 +106,7 @@ def _check_elastic(wanted: bool) -> None:
     if wanted and not launched_elastic():
         raise UserError(
             "--elastic without horovodrun's elastic launch over Gloo",
-            fix="start it with horovodrun --min-np 2 --host-discovery-script launch/discover_hosts.sh ..., "
-            "or leave --elastic out",
+            fix="start it with horovod-yolo launch --elastic, or leave --elastic out",
         )
     if launched_elastic() and not wanted:
         raise UserError(
@@ -202,9 +200,11 @@ def launch_main(argv: Sequence[str]) -> int:
     """Start a job on several ranks and hosts. With training it stays to pass requests to stop on."""
 
     def run() -> int:
-        own, words = _split(argv)
-        args = _launch_parser().parse_strictly(own)
-        plan, notes = _launch_plan(args, words)
+        from horovod_yolo.launch import command
+
+        own, words = command.split(argv)
+        args = command.parser().parse_strictly(own)
+        plan, notes = command.make_plan(args, words)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
@@ -226,74 +226,6 @@ def _become(plan: LaunchPlan, environ: dict[str, str]) -> NoReturn:
     os.execve(plan.tool, plan.argv(), environ)
 
 
-def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """What stands before and after the first ``--``."""
-    at = list(argv).index("--") if "--" in argv else len(argv)
-    return argv[:at], argv[at + 1 :]
-
-
-def _launch_parser() -> Parser:
-    p = Parser(
-        prog="horovod-yolo launch",
-        allow_abbrev=False,
-        usage="%(prog)s (--hosts LIST | --hostfile FILE) [options] -- {train,val,SCRIPT.py} ...",
-    )
-    hosts = p.add_mutually_exclusive_group(required=True)
-    hosts.add_argument("--hosts", "-H", metavar="LIST", help="host1:4,host2:4")
-    hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="a host a line: see hostfiles/README.md")
-    p.add_argument("--np", "-np", dest="ranks", type=int, metavar="N", help="ranks; default: all slots")
-    how = p.add_mutually_exclusive_group()
-    for flag, launcher in (("gloo", "horovodrun-gloo"), ("mpi", "horovodrun-mpi"), ("mpirun", "mpirun")):
-        how.add_argument(f"--{flag}", dest="launcher", action="store_const", const=launcher)
-    p.set_defaults(launcher="horovodrun-gloo")
-    p.add_argument("--interface", metavar="IF", help="network interface; default: that of the route")
-    p.add_argument(
-        "-x",
-        dest="also",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="mpirun: pass this variable on too",
-    )
-    p.add_argument("--dry-run", dest="dry_run", action="store_true", help="print the command and stop")
-    return p
-
-
-def _given_hosts(args: argparse.Namespace) -> tuple[Host, ...]:
-    """What --hostfile or --hosts names."""
-    from horovod_yolo.launch import hostfile
-
-    return hostfile.read_hostfile(args.hostfile) if args.hostfile else hostfile.parse_hosts(args.hosts)
-
-
-def _launch_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[LaunchPlan, list[str]]:
-    """The plan, and notes for the user. A dry run may be for another host: there a check is a note."""
-    from horovod_yolo.launch import network, plan
-
-    given = _given_hosts(args)
-    hosts = plan.fit(given, args.ranks)
-    program, notes = plan.program(words), []
-    interface, why = network.find_interface(hosts) if args.interface is None else (args.interface, "")
-    try:
-        network.check_own_name(hosts, bound=interface is not None and plan.keeps_to_interface(args.launcher))
-    except UserError as error:
-        if not args.dry_run:
-            raise
-        notes.append(str(error))
-    made = plan.LaunchPlan(
-        launcher=args.launcher,
-        tool=plan.tool(args.launcher),
-        hosts=hosts,
-        program=program,
-        interface=plan.checked_interface(interface),
-        names=plan.passed_on(plan.environment(os.environ), args.also),
-        prefix=plan.own_mpi(hosts),
-        as_root=os.geteuid() == 0,
-        folder=plan.spelled_out(Path.cwd()),
-    )
-    return made, [*notes, *([why] if why else [])]
-
-
 def doctor_main(argv: Sequence[str]) -> int:
     """Say what keeps hosts from training together; 2 where something does."""
 
@@ -301,9 +233,9 @@ def doctor_main(argv: Sequence[str]) -> int:
         args = _doctor_parser().parse_strictly(argv)
         from horovod_yolo.doctor.collect import Questions, default_folders
         from horovod_yolo.doctor.examine import examine
-        from horovod_yolo.launch import plan
+        from horovod_yolo.launch import command, plan
 
-        given = _given_hosts(args)
+        given = command.given_hosts(args)
         folders = default_folders(args.project, args.cache_dir)
         questions = Questions(args.data or "", folders, args.timeout)
         interface = plan.checked_interface(args.interface)

@@ -116,7 +116,7 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
             return elastic.run(part, kept)
     except elastic.RemovedError as error:
         print(f"{logs.rank_here(pulse.rank)}: {error}", file=sys.stderr, flush=True)
-        return STOPPED
+        return FAULT  # not that of a job that stopped: the others go on
 
 
 def _save_while_waiting(content: dict[str, Any], stop: StopRequest) -> None:

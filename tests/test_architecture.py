@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {*BASE, *PARTS, "report", "distributed", "checkpoint", "config"},
     "api": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
     "launch": {"errors", "signals"},
+    "launch.command": {"errors", "config", "launch"},
     "doctor": {"errors", "launch"},
     "doctor.data_key": {"errors", "data"},  # runs on the hosts that are looked at
     "doctor.trial_rank": {"distributed"},  # likewise, as a rank

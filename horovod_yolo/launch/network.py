@@ -47,13 +47,16 @@ def check_own_name(hosts: Sequence[Host], bound: bool = False) -> None:
         )
 
 
-def find_interface(hosts: Sequence[Host]) -> tuple[str | None, str]:
+def find_interface(hosts: Sequence[Host], needed: bool = False) -> tuple[str | None, str]:
     """(interface that leads to the first other host, why there is none).
 
-    One host needs none; otherwise None comes with a reason for the user.
+    One host needs none, unless it is ``needed``, as by elastic jobs: without one horovodrun waits for a
+    second host. Otherwise None comes with a reason for the user.
     """
     others = [host.name for host in hosts if not is_here(host.name)]
-    if len(hosts) < 2 or not others:
+    if needed and not others:
+        return "lo", ""
+    if (len(hosts) < 2 and not needed) or not others:
         return None, ""
     ip = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if ip is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from horovod_yolo.errors import UserError
+from horovod_yolo.launch.elastic import Elastic
 from horovod_yolo.launch.hostfile import Host
 
 Launcher = Literal["horovodrun-gloo", "horovodrun-mpi", "mpirun"]
@@ -33,7 +34,7 @@ _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*(,[A-Za-z0-9_][A-Za-z0-9_
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A checked job: as many slots as ranks, and what runs on each of them.
+    """A checked job: as many slots as ranks (those of an ``elastic`` job change), and what runs on each.
 
     ``tool`` is the path of horovodrun or mpirun; ``program`` is what a rank runs; ``names`` are variables
     that mpirun passes on; ``prefix`` is where Open MPI is on the other hosts, None for what their PATH says.
@@ -49,11 +50,7 @@ class LaunchPlan:
     prefix: str | None = None
     as_root: bool = False
     folder: Path | None = None
-
-    @property
-    def ranks(self) -> int:
-        """How many ranks start."""
-        return sum(host.slots for host in self.hosts)
+    elastic: Elastic | None = None
 
     def argv(self) -> list[str]:
         """The command, for no shell: arguments with spaces stay whole."""
@@ -63,7 +60,10 @@ class LaunchPlan:
         return ("env", "-C", str(self.folder), *self.program) if self.folder else self.program
 
     def _where(self) -> list[str]:
-        return ["-np", str(self.ranks), "-H", ",".join(map(str, self.hosts))]
+        if self.elastic is not None:
+            return self.elastic.options(self.hosts)
+        ranks = sum(host.slots for host in self.hosts)
+        return ["-np", str(ranks), "-H", ",".join(map(str, self.hosts))]
 
     def _mpi_options(self) -> list[str]:
         # Ranks that wait yield the core: with data workers there are more processes than cores.

@@ -2,7 +2,7 @@
 
 horovodrun over Gloo kills its ranks when it is signalled, and exits with 1 whatever they exited with; mpirun
 gives them a second. So the launcher gets a session of its own, where no signal meant for this process reaches
-it, and the ranks look for a file, which is enough for one of them to see.
+it, and the ranks look for a file, which is enough for one of them to see: `StopFiles`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ from __future__ import annotations
 import ctypes
 import logging
 import re
-import shlex
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from horovod_yolo.errors import UserError
+from horovod_yolo.launch.hostfile import read_hostfile
 from horovod_yolo.launch.network import is_here
 from horovod_yolo.launch.plan import LaunchPlan
+from horovod_yolo.launch.stop_files import StopFiles
 from horovod_yolo.signals import SIGNALS, STOP_FILE
 
 log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _CODE_OF_A_RANK = re.compile(rb"Process \d+ exit with status code (\d+)\.")  # horovodrun's words, over Gloo
 _TOLD_BY_RANKS = (2, 3)
+_KILLED = 128  # and the number of the signal
 
 
 def run(plan: LaunchPlan, environ: Mapping[str, str]) -> int:
@@ -41,11 +44,10 @@ def run(plan: LaunchPlan, environ: Mapping[str, str]) -> int:
         environ: the launcher's environment.
 
     Returns:
-        The launcher's exit code; over Gloo that of the first rank to leave, if it is the user's mistake or
-        a stop on request.
+        The launcher's exit code; over Gloo that of the ranks, where they end with the user's mistake or on
+        request.
     """
     over_gloo = plan.launcher == "horovodrun-gloo"
-    elsewhere = "" if any(is_here(host.name) for host in plan.hosts) else plan.hosts[0].name
     plan = replace(plan, names=(*plan.names, STOP_FILE))
     with tempfile.TemporaryDirectory(prefix="horovod_yolo-") as folder:
         stop_file = Path(folder) / "stop"
@@ -56,10 +58,46 @@ def run(plan: LaunchPlan, environ: Mapping[str, str]) -> int:
             start_new_session=True,
             preexec_fn=_end_with_this_process,
         )
-        with _passing_on(job, stop_file, elsewhere):
-            told = _echo(job) if over_gloo else None
+        with (
+            StopFiles(stop_file, lambda: _others_with_ranks(plan)) as stop_files,
+            _passing_on(job, stop_files),
+        ):
+            told = _echo(job) if over_gloo else []
             code = job.wait()
-    return told if told in _TOLD_BY_RANKS else code if code >= 0 else 128 - code
+    return _exit_code(code if code >= 0 else 128 - code, told, elastic=plan.elastic is not None)
+
+
+def _exit_code(launchers: int, told: Sequence[int], *, elastic: bool) -> int:
+    """The job's exit code.
+
+    Ranks that fail together leave one after the other, and the first tells why. An elastic job outlives ranks
+    that fail: where it ends well their codes do not count, and where not, the last to leave tells why. There
+    128 and more are passed over: a rank that was killed, or ssh (255) that lost its host, and which may be
+    noticed later than the end of the others.
+    """
+    if not elastic:
+        decisive = told[:1]
+    elif launchers != 0:
+        decisive = [code for code in told if code < _KILLED][-1:]
+    else:
+        decisive = []
+    return next((code for code in decisive if code in _TOLD_BY_RANKS), launchers)
+
+
+def _others_with_ranks(plan: LaunchPlan) -> list[str]:
+    """Hosts beside this one where a request to stop has to be made, so that a rank sees it.
+
+    One that sees it is enough; but where too few ranks of an elastic job are left, each waits for itself.
+    """
+    names = [host.name for host in plan.hosts]
+    if plan.elastic is None:
+        return [] if any(map(is_here, names)) else names[:1]
+    if plan.elastic.hostfile is not None:
+        try:  # ranks may still be on hosts that were struck out
+            names += [host.name for host in read_hostfile(plan.elastic.hostfile)]
+        except UserError as error:
+            log.warning("only hosts that were there at the start are asked to stop: %s", error)
+    return [name for name in dict.fromkeys(names) if not is_here(name)]
 
 
 def _end_with_this_process() -> None:
@@ -67,21 +105,20 @@ def _end_with_this_process() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _echo(job: subprocess.Popen[bytes]) -> int | None:
-    """Print what the job prints; the exit code that horovodrun names first."""
+def _echo(job: subprocess.Popen[bytes]) -> list[int]:
+    """Print what the job prints; the exit codes that horovodrun names, in its order."""
     assert job.stdout is not None
-    told = None
+    told = []
     for line in job.stdout:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
-        found = _CODE_OF_A_RANK.match(line)
-        if found and told is None:
-            told = int(found[1])
+        if found := _CODE_OF_A_RANK.match(line):
+            told.append(int(found[1]))
     return told
 
 
 @contextmanager
-def _passing_on(job: subprocess.Popen[bytes], stop_file: Path, elsewhere: str) -> Iterator[None]:
+def _passing_on(job: subprocess.Popen[bytes], stop_files: StopFiles) -> Iterator[None]:
     """Inside, signals to this process are requests to the job's ranks."""
     interrupts = 0
 
@@ -90,11 +127,9 @@ def _passing_on(job: subprocess.Popen[bytes], stop_file: Path, elsewhere: str) -
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             job.terminate()
-        elif not stop_file.exists():
-            stop_file.touch()
+        elif not stop_files.made:
             log.warning("asked to stop: waiting for the step in hand and a checkpoint")
-            if elsewhere:
-                _touch_at(elsewhere, stop_file)
+            stop_files.make()
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
@@ -104,9 +139,3 @@ def _passing_on(job: subprocess.Popen[bytes], stop_file: Path, elsewhere: str) -
             signal.signal(number, handler)
         if job.poll() is None:
             job.kill()
-
-
-def _touch_at(host: str, file: Path) -> None:
-    """Make the file on another host, without waiting for it."""
-    make = f"mkdir -p {shlex.quote(str(file.parent))} && touch {shlex.quote(str(file))}"
-    subprocess.Popen(["ssh", "-o", "BatchMode=yes", host, make], stdin=subprocess.DEVNULL)

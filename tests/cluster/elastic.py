@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import psutil
 
@@ -20,7 +21,8 @@ from tests.helpers.ranks import results
 from tests.helpers.runs import steps
 
 GO_ON = re.compile(r"(\d+) ranks go on from step (\d+) of epoch (\d+)")
-TRAIN = "--elastic --cfg yolov5n --workers 0 --noplots --compression none"
+J = TypeVar("J", bound="ElasticJob")
+TRAIN = "--cfg yolov5n --workers 0 --noplots --compression none"
 
 
 class ElasticJob:
@@ -50,29 +52,25 @@ class ElasticJob:
         self.folder = folder
         self.run = folder / "run"
         self._log = folder / "job.log"
-        self._hostfile = folder / "hosts"
+        self.hostfile = folder / "hosts"
         self.slots = dict(slots)
         self.write_hosts()
+        place = ("--project", str(folder), "--name", "run")
+        self._command = self._words(ranks, launch, [*place, *TRAIN.split(), *train.split()])
+        self._variables = {"HOSTFILE": str(self.hostfile), "HOROVOD_LOG_HIDE_TIME": "0", **variables}
+
+    def _words(self, ranks: tuple[int, int, int], launch: Sequence[str], train: Sequence[str]) -> list[str]:
+        """The command that starts the job."""
         count, least, most = ranks
-        self._command = [
+        return [
             *("horovodrun", "--disable-cache", "--network-interfaces", "eth0"),
             *("-np", str(count), "--min-np", str(least), "--max-np", str(most)),
             *("--host-discovery-script", "launch/discover_hosts.sh", "--gloo-timeout-seconds", "30"),
             *("--blacklist-cooldown-range", "5", "10", *launch),
-            *(
-                "python",
-                "train.py",
-                "--project",
-                str(folder),
-                "--name",
-                "run",
-                *TRAIN.split(),
-                *train.split(),
-            ),
+            *("python", "train.py", "--elastic", *train),
         ]
-        self._variables = {"HOSTFILE": str(self._hostfile), "HOROVOD_LOG_HIDE_TIME": "0", **variables}
 
-    def __enter__(self) -> ElasticJob:
+    def __enter__(self: J) -> J:
         launcher = next(iter(self.cluster))
         self._process = launcher.start(
             self._command, env=environment(**self._variables), log=self._log, cwd=Path.cwd()
@@ -88,7 +86,7 @@ class ElasticJob:
 
     def write_hosts(self) -> None:
         """Tell the discovery script of ``slots``."""
-        self._hostfile.write_text("".join(f"{name} slots={count}\n" for name, count in self.slots.items()))
+        self.hostfile.write_text("".join(f"{name} slots={count}\n" for name, count in self.slots.items()))
 
     @property
     def running(self) -> bool:
@@ -171,7 +169,55 @@ class ElasticJob:
             sums[int(row["epoch"])] += int(row["images"])
         return sums
 
+    def stands_still(self, seconds: float = 5) -> bool:
+        """Whether no step is made for so long."""
+        step = self.step
+        time.sleep(seconds)
+        return self.step == step
+
     @property
     def results(self) -> dict[str, object]:
         """``results.json``."""
         return results(self.run)
+
+
+class LaunchedJob(ElasticJob):
+    """The same by ``horovod-yolo launch --elastic``, which chooses what is not given here.
+
+    Each host has a folder for temporary files of its own: the rest of the file system is shared, and there a
+    file for the ranks of one host would be seen by all of them.
+    """
+
+    def _words(self, ranks: tuple[int, int, int], launch: Sequence[str], train: Sequence[str]) -> list[str]:
+        hosts = ["--hostfile", str(self.hostfile)]
+        return ["horovod-yolo", "launch", *hosts, *self._bounds(ranks), *launch, "--", "train", *train]
+
+    def _bounds(self, ranks: tuple[int, int, int]) -> list[str]:
+        count, least, most = map(str, ranks)
+        return ["--elastic", "-np", count, "--min-np", least, "--max-np", most]
+
+    def __enter__(self: J) -> J:
+        temporary = self.folder / "tmp"
+        temporary.mkdir()
+        for host in self.cluster:
+            host.mount_tmpfs(temporary, "100m")
+        self._variables["TMPDIR"] = str(temporary)
+        del self._variables["HOSTFILE"]
+        return super().__enter__()
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM to the launcher."""
+        launcher = next(iter(self.cluster))
+        (process,) = [p for p in launcher.processes() if "launch" in p.cmdline()[1:3]]
+        process.terminate()
+
+    def stop_folders(self, host: Host) -> list[str]:
+        """What lies on a host for ranks that look whether they are asked to stop."""
+        return host.run(["find", self.folder / "tmp", "-name", "horovod_yolo-*"]).stdout.split()
+
+
+class StaticJob(LaunchedJob):
+    """By ``horovod-yolo launch`` with all slots, and not elastic."""
+
+    def _bounds(self, ranks: tuple[int, int, int]) -> list[str]:
+        return []

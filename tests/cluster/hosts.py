@@ -212,13 +212,14 @@ class Host:
         return found
 
     def ranks(self, script: str = "train.py") -> list[psutil.Process]:
-        """The host's Python processes that run ``script`` themselves."""
+        """The host's Python processes that themselves run ``script``, or ``train`` as launched."""
         found = []
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 words = process.cmdline()
-                if len(words) > 1 and "python" in Path(words[0]).name and words[1].endswith(script):
-                    found.append(process)
+                if len(words) > 1 and "python" in Path(words[0]).name:
+                    launched = words[1:4] == ["-m", "horovod_yolo.cli", "train"]
+                    found += [process] if launched or words[1].endswith(script) else []
         return found
 
     def cut(self) -> None:

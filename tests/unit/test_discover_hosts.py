@@ -149,7 +149,9 @@ def test_jobs_with_other_hosts_do_not_disturb_each_other(two: Network) -> None:
     for _ in range(2):
         assert two.call(HOSTFILE="a").stdout == "127.0.0.2:1\n"
         assert two.call(HOSTFILE="b").stdout == "127.0.0.3:1\n"
-    assert len(list(two.runtime.iterdir())) == 2
+        assert two.found("127.0.0.2") == "127.0.0.2:1\n"
+        assert two.found("127.0.0.3") == "127.0.0.3:1\n"
+    assert len(list(two.runtime.iterdir())) == 4
 
 
 def test_this_host_is_not_asked(network: Network) -> None:

@@ -58,6 +58,17 @@ def test_the_version_and_packages_are_those_of_the_source_tree(declared: dict[st
     assert set(declared["packages"]) == expected
 
 
+def test_files_of_the_package_that_are_no_python_are_installed(declared: dict[str, Any]) -> None:
+    package = REPO / "horovod_yolo"
+    found = {p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    folders = {
+        REPO.joinpath(*name.split(".")): patterns for name, patterns in declared["package_data"].items()
+    }
+    assert found == {
+        path for folder, patterns in folders.items() for p in patterns for path in folder.glob(p)
+    }
+
+
 def test_constraints_pin_every_requirement_to_a_version_it_allows(declared: dict[str, Any]) -> None:
     pins = read_pins()
     for requirement in requirements(declared):

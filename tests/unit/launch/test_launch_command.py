@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo import cli
-from horovod_yolo.launch import network, plan
+from horovod_yolo.launch import elastic, network, plan
 
 PYTHON = sys.executable
 BIN = Path(PYTHON).parent
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
     monkeypatch.setattr(plan, "tool", lambda launcher: f"/venv/bin/{launcher.split('-')[0]}")
     monkeypatch.setattr(
-        network, "find_interface", lambda hosts: ("eth0", "") if len(hosts) > 1 else (None, "")
+        network, "find_interface", lambda hosts, needed: ("eth0" if needed or len(hosts) > 1 else None, "")
     )
     monkeypatch.setattr(network, "check_own_name", lambda hosts, bound: None)
 
@@ -61,6 +62,58 @@ def test_a_dry_run_prints_the_command(
     assert shown.err == ""
 
 
+ELASTIC = "--blacklist-cooldown-range 10 60 --elastic-timeout {} --gloo-timeout-seconds 30"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "ranks", "where", "patience"),
+    [
+        ("-H host1:4,host2:4", "train", "-np 8 --min-np 1", "-u HOSTFILE HOSTS=host1:4,host2:4", 330),
+        ("--hostfile hosts", "train", "-np 8 --min-np 1", "'HOSTFILE={}/my jobs/hosts'", 330),
+        (
+            "-H host1:4,host2:4 -np 4 --min-np 2 --max-np 16",
+            "train --elastic-wait 12.5 --elastic",
+            "-np 4 --min-np 2 --max-np 16",
+            "-u HOSTFILE HOSTS=host1:4,host2:4",
+            43,
+        ),
+        ("-H host1:8 --max-np 6", "train", "-np 6 --min-np 1 --max-np 6", "-u HOSTFILE HOSTS=host1:8", 330),
+    ],
+)
+def test_an_elastic_job(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    words: str,
+    ranks: str,
+    where: str,
+    patience: int,
+) -> None:
+    """The script gets its hosts by one word of horovodrun's, which is for a shell."""
+    folder = tmp_path / "my jobs"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("hosts").write_text("host1 slots=4\nhost2 slots=4\n")
+    job = words.split()
+    assert cli.main(["launch", "--elastic", *arguments.split(), "--dry-run", "--", *job]) == 0
+    found = shlex.split(capsys.readouterr().out.removeprefix("cd / && "))
+    script = found[found.index("--host-discovery-script") + 1]
+    assert script == f"env {where.format(tmp_path)} bash {elastic.DISCOVERY}"
+    found.remove(script)
+    assert " ".join(found) == (
+        f"/venv/bin/horovodrun --gloo --disable-cache --network-interfaces eth0 {ranks} "
+        f"--host-discovery-script {ELASTIC.format(patience)} "
+        f"env -C {folder} /venv/bin/python -m horovod_yolo.cli "
+        + ("train --elastic" if words == "train" else words)
+    )
+
+
+def test_the_discovery_script_is_part_of_the_package_and_there_once() -> None:
+    assert elastic.DISCOVERY.is_file()
+    assert REPOSITORY.joinpath("launch/discover_hosts.sh").resolve() == elastic.DISCOVERY
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -75,6 +128,23 @@ def test_a_dry_run_prints_the_command(
         ("--hosts h:1 --interface a;b -- train", "'a;b' is no network interface"),
         ("--hosts h:1 --mpirun -x ABSENT_HERE -- train", "-x ABSENT_HERE: no such variable is set"),
         ("--hostfile none -- train", "none: cannot be read"),
+        ("--hosts h:4 --min-np 2 -- train", "--min-np: goes with --elastic only"),
+        ("--hosts h:4 --max-np 2 -- train", "--max-np: goes with --elastic only"),
+        ("--elastic --hosts h:4 --mpi -- train", "--elastic: needs horovodrun over Gloo. leave --mpi out"),
+        ("--elastic --hosts h:4 --mpirun -- train", "needs horovodrun over Gloo. leave --mpirun out"),
+        ("--elastic --hosts h:4 -- val", "--elastic: is for train only. launch val without it"),
+        ("--elastic --hosts h:4 -- none.py", "none.py: no such file"),
+        ("--elastic --hosts h:4 --", "nothing to launch"),
+        ("--elastic --hosts h:4 -np 2 --min-np 3 -- train", "--min-np: 3 ranks at least are more than the 2"),
+        ("--elastic --hosts h:4 -np 3 --max-np 2 -- train", "-np: 3 ranks to begin with are more than --max"),
+        (
+            "--elastic --hosts h:4 --min-np 3 --max-np 2 -- train",
+            "--min-np: 3 ranks at least are more than the 2",
+        ),
+        ("--elastic --hosts h:4 --min-np 0 -- train", "--min-np: 0 ranks are none"),
+        ("--elastic --hosts h:4 -np 5 -- train", "-np: 5 ranks do not fit 4 slots"),
+        ("--elastic --hosts h:4 -- train --epoch 3", "unknown argument --epoch"),
+        ("--elastic --hosts h:4 -- train --elastic-wait nan", "--elastic-wait: nan is no number of seconds"),
     ],
 )
 def test_mistakes_start_nothing(

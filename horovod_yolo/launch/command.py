@@ -1,0 +1,140 @@
+"""The command line of ``horovod-yolo launch``: its flags, and the plan that follows from them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from horovod_yolo.config.load import Parser, train_parser
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.errors import UserError
+from horovod_yolo.launch import elastic, hostfile, network, plan
+from horovod_yolo.launch.hostfile import Host
+
+
+def parser() -> Parser:
+    """The flags before ``--``."""
+    p = Parser(
+        prog="horovod-yolo launch",
+        allow_abbrev=False,
+        usage="%(prog)s (--hosts LIST | --hostfile FILE) [options] -- {train,val,SCRIPT.py} ...",
+    )
+    hosts = p.add_mutually_exclusive_group(required=True)
+    hosts.add_argument("--hosts", "-H", metavar="LIST", help="host1:4,host2:4")
+    hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="a host a line: see hostfiles/README.md")
+    p.add_argument("--np", "-np", dest="ranks", type=int, metavar="N", help="ranks; default: all slots")
+    how = p.add_mutually_exclusive_group()
+    for flag, launcher in (("gloo", "horovodrun-gloo"), ("mpi", "horovodrun-mpi"), ("mpirun", "mpirun")):
+        how.add_argument(f"--{flag}", dest="launcher", action="store_const", const=launcher)
+    p.set_defaults(launcher="horovodrun-gloo")
+    p.add_argument(
+        "--elastic", action="store_true", help="ranks may come and go, -np are there to begin with"
+    )
+    p.add_argument("--min-np", dest="least", type=int, metavar="N", help="elastic: below it wait; default: 1")
+    p.add_argument(
+        "--max-np", dest="most", type=int, metavar="N", help="elastic: ranks at most; default: all"
+    )
+    p.add_argument("--interface", metavar="IF", help="network interface; default: that of the route")
+    p.add_argument(
+        "-x",
+        dest="also",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="mpirun: pass this variable on too",
+    )
+    p.add_argument("--dry-run", dest="dry_run", action="store_true", help="print the command and stop")
+    return p
+
+
+def split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What stands before and after the first ``--``."""
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
+def given_hosts(args: argparse.Namespace) -> tuple[Host, ...]:
+    """What --hostfile or --hosts names."""
+    return hostfile.read_hostfile(args.hostfile) if args.hostfile else hostfile.parse_hosts(args.hosts)
+
+
+def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.LaunchPlan, list[str]]:
+    """The plan, and notes for the user. A dry run may be for another host: there a check is a note.
+
+    Args:
+        args: of `parser`.
+        words: what the ranks run.
+
+    Raises:
+        UserError: a mistake in either.
+    """
+    given = given_hosts(args)
+    ranks, words = _elastic(args, given, words)
+    hosts = plan.fit(given, args.ranks) if ranks is None else given
+    program, notes = plan.program(words), []
+    if ranks is not None and len(hosts) == 1:
+        notes.append(f"{hosts[0].name} is the only host: when a rank fails, nothing is left to go on with")
+    interface, why = args.interface, ""
+    if interface is None:
+        interface, why = network.find_interface(hosts, needed=ranks is not None)
+    try:
+        network.check_own_name(hosts, bound=interface is not None and plan.keeps_to_interface(args.launcher))
+    except UserError as error:
+        if not args.dry_run:
+            raise
+        notes.append(str(error))
+    made = plan.LaunchPlan(
+        launcher=args.launcher,
+        tool=plan.tool(args.launcher),
+        hosts=hosts,
+        program=program,
+        interface=plan.checked_interface(interface),
+        names=plan.passed_on(plan.environment(os.environ), args.also),
+        prefix=plan.own_mpi(hosts),
+        as_root=os.geteuid() == 0,
+        folder=plan.spelled_out(Path.cwd()),
+        elastic=ranks,
+    )
+    return made, [*notes, *([why] if why else [])]
+
+
+def _elastic(
+    args: argparse.Namespace, hosts: Sequence[Host], words: Sequence[str]
+) -> tuple[elastic.Elastic | None, Sequence[str]]:
+    """How the job is elastic, None where it is not; and its words with ``--elastic``.
+
+    Raises:
+        UserError: what is asked for cannot be had with, or without, ``--elastic``.
+    """
+    if not args.elastic:
+        for flag, count in (("--min-np", args.least), ("--max-np", args.most)):
+            if count is not None:
+                raise UserError("goes with --elastic only", where=flag)
+        return None, words
+    if args.launcher != "horovodrun-gloo":
+        flag = "--mpi" if args.launcher == "horovodrun-mpi" else "--mpirun"
+        raise UserError("needs horovodrun over Gloo", where="--elastic", fix=f"leave {flag} out")
+    if not words or words[0] != "train":
+        plan.program(words)  # no program at all is the first thing to say
+        raise UserError("is for train only", where="--elastic", fix=f"launch {words[0]} without it")
+    slots = sum(host.slots for host in hosts)
+    first, least, most = elastic.bounds(slots, args.ranks, args.least, args.most)
+    changing = Path.cwd() / args.hostfile if args.hostfile else None
+    made = elastic.Elastic(first, least, most, _wait_s(words[1:]), changing)
+    return made, words if "--elastic" in words else [*words[:1], "--elastic", *words[1:]]
+
+
+def _wait_s(flags: Sequence[str]) -> float:
+    """``--elastic-wait`` of the run; its other flags are parsed on the way.
+
+    Raises:
+        UserError: no such flags.
+    """
+    given = train_parser("horovod-yolo train").parse_strictly(flags)
+    wait_s: float = getattr(given, "elastic_wait", TrainConfig.elastic_wait)
+    if not 0 < wait_s < math.inf:
+        raise UserError(f"{wait_s} is no number of seconds above 0", where="--elastic-wait")
+    return wait_s
