@@ -88,6 +88,11 @@ class ElasticJob:
         """Tell the discovery script of ``slots``."""
         self.hostfile.write_text("".join(f"{name} slots={count}\n" for name, count in self.slots.items()))
 
+    def strike(self, name: str) -> None:
+        """Strike a host out of the hostfile."""
+        del self.slots[name]
+        self.write_hosts()
+
     @property
     def running(self) -> bool:
         """Whether the launcher is there."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from horovod_yolo.data.digits import make_digits
-from tests.cluster.elastic import ElasticJob
+from tests.cluster.elastic import ElasticJob, LaunchedJob
 from tests.cluster.hosts import Cluster
 from tests.helpers.runs import checkpoint
 
 COMMIT_EVERY = 3
 IMAGES, EPOCHS = 320, 12  # long enough for a host to come back
+LONGER_THAN_GLOO = 35
 TWO = {"host2": 1, "host3": 1}
 
 
@@ -84,13 +87,62 @@ def test_a_black_hole_is_left_and_another_host_taken_in(hosts: Cluster, folder: 
 
 
 def test_too_few_ranks_end_with_a_checkpoint(hosts: Cluster, folder: Path, flags: str) -> None:
-    patience = ["--elastic-timeout", "120"]
-    with ElasticJob(hosts, folder, TWO, (2, 2, 2), flags + " --elastic-wait 6", patience) as job:
+    with LaunchedJob(hosts, folder, TWO, (2, 2, 2), flags + " --elastic-wait 6") as job:
         job.until_step(5)
         job.slots.pop("host3")
         job.write_hosts()
         hosts["host3"].kill()
-        assert job.finish(60) == 1, job.output  # horovodrun's code for any end that is not 0
+        assert job.finish(60) == 3, job.output
+    assert_ended_in_vain(job)
+
+
+def assert_ended_in_vain(job: ElasticJob) -> None:
+    """The ranks that were left said so, and all that is in the table is in the checkpoint or after it."""
     assert "waited for enough ranks, in vain: checkpoint" in job.output
     assert "exit with status code 3." in job.output
-    assert checkpoint(job.run)["step"] >= 3
+    assert 3 <= checkpoint(job.run)["step"] <= job.step <= checkpoint(job.run)["step"] + COMMIT_EVERY
+
+
+def test_a_host_struck_out_below_the_least_ends_with_a_checkpoint(
+    hosts: Cluster, folder: Path, flags: str
+) -> None:
+    """Its ranks live on and wait with the others: horovod issue 3494."""
+    with LaunchedJob(hosts, folder, TWO, (2, 2, 2), flags + " --elastic-wait 6") as job:
+        job.until_step(5)
+        job.strike("host3")
+        assert job.finish(60) == 3, job.output
+    assert_ended_in_vain(job)
+    assert len(re.findall("in vain: checkpoint", job.output)) == 2
+
+
+@pytest.mark.slow
+def test_a_host_struck_out_below_the_least_is_used_again(hosts: Cluster, folder: Path, flags: str) -> None:
+    """Longer than Gloo's time-out later, by the ranks that are still there."""
+    with LaunchedJob(hosts, folder, TWO, (2, 2, 2), flags + " --elastic-wait 120") as job:
+        job.until_step(5)
+        ranks = {job.a_rank(hosts[name]).pid for name in TWO}
+        job.strike("host3")
+        job.until(job.stands_still, 30)
+        time.sleep(LONGER_THAN_GLOO)
+        assert job.stands_still()
+        job.slots["host3"] = 1
+        job.write_hosts()
+        job.until_world(2, since=0)
+        assert {job.a_rank(hosts[name]).pid for name in TWO} == ranks
+        assert_all_well(job, ranks=2)
+
+
+@pytest.mark.slow
+def test_a_host_struck_out_below_the_least_is_replaced(hosts: Cluster, folder: Path, flags: str) -> None:
+    with LaunchedJob(hosts, folder, TWO, (2, 2, 2), flags + " --elastic-wait 120") as job:
+        job.until_step(5)
+        hosts.add_host().mount_tmpfs(folder / "tmp", "100m")
+        job.strike("host3")
+        job.until(job.stands_still, 30)
+        job.slots["host4"] = 1
+        job.write_hosts()
+        job.until_world(2, since=0)
+        assert not hosts["host3"].ranks(), "a rank that was replaced leaves"
+        job.slots["host3"] = 1  # one more than --max-np
+        job.write_hosts()
+        assert_all_well(job, ranks=2)

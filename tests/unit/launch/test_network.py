@@ -85,6 +85,16 @@ def test_one_host_has_no_interface_and_no_note() -> None:
         assert network.find_interface(parse_hosts(hosts)) == (None, "")
 
 
+def test_an_elastic_job_has_an_interface_with_one_host_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_ip(monkeypatch, tmp_path, 'echo "$4 dev eth7 src 10.0.0.1"')
+    for hosts in ("localhost:4", "host1:4", "localhost:1,host1:1"):
+        assert network.find_interface(parse_hosts(hosts), needed=True) == ("lo", "")
+    for hosts in ("host2:4", "host1,host2"):
+        assert network.find_interface(parse_hosts(hosts), needed=True) == ("eth7", "")
+
+
 @pytest.mark.parametrize(
     ("script", "note"),
     [
