@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from horovod_yolo.data.digits import make_digits
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+settings.register_profile("untimed", deadline=None)  # timings are for benchmarks; a busy machine fails none
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -54,7 +54,6 @@ boxes_ltwh = st.lists(
 ).map(lambda rows: torch.tensor(rows, dtype=torch.float64))
 
 
-@settings(deadline=None)
 @given(boxes_ltwh)
 def test_conversions_undo_each_other(boxes: Tensor) -> None:
     corners = ltwh_to_xyxy(boxes)
@@ -70,7 +69,6 @@ def pixels(box: Tensor) -> Tensor:
     return canvas
 
 
-@settings(deadline=None)
 @given(boxes_ltwh, boxes_ltwh)
 def test_overlap_is_the_share_of_common_pixels(a: Tensor, b: Tensor) -> None:
     a, b = ltwh_to_xyxy(a), ltwh_to_xyxy(b)
@@ -97,7 +95,6 @@ pairs = st.lists(
 ).map(lambda rows: torch.tensor(rows, dtype=torch.float64).reshape(-1, 2, 4).unbind(1))
 
 
-@settings(deadline=None)
 @given(pairs)
 def test_complete_iou_against_the_formula(boxes: tuple[Tensor, Tensor]) -> None:
     a, b = boxes
@@ -113,7 +110,6 @@ def test_complete_iou_against_the_formula(boxes: tuple[Tensor, Tensor]) -> None:
         assert result[k].item() == pytest.approx(iou - distance - alpha * v, abs=1e-5)
 
 
-@settings(deadline=None)
 @given(pairs)
 def test_complete_iou_is_at_most_one_and_one_for_equal_boxes(boxes: tuple[Tensor, Tensor]) -> None:
     a, b = boxes

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from horovod_yolo.config.schema import (
@@ -147,7 +147,6 @@ configs = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(configs)
 def test_dict_round_trip_through_yaml_and_json(config: TrainConfig) -> None:
     values = to_dict(config)

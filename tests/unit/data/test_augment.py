@@ -116,7 +116,7 @@ def test_mixup_blends_two_mosaics_and_keeps_both_ones_boxes() -> None:
 
 
 @given(st.integers(0, 11), st.integers(0, 50), st.sampled_from([(96, 96), (64, 160)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_boxes_lie_inside_and_are_large_enough(index: int, epoch: int, shape: tuple[int, int]) -> None:
     sample = augment(SampleKey(epoch, index, *shape), NOISE.index, NOISE.load, EVERYTHING, seed=0)
     height, width = shape

@@ -92,7 +92,7 @@ def test_another_key_is_a_silent_miss(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "of another version or data set" in caplog.text
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_index_is_a_miss_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: st.DataObject

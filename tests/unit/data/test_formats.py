@@ -33,7 +33,7 @@ SETS = Path(__file__).resolve().parents[3] / "../shared/data"
 needs_sets = pytest.mark.skipif(not SETS.is_dir(), reason=f"{SETS} is not here")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     boxes=st.lists(
         st.tuples(st.integers(0, 2), st.floats(0, 90), st.floats(0, 90), st.floats(1, 10), st.floats(1, 10)),

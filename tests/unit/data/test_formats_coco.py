@@ -146,7 +146,7 @@ def _mappings(*keys: str) -> st.SearchStrategy[object]:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     images=_mappings("id", "file_name", "height", "width"),
     annotations=_mappings("id", "image_id", "category_id", "bbox", "area", "iscrowd"),

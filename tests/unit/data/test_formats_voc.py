@@ -90,7 +90,7 @@ def test_voc_very_deep_xml_is_harmless() -> None:
     assert labels is not None and problems == []
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     data=st.one_of(
         st.binary(max_size=200),

@@ -98,7 +98,7 @@ rows = st.lists(numbers, max_size=9).map(lambda row: " ".join(map(str, row)).enc
 label_files = st.one_of(st.binary(max_size=300), st.lists(rows, max_size=12).map(b"\n".join))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=label_files)
 @example(data=b"0 .5 .5 .1 .1".decode().encode("utf-16"))
 def test_yolo_each_row_of_any_bytes_is_a_box_or_a_problem(data: bytes) -> None:

@@ -115,7 +115,7 @@ def test_fast_jpeg_path_equals_pillow(tmp_path: Path, mode: str, progressive: bo
         np.testing.assert_array_equal(read_image(path), np.asarray(image.convert("RGB")))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(1, 2000), progressive=st.booleans())
 def test_a_jpeg_cut_off_anywhere_is_found(
     tmp_path_factory: pytest.TempPathFactory, cut: int, progressive: bool
@@ -205,7 +205,7 @@ def test_errors_cross_processes() -> None:
         assert (error.path, error.reason, str(error)) == (Path("a.jpg"), "why", "a.jpg: why")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]),
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),

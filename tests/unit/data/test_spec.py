@@ -100,7 +100,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
             load_data_yaml(path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     data=st.one_of(
         st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode("utf-8", "ignore"))

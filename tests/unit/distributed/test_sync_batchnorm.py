@@ -42,7 +42,7 @@ def equal(a: Tensor | None, b: Tensor | None, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(2, 6), st.integers(0, 1000))
 def test_one_rank_is_torchs(
     dtype: torch.dtype, batch: int, channels: int, height: int, width: int, seed: int

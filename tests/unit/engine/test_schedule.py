@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from horovod_yolo.engine.schedule import LEAST_WARMUP_BATCHES, Schedule
@@ -35,7 +35,6 @@ plans = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(plans, st.integers(0, 20))
 def test_windows_partition_an_epoch(plan: Schedule, epoch: int) -> None:
     windows = list(plan.windows(epoch))
@@ -44,7 +43,6 @@ def test_windows_partition_an_epoch(plan: Schedule, epoch: int) -> None:
     assert all(1 <= w.batches <= plan.accumulate for w in windows)
 
 
-@settings(deadline=None)
 @given(plans, st.integers(0, 20), st.data())
 def test_resuming_at_a_window_gives_the_rest_of_the_epoch(
     plan: Schedule, epoch: int, data: st.DataObject
@@ -55,7 +53,6 @@ def test_resuming_at_a_window_gives_the_rest_of_the_epoch(
     assert list(plan.windows(epoch, first)) == windows[done:]
 
 
-@settings(deadline=None)
 @given(plans, st.integers(0, 20))
 def test_after_the_warm_up_all_windows_but_the_last_are_full(plan: Schedule, epoch: int) -> None:
     windows = list(plan.windows(epoch))
@@ -92,7 +89,6 @@ def test_rates_half_way_through_the_warm_up() -> None:
     assert rates.momentum == pytest.approx((0.8 + 0.937) / 2)
 
 
-@settings(deadline=None)
 @given(plans)
 def test_the_warm_up_ends_where_the_plan_goes_on(plan: Schedule) -> None:
     epoch, batch = divmod(plan.warmup_batches, plan.batches_per_epoch)

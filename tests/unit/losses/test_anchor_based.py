@@ -231,7 +231,7 @@ def test_perfect_predictions_cost_almost_nothing() -> None:
     assert share.parts.max().item() < 1e-5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.1, 30))
 def test_bounds(seed: int, spread: float) -> None:
     """1 - CIoU lies in [0, 3), a mean cross-entropy is at least 0; nothing overflows."""

@@ -68,7 +68,7 @@ side = st.floats(0.0078125, 1.0, width=32)
 box_rows = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), share, share, side, side), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     box_rows,
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -86,7 +86,7 @@ def test_equals_the_loops(
     assert rows_of(match) == slow_assign(targets, anchors_wh, size, anchor_t)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(box_rows, st.integers(0, 12))
 def test_matches_of_a_batch_are_those_of_its_parts(
     rows: list[tuple[int, int, float, float, float, float]], cut: int

@@ -40,7 +40,7 @@ def assert_same(ours: DetectionSummary, other: DetectionSummary) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 8), st.sampled_from([3, 15, 60]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equals_pycocotools_on_random_images(seed: int, classes: int, images: int, most: int) -> None:
     rng = np.random.default_rng(seed)
     samples = [random_image(rng, classes, 12, most) for _ in range(images)]
@@ -64,7 +64,7 @@ def test_equals_pycocotools_beyond_100_detections_a_class() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_neither_split_nor_order_matters(seed: int, ranks: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
     samples = [random_image(rng, 4, 6, 12) for _ in range(9)]

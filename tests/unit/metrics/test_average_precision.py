@@ -38,7 +38,7 @@ def test_means_leave_the_undefined_out() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 10), st.sampled_from("hfi")), max_size=30), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_precision_and_recall_by_confidence_equal_counting(rows: list[tuple[int, str]], missed: int) -> None:
     rows = sorted(rows, reverse=True)
     scores = np.array([score / 10 for score, _ in rows])

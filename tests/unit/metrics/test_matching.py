@@ -32,7 +32,7 @@ def found(*rows: tuple[list[float], float]) -> ImageDetections:
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_overlap_equals_pycocotools(seed: int) -> None:
     image, detections = random_image(np.random.default_rng(seed), 3, 8, 8)
     n, m = len(image), len(detections)
@@ -113,7 +113,7 @@ def greedy_by_hand(image: ImageTruths, detections: ImageDetections, threshold: f
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_the_obvious_loop(seed: int, threshold: int) -> None:
     image, detections = random_image(np.random.default_rng(seed), 1, 8, 12)
     image = ImageTruths(image.boxes_ltwh, image.classes, np.zeros(len(image), bool), image.areas)
@@ -122,7 +122,7 @@ def test_equals_the_obvious_loop(seed: int, threshold: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_images_matched_together_or_alone_are_the_same(seed: int) -> None:
     rng = np.random.default_rng(seed)
     images, detections = zip(*(random_image(rng, 3, 6, 10) for _ in range(4)), strict=True)

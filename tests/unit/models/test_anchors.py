@@ -71,7 +71,7 @@ def test_generations_improve_on_k_means() -> None:
     assert mean_closeness(boxes, refined) > mean_closeness(boxes, start)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 3))
 def test_any_boxes_give_usable_anchors(seed: int, distinct: int, levels: int) -> None:
     """Also where there are fewer kinds of boxes than anchors."""

@@ -105,7 +105,7 @@ def make_rows(count: int, classes: int, seed: int) -> Tensor:
     return rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 60),
     st.integers(1, 4),
