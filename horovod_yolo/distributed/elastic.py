@@ -55,13 +55,13 @@ class Kept:
         on_give_up: Callable[[dict[str, Any] | None], None],
     ) -> None:
         self.content: dict[str, Any] | None = None
-        self._order = (-1, -1)  # of the content; the highest is the newest
+        self._order = (-1, -1, -1)  # of the content; the highest is the newest
         self._wait_s = wait_s
         self._on_wait = on_wait
         self._on_give_up = on_give_up
         self._hosts_changed: queue.SimpleQueue[float] = queue.SimpleQueue()
 
-    def keep(self, content: dict[str, Any], order: tuple[int, int]) -> None:
+    def keep(self, content: dict[str, Any], order: tuple[int, int, int]) -> None:
         """Remember ``content``, which nobody else changes from now on."""
         self.content, self._order = content, order
 

@@ -53,6 +53,12 @@ class Data:
     train: Index
     val: Index
 
+    def at(self, root: Path) -> Data:
+        """The same images in the same order, in another folder."""
+        return Data(
+            replace(self.spec, root=root), replace(self.train, root=root), replace(self.val, root=root)
+        )
+
 
 def together(comm: Communicator, make: Callable[[], T]) -> T:
     """Run something on every rank; where it is a `UserError` on any, raise it on all. *Collective.*

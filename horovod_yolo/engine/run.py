@@ -14,7 +14,7 @@ from horovod_yolo.config.load import config_from_flags, load_hyp
 from horovod_yolo.config.schema import TrainConfig, from_dict, to_dict
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.comm import Communicator
-from horovod_yolo.engine.build import build_data, build_trainer, round_to_stride, together
+from horovod_yolo.engine.build import Data, build_data, build_trainer, round_to_stride, together
 from horovod_yolo.engine.callbacks import tensorboard
 from horovod_yolo.engine.callbacks.checkpoints import Checkpointer
 from horovod_yolo.engine.callbacks.csv_log import EpochLog, StepLog
@@ -175,10 +175,9 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     stop = stop or StopRequest()
     if run.elastic is None or run.state is None:  # else its last commit may be in memory only
         stop.alone_from_here(f"before the first step; {_kept(run)}")
-    spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
-    data = build_data(spec, run.config, comm)
+    data = _data(run, comm)
     if run.state is not None:
-        raise_together(comm, _mismatch(run.state, list(spec.names)))
+        raise_together(comm, _mismatch(run.state, list(data.spec.names)))
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
     checkpointer = Checkpointer(run.folder / "weights", run.config.save_period, least_seconds)
     watchers = [checkpointer, *_watchers(run, alone=comm.size == 1)] if comm.rank == 0 else []
@@ -206,6 +205,22 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     if unwritten:
         raise UnwrittenError("; ".join(unwritten))
     return results
+
+
+def _data(run: Run, comm: Communicator) -> Data:
+    """The run's images. *Collective.*
+
+    An elastic job scans them once. Later the ranks hand the index on: another scan would leave out the images
+    that are gone by then, and the rest of the epoch would be that of another order.
+    """
+    spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
+    if run.elastic is None:
+        return build_data(spec, run.config, comm)
+    if run.elastic.data is not None:
+        return run.elastic.data.at(spec.root)  # the rank that handed it on may see it elsewhere
+    data = build_data(spec, run.config, comm)
+    run.elastic.keep_data(data)
+    return data
 
 
 def _kept(run: Run) -> str:
@@ -264,19 +279,34 @@ def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run
     if comm.rank == 0:
         (Path(content["folder"]) / "weights").mkdir(parents=True, exist_ok=True)
 
+    def renew(**parts: Any) -> None:
+        now = {**(kept.content or content), **parts}
+        kept.keep(now, _order(now))
+
     def keep(state: dict[str, Any]) -> None:
-        kept.keep({**content, "state": copied(state)}, (state["step"], state["epoch"]))
+        renew(state=copied(state))
         kept.check_hosts()
 
-    elastic = Elastic(content["ranks"], keep)
+    elastic = Elastic(content["ranks"], keep, content["data"], lambda data: renew(data=data))
     return Run(from_dict(content["config"]), Path(content["folder"]), saved, elastic)
 
 
 def _first_content(run: Run, kept: Kept, comm: Communicator) -> dict[str, Any]:
-    folder, state = str(run.folder), run.state
-    content = {"config": to_dict(run.config), "folder": folder, "ranks": comm.size, "state": state}
-    kept.keep(content, (state["step"], state["epoch"]) if state else (0, 0))
+    content = {
+        "config": to_dict(run.config),
+        "folder": str(run.folder),
+        "ranks": comm.size,
+        "state": run.state,
+        "data": None,
+    }
+    kept.keep(content, _order(content))
     return content
+
+
+def _order(content: dict[str, Any]) -> tuple[int, int, int]:
+    """How new it is. Of the same step, what knows the data is newer: or only some ranks would scan it."""
+    state = content["state"] or {"step": 0, "epoch": 0}
+    return state["step"], state["epoch"], int(content["data"] is not None)
 
 
 def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from horovod_yolo.checkpoint import store
+from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.engine.build import build_data
 from horovod_yolo.engine.elastic import Elastic, save_at_last, save_once
+from horovod_yolo.engine.run import Run, train
+from tests.helpers.runs import checkpoint, steps
+
+from .test_run import COMM, settings
 
 State = dict[str, object]
 
@@ -62,5 +70,21 @@ def test_no_part_is_larger_than_the_first_slices(batch: int, first: int, now: in
     trainer = SimpleNamespace(
         config=SimpleNamespace(batch_size=batch), comm=SimpleNamespace(size=now), stepper=SimpleNamespace()
     )
-    Elastic(first, lambda _: None).attach(trainer)  # type: ignore[arg-type]
+    Elastic(first, lambda _: None, None, lambda _: None).attach(trainer)  # type: ignore[arg-type]
     assert trainer.stepper.parts == parts
+
+
+def test_an_index_that_was_handed_on_has_its_images_where_this_rank_has_them(
+    digits: Path, tmp_path: Path
+) -> None:
+    """One of them is gone here: it is replaced, and the epoch has as many as before."""
+    config = settings(digits, batch_size=28, epochs=1, noplots=True)
+    data = build_data(load_data_yaml(digits), config, COMM).at(tmp_path / "elsewhere")
+    shutil.copytree(digits.parent, tmp_path / "here")
+    spec = load_data_yaml(tmp_path / "here" / "data.yaml")
+    data.at(spec.root).train.image_path(3).unlink()
+    here = replace(config, data=str(spec.file))
+    elastic = Elastic(1, lambda _: None, data, lambda _: pytest.fail("the data was scanned again"))
+    train(Run(here, tmp_path / "run", None, elastic), COMM)
+    assert [row["images"] for row in steps(tmp_path / "run")] == [28]
+    assert "data" not in checkpoint(tmp_path / "run")
