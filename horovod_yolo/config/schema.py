@@ -185,6 +185,11 @@ class TrainConfig:
         return max(round(self.hyp.nbs / self.batch_size), 1)
 
     @property
+    def evaluation_batch_size(self) -> int:
+        """Images of a batch of validation, over all ranks: twice as many, for nothing is kept to go back."""
+        return 2 * self.batch_size
+
+    @property
     def steps_between_commits(self) -> int:
         """Steps after which the state is kept, beside the end of each epoch; 0 for there only."""
         return self.commit_every or (STEPS_BETWEEN_ELASTIC_COMMITS if self.elastic else 0)

@@ -342,7 +342,7 @@ def build_trainer(
         comm,
         imgsz=config.imgsz,
         stride=stride,
-        batch=config.batch_size * 2,
+        batch=config.evaluation_batch_size,
         workers=config.workers,
     )
     trainer = Trainer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,13 @@ class Elastic:
     def attach(self, trainer: Trainer) -> None:
         """Make a trainer keep its commits, and split slices that are larger than those of the first world."""
         trainer.keep = self.keep
-        batch = trainer.config.batch_size
-        now, at_first = math.ceil(batch / trainer.comm.size), math.ceil(batch / self.first_size)
-        trainer.stepper.parts = math.ceil(now / at_first)
+        config, ranks = trainer.config, trainer.comm.size
+        trainer.stepper.parts = self._parts(config.batch_size, ranks)
+        in_validation = self._parts(config.evaluation_batch_size, ranks)
+        trainer.evaluator = replace(trainer.evaluator, parts=in_validation)
+
+    def _parts(self, batch: int, ranks: int) -> int:
+        return math.ceil(math.ceil(batch / ranks) / math.ceil(batch / self.first_size))
 
 
 def save_once(folder: Path, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from horovod_yolo.engine.step import Precision
 from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.errors import StoppedError
 from horovod_yolo.losses.anchor_based import AnchorLoss
+from horovod_yolo.losses.assign import LevelMatch
 from horovod_yolo.metrics.accumulator import DetectionAccumulator
 from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
 from horovod_yolo.metrics.summary import DetectionSummary
@@ -48,6 +50,7 @@ class Evaluator:
     iou_threshold: float = 0.6
     max_detections: int = 300
     stop: StopRequest = field(default_factory=StopRequest)
+    parts: int = 1  # in which a slice is scored: more of them need less memory
 
     @torch.no_grad()
     def run(self, model: Detector, collected: dict[int, Detections] | None = None) -> Evaluation:
@@ -65,19 +68,16 @@ class Evaluator:
         accumulator = DetectionAccumulator(len(self.index.names))
         losses = torch.zeros(4, dtype=torch.float64, device=self.precision.device)
         for batch in self.loader.epoch(0):
-            predictions = self._forward(model, batch)
-            losses += self._losses(model, predictions, batch)
-            decoded = decode(predictions, model.anchors_px, model.strides)
-            found = non_max_suppression(decoded, self.conf_threshold, self.iou_threshold, self.max_detections)
-            for index, letterbox, detections in zip(
-                batch.indices.tolist(), batch.letterboxes, found, strict=True
-            ):
-                original = Detections(
-                    letterbox.to_original(detections.boxes_xyxy), detections.scores, detections.classes
-                )
-                accumulator.add(index, truths_of(self.index.records[index]), as_arrays(original))
-                if collected is not None:
-                    collected[index] = original
+            parts = [part for part in batch.split(self.parts) if len(part)] or [batch]
+            matches = [self._match(model, part) for part in parts]
+            totals = self._totals(parts, matches)
+            for part, matched in zip(parts, matches, strict=True):
+                predictions = self._forward(model, part)
+                losses += self._losses(predictions, matched, totals, len(part))
+                for index, found in self._found(model, predictions, part):
+                    accumulator.add(index, truths_of(self.index.records[index]), as_arrays(found))
+                    if collected is not None:
+                        collected[index] = found
         summary = self._merged(accumulator)
         box, obj, cls, images = self.comm.allreduce_sum(losses, "validation.losses").wait().tolist()
         lost = len(self.index) - int(images)
@@ -85,25 +85,41 @@ class Evaluator:
         images = max(images, 1.0)
         return Evaluation(summary, box / images, obj / images, cls / images)
 
-    def _forward(self, model: Detector, batch: Batch) -> list[Tensor]:
-        with self.precision.autocast():
-            predictions = model(self.precision.images(batch))
-        return [level.float() for level in predictions]
+    def _match(self, model: Detector, part: Batch) -> list[LevelMatch]:
+        height, width = part.images.shape[2:]
+        shapes = [(height // stride, width // stride) for stride in model.strides]
+        return self.loss.match(part.targets.to(self.precision.device), shapes, model.anchors_px)
 
-    def _losses(self, model: Detector, predictions: list[Tensor], batch: Batch) -> Tensor:
-        """(4,) box, obj, cls share of a global batch, each times its images; own images."""
-        targets = batch.targets.to(self.precision.device)
-        shapes = [(level.shape[2], level.shape[3]) for level in predictions]
-        matches = self.loss.match(targets, shapes, model.anchors_px)
-        normalisers = self.loss.normalisers(matches, len(batch))
-        asked = normalisers.new_tensor([self.stop.asked])
-        counted = torch.cat((normalisers, asked))
+    def _totals(self, parts: Sequence[Batch], matches: Sequence[list[LevelMatch]]) -> Tensor:
+        """What the losses divide by: counts over all ranks' slices. *Collective.*"""
+        counts = [self.loss.normalisers(m, len(part)) for m, part in zip(matches, parts, strict=True)]
+        asked = counts[0].new_tensor([self.stop.asked])
+        counted = torch.cat((torch.stack(counts).sum(dim=0), asked))
         totals = self.comm.allreduce_sum(counted, "validation.normalisers").wait()
         if totals[-1] > 0:
             raise StoppedError("in validation")
-        totals = totals[:-1]
-        parts = self.loss(predictions, matches, totals).parts
-        return torch.cat((parts.double() * totals[-1], totals.new_tensor([len(batch)])))
+        return totals[:-1]
+
+    def _forward(self, model: Detector, part: Batch) -> list[Tensor]:
+        with self.precision.autocast():
+            predictions = model(self.precision.images(part))
+        return [level.float() for level in predictions]
+
+    def _losses(
+        self, predictions: list[Tensor], matched: list[LevelMatch], totals: Tensor, images: int
+    ) -> Tensor:
+        """(4,) box, obj, cls share of a global batch, each times its images; own images."""
+        parts = self.loss(predictions, matched, totals).parts
+        return torch.cat((parts.double() * totals[-1], totals.new_tensor([images])))
+
+    def _found(
+        self, model: Detector, predictions: list[Tensor], part: Batch
+    ) -> Iterator[tuple[int, Detections]]:
+        """Position in the index and detections, in original pixels, of each image."""
+        decoded = decode(predictions, model.anchors_px, model.strides)
+        found = non_max_suppression(decoded, self.conf_threshold, self.iou_threshold, self.max_detections)
+        for index, letterbox, d in zip(part.indices.tolist(), part.letterboxes, found, strict=True):
+            yield index, Detections(letterbox.to_original(d.boxes_xyxy), d.scores, d.classes)
 
     def _merged(self, accumulator: DetectionAccumulator) -> DetectionSummary:
         states = self.comm.allgather_object(accumulator.state())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from horovod_yolo.checkpoint import store
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.engine.build import build_data
 from horovod_yolo.engine.elastic import Elastic, save_at_last, save_once
@@ -62,16 +63,35 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     assert save_at_last(tmp_path, state(7)) is None
 
 
+@dataclass(frozen=True)
+class Parts:
+    parts: int = 1
+
+
 @pytest.mark.parametrize(
-    ("batch", "first", "now", "parts"),
-    [(16, 4, 4, 1), (16, 4, 8, 1), (16, 4, 2, 2), (16, 4, 1, 4), (16, 4, 3, 2), (10, 4, 3, 2), (3, 4, 1, 3)],
+    ("batch", "first", "now", "parts", "in_validation"),
+    [
+        (16, 4, 4, 1, 1),
+        (16, 4, 8, 1, 1),
+        (16, 4, 2, 2, 2),
+        (16, 4, 1, 4, 4),
+        (16, 4, 3, 2, 2),
+        (10, 4, 3, 2, 2),
+        (9, 4, 3, 1, 2),
+        (3, 4, 1, 3, 3),
+    ],
 )
-def test_no_part_is_larger_than_the_first_slices(batch: int, first: int, now: int, parts: int) -> None:
+def test_no_part_is_larger_than_the_first_slices(
+    batch: int, first: int, now: int, parts: int, in_validation: int
+) -> None:
     trainer = SimpleNamespace(
-        config=SimpleNamespace(batch_size=batch), comm=SimpleNamespace(size=now), stepper=SimpleNamespace()
+        config=TrainConfig(data="", batch_size=batch),
+        comm=SimpleNamespace(size=now),
+        stepper=SimpleNamespace(),
+        evaluator=Parts(),
     )
     Elastic(first, lambda _: None, None, lambda _: None).attach(trainer)  # type: ignore[arg-type]
-    assert trainer.stepper.parts == parts
+    assert (trainer.stepper.parts, trainer.evaluator.parts) == (parts, in_validation)
 
 
 def test_an_index_that_was_handed_on_has_its_images_where_this_rank_has_them(
