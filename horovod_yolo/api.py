@@ -7,9 +7,11 @@ are then *collective*. Mistakes are `UserError`, on all ranks alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,12 @@ from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.engine.build import choose_device, choose_precision, round_to_stride, together
 from horovod_yolo.engine.predict import predict_images
 from horovod_yolo.engine.run import new_run, train
+from horovod_yolo.engine.stop import StopRequest
 from horovod_yolo.engine.trainer import metrics_of
 from horovod_yolo.engine.validate import ValOptions, load_detector, validate
-from horovod_yolo.errors import UserError
+from horovod_yolo.errors import StoppedError, UserError
 from horovod_yolo.models.zoo import find_model
+from horovod_yolo.signals import listening
 from horovod_yolo.types import Detections, Image
 
 
@@ -49,6 +53,11 @@ class YOLO:
     def train(self, *, data: str | Path, **flags: Any) -> dict[str, Any]:
         """Train, from the weights where there are some, and go on with the best of the run. *Collective.*
 
+        Called in the main thread it listens for requests to stop while it trains: SIGTERM, SIGUSR1 and
+        SIGINT (Ctrl-C), of which a second SIGINT ends the process at once. Before and after, the script's
+        own handlers hold. In another thread it leaves signals alone, as Python can hear them in the main
+        thread only.
+
         Args:
             data: a data.yaml.
             flags: those of ``train.py`` with underscores: ``epochs=3, batch_size=8, cos_lr=True``.
@@ -59,6 +68,10 @@ class YOLO:
         Raises:
             UserError: a mistake in the flags or the data.
             NonFiniteError: training diverged.
+            UnwrittenError: the run is over, but not all of it is on the disk.
+            StoppedError: any rank was asked to stop; on all ranks alike, after the step in hand. ``saved``
+                tells whether ``train.py --resume`` has the checkpoint of that moment. Where the request came
+                after the last step, the run is complete.
         """
         if "resume" in flags:
             raise UserError("resume is not for a new run", fix="use train.py --resume")
@@ -66,10 +79,15 @@ class YOLO:
         argv = flags_to_argv({**start, **flags, "data": data})
         comm = _ranks()
         config = together(comm, lambda: config_from_flags(vars(train_parser("train").parse_strictly(argv))))
-        run = new_run(config, comm)
-        results = train(run, comm)
-        comm.allgather_object(None)  # rank 0 has written the weights before another rank reads them
+        stop = StopRequest()
+        with listening(stop) if current_thread() is main_thread() else nullcontext():
+            run = new_run(config, comm)
+            results = train(run, comm, stop)
+        # After this rank 0 has written the weights that another rank may read.
+        asked = comm.allgather_object(stop.asked)
         self.weights = run.folder / "weights" / "best.pt"
+        if any(asked):
+            raise StoppedError(f"after the last step; the run is complete: {run.folder}", saved=True)
         return results
 
     def val(self, data: str | Path = "", **options: Any) -> dict[str, Any]:

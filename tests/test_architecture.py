@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config.schema": {"errors", "types"},
     "config.load": {"errors", "types", "plain_yaml", "config.schema"},
     "engine": {*BASE, *PARTS, "report", "distributed", "checkpoint", "config"},
-    "api": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine"},
+    "api": {*BASE, *PARTS, "distributed", "checkpoint", "config", "engine", "signals"},
     "launch": {"errors", "signals"},
     "launch.command": {"errors", "config", "launch"},
     "doctor": {"errors", "launch"},
