@@ -198,7 +198,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
             _try_config(run.folder, trainer.config)
     except StoppedError:
         checkpointer.wait()
-        raise _stopped(run, trainer, comm, saved=checkpointer.saved) from None
+        raise _stopped(run, trainer, comm, checkpointer) from None
     finally:
         trainer.close()
     unwritten = comm.broadcast_object(unwritten)
@@ -229,12 +229,25 @@ def _kept(run: Run) -> str:
     return f"{run.folder} has the checkpoint of step {run.state['step']} as before"
 
 
-def _stopped(run: Run, trainer: Trainer, comm: Communicator, *, saved: bool) -> StoppedError:
+def _stopped(run: Run, trainer: Trainer, comm: Communicator, checkpointer: Checkpointer) -> StoppedError:
     """What to say of a run that was stopped, the same on all ranks. *Collective.*"""
-    saved = comm.broadcast_object(saved)  # rank 0 has written it, or has not
-    step, where = trainer.progress.step, run.folder / "weights" / "last.pt"
-    kept = f"checkpoint {where}" if saved else f"ITS CHECKPOINT COULD NOT BE WRITTEN, {where} is an older one"
-    return StoppedError(f"after step {step}, {kept}; go on with --resume {run.folder}", saved=saved)
+    saved, words = False, ""
+    if comm.rank == 0:  # which has written the checkpoint, or has not
+        saved = checkpointer.saved
+        words = f"checkpoint {run.folder / 'weights' / 'last.pt'}; go on with --resume {run.folder}"
+        if not saved:
+            words = f"ITS CHECKPOINT COULD NOT BE WRITTEN ({checkpointer.refused}), {_older(run.folder)}"
+    saved, words = comm.broadcast_object((saved, words))
+    return StoppedError(f"after step {trainer.progress.step}, {words}", saved=saved)
+
+
+def _older(folder: Path) -> str:
+    """Which checkpoint there is instead of one that could not be written."""
+    try:
+        state, path, _ = resume.load(folder)
+    except UserError as error:
+        return f"and there is {error}"
+    return f"{path} is of step {state['step']}; mend the disk and go on from there with --resume {folder}"
 
 
 def _finish(folder: Path, watchers: Sequence[Callback], results: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -114,3 +115,46 @@ def test_a_disk_that_is_full_from_start_to_end(digits: Path, tmp_path: Path) -> 
     assert f"its best.pt and last.pt could not be written ({full})" in errors[0]
     assert f"{run / 'results.json'} could not be written ({full})" in errors[0]
     assert left == ["filler"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["after a checkpoint", "before the first"])
+def test_a_stop_on_request_while_the_disk_is_full(digits: Path, tmp_path: Path, when: str) -> None:
+    """It says which checkpoint there is, and with room again the run goes on from that."""
+    output = tmp_path / "output"
+    epochs = 12
+    with Disk(tmp_path / "disk", ROOM) as small:
+        run, there_is_one = small.inside / "run", when == "after a checkpoint"
+        last = run / "weights" / "last.pt"
+        if not there_is_one:
+            small.fill()
+        flags = ("--noplots", "--noval", "--commit-every", "1", "--epochs", str(epochs))
+        job = small.start(train(digits, small.folder, *flags), output, OMP_NUM_THREADS="1")
+
+        def refused() -> bool:
+            if not there_is_one or last.exists():
+                small.fill()  # again and again: a rotation may free the room of one checkpoint
+            return "CHECKPOINT NOT WRITTEN" in output.read_text()
+
+        wait_for("a refused checkpoint", refused, job, output)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 1, output.read_text()
+        said = output.read_text()
+        assert "Traceback" not in said
+        (line,) = [line for line in said.splitlines() if line.startswith("stopped on request after step")]
+        assert "ITS CHECKPOINT COULD NOT BE WRITTEN (No space left on device)" in line
+        there = small.folder / "run" / "weights" / "last.pt"
+        small.free()
+        if not there_is_one:
+            assert f"there is no checkpoint to resume from: {there}: No such file" in line
+            assert not last.exists()
+            return
+        step, epoch = (resume.load(run)[0][name] for name in ("step", "epoch"))
+        folder = small.folder / "run"
+        assert f"{there} is of step {step}; mend the disk and go on from there with --resume {folder}" in line
+        again = [sys.executable, ranks.REPOSITORY / "train.py", "--resume", folder]
+        assert small.start(again, output, OMP_NUM_THREADS="1").wait(120) == 0, output.read_text()
+        assert f"resume from {there}: epoch {epoch + 1}, step {step}" in output.read_text()
+        rows, end = steps(run), resume.load(run)[0]
+        assert [row["step"] for row in rows] == list(range(1, end["step"] + 1))
+        assert (end["epoch"], sum(row["images"] for row in rows)) == (epochs, 28 * epochs)

@@ -45,7 +45,7 @@ class Checkpointer(Watcher):
         self._taken_at = time.monotonic()
         self._next_waits = threading.Event()
         self._owed: dict[str, bytes] = {}  # files that are not on the disk yet; last.pt is the last of them
-        self._refused = ""  # why not
+        self.refused = ""  # why not
         self._failed = 0  # commits in a row
         self._warned_at = -math.inf
 
@@ -81,7 +81,7 @@ class Checkpointer(Watcher):
             names = " and ".join(self._owed)
             again = "" if self.saved else ", then train the last steps again with --resume"
             raise UnwrittenError(
-                f"{self._weights}: the run is over, but its {names} could not be written ({self._refused}); "
+                f"{self._weights}: the run is over, but its {names} could not be written ({self.refused}); "
                 f"what is there is older. Mend the disk{again}"
             )
 
@@ -143,7 +143,7 @@ class Checkpointer(Watcher):
                 else:
                     store.write(self._weights / name, data)
             except OSError as error:
-                self._refused = error.strerror or str(error)
+                self.refused = error.strerror or str(error)
             else:
                 del self._owed[name]
 
@@ -156,7 +156,7 @@ class Checkpointer(Watcher):
             "CHECKPOINT NOT WRITTEN to %s: %s (%s; commits failed in a row: %d). Training goes on and it is "
             "tried again; the checkpoints there are whole. Free or mend the disk",
             self._weights,
-            self._refused,
+            self.refused,
             ", ".join(self._owed),
             self._failed,
         )
