@@ -116,10 +116,11 @@ def images_of_epochs(run: Path) -> list[int]:
     return [int(sum(row["images"] for row in rows if row["epoch"] == epoch)) for epoch in epochs]
 
 
+@pytest.mark.slow
 def test_survivors_and_newcomers_have_the_index_of_the_start(place: tuple[Path, list[Path]]) -> None:
     """A rank comes after images have vanished; then it alone is left. The losses tell of the order."""
     folder, broken = place
-    flags = "--batch 7 --epochs 4 --commit-every 1"
+    flags = "--batch 7 --epochs 4 --commit-every 1 --cache ram"
     alone = ranks.run([*arguments(folder, "alone", flags)], 1, "plain")
     assert alone.code == 0, alone.output
     with ElasticJob(folder, [ONE], flags) as job:
@@ -138,10 +139,9 @@ def test_survivors_and_newcomers_have_the_index_of_the_start(place: tuple[Path, 
     assert "data" not in checkpoint(job.run)
 
 
-@pytest.mark.slow
 def test_ranks_lost_before_the_first_commit(place: tuple[Path, list[Path]]) -> None:
     folder, broken = place
-    with ElasticJob(folder, [ONE, OTHER], "--batch 2 --epochs 1 --commit-every 1000") as job:
+    with ElasticJob(folder, [ONE, OTHER], "--batch 2 --epochs 1 --commit-every 1000 --cache disk") as job:
         job.until(lambda: job.steps >= 1)
         for path in broken:
             path.unlink()
