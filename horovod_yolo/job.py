@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,7 +109,8 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
         comm = connect()
         pulse.rank = comm.rank
         logs.set_up(comm.rank, comm.size)
-        return _part(comm, lambda: job(comm, given, stop, kept), passing=elastic.WORLD_CHANGED)
+        work = partial(_saved_at_a_mistake, comm, kept, lambda: job(comm, given, stop, kept))
+        return _part(comm, work, passing=elastic.WORLD_CHANGED)
 
     try:
         with listening(stop):
@@ -117,6 +119,18 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
     except elastic.RemovedError as error:
         print(f"{logs.rank_here(pulse.rank)}: {error}", file=sys.stderr, flush=True)
         return FAULT  # not that of a job that stopped: the others go on
+
+
+def _saved_at_a_mistake(comm: Any, kept: Any, work: Callable[[], None]) -> None:
+    """Do ``work``; where all ranks end it together, bring the last commit to the disk before they leave."""
+    from horovod_yolo.engine.elastic import save_at_last
+
+    try:
+        work()
+    except (UserError, NonFiniteError):
+        if comm.rank == 0 and kept.content and kept.content["state"]:
+            save_at_last(Path(kept.content["folder"]), kept.content["state"])
+        raise
 
 
 def _save_while_waiting(content: dict[str, Any], stop: StopRequest) -> None:

@@ -104,8 +104,12 @@ class ElasticJob:
         }
         psutil.Process(rank).kill()
 
+    def wait(self) -> int:
+        """Exit code of the launcher."""
+        return self._job.wait(120)
+
     def finish(self) -> None:
-        assert self._job.wait(120) == 0, self.output
+        assert self.wait() == 0, self.output
 
 
 def images_of_epochs(run: Path) -> list[int]:
@@ -149,6 +153,18 @@ def test_ranks_lost_before_the_first_commit(place: tuple[Path, list[Path]]) -> N
         job.finish()
     assert ranks.results(job.run)["world_size"] == 1, job.output
     assert images_of_epochs(job.run) == [IMAGES]
+
+
+def test_data_that_is_gone_costs_no_commit(place: tuple[Path, list[Path]]) -> None:
+    """Commits are in memory, and not yet a minute old, when all ranks end."""
+    folder, _ = place
+    with ElasticJob(folder, [ONE], "--batch 1 --epochs 1 --commit-every 1") as job:
+        job.until(lambda: job.steps >= 3)
+        shutil.rmtree(folder / "digits" / "images")
+        assert job.wait() == 1, job.output  # horovodrun's code for any end that is not 0
+    assert "is the data set still mounted and whole?" in job.output
+    assert "exit with status code 2" in job.output
+    assert checkpoint(job.run)["step"] == job.steps
 
 
 HALF_SCANNED = """
