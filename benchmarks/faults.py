@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/faults.py [FAULT ...]
 
-Each fault meets a job of three ranks on three hosts (namespaces with an sshd each; needs root) in the last
-third of the same training: it goes on from a checkpoint of the one without a fault. Digits, yolov5n, 96 px.
+Each fault meets a job of three ranks on three hosts (namespaces with an sshd each; needs root) near the
+end of the same training: it goes on from a checkpoint of the one without a fault. Digits, yolov5n, 96 px.
 
 Without names all faults are run, minutes each on two cores. A row goes into the table as soon as it is there;
 rows of earlier calls stay where the settings are the same. What the jobs print is kept in runs/faults.
@@ -35,9 +35,9 @@ from tests.helpers.runs import checkpoint
 
 IMAGES, SIDE, BATCH, EPOCHS, COMMIT_EVERY = 1500, 96, 24, 12, 5
 TRAINING_IMAGES = IMAGES * 4 // 5
-START_EPOCH = 8  # of all jobs but that without a fault
+START_EPOCH = 10  # of all jobs but that without a fault
 START = START_EPOCH * IMAGES * 4 // 5 // BATCH  # steps
-FAULT_AT = START + 33  # not a multiple of COMMIT_EVERY, or a fault would find everything committed
+FAULT_AT = START + 13  # not a multiple of COMMIT_EVERY, or a fault would find everything committed
 HOSTS = {"host2": 1, "host3": 1, "host4": 1}
 SEED, RANDOM_FAULTS, SECONDS_BETWEEN = 7, 20, 4.0
 FOLDER = ROOT / "runs" / "faults"
@@ -191,7 +191,7 @@ def meet(name: str) -> Outcome:
         f"--data {FOLDER / 'digits' / 'data.yaml'} --img {SIDE} --batch {BATCH} --epochs {EPOCHS} --noval "
         f"--commit-every {COMMIT_EVERY} --optimizer AdamW --cos-lr --cache ram "
         "--hyp horovod_yolo/config/hyp.digits.yaml "
-        f"--elastic-wait {wait_s} --save-period {START_EPOCH} --resume auto"
+        f"--elastic-wait {wait_s} --save-period {START_EPOCH} --resume auto --sync-bn"
     )
     launch = ["--elastic-timeout", str(2 * wait_s)]
     with tempfile.TemporaryDirectory(prefix="f-") as name_of_folder:
@@ -290,8 +290,8 @@ def publish_table(found: list[Outcome], facts: dict[str, Any]) -> None:
         + "\n".join(row(outcome, undisturbed) for outcome in rows)
     )
     how = (
-        f"Three ranks on three hosts, `--commit-every {COMMIT_EVERY}`, Gloo's time-out 30 s, {EPOCHS} epochs "
-        f"of {TRAINING_IMAGES} images at {SIDE} px in batches of {BATCH}; the fault after step {FAULT_AT}, "
+        f"Three ranks on three hosts, `--sync-bn --commit-every {COMMIT_EVERY}`, Gloo's time-out 30 s, {EPOCHS} "
+        f"epochs of {TRAINING_IMAGES} images at {SIDE} px in batches of {BATCH}; the fault after step {FAULT_AT}, "
         f"in a job that goes on after step {START} with the training of the first line."
     )
     recorded = {"settings": settings, "faults": [asdict(outcome) for outcome in rows]}
