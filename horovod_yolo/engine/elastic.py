@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from horovod_yolo.checkpoint import resume, store
 from horovod_yolo.checkpoint.store import CheckpointError
 
@@ -30,10 +32,16 @@ class Elastic:
     keep_data: Callable[[Data], None]  # gets it, on every rank, as soon as it is scanned
 
     def attach(self, trainer: Trainer) -> None:
-        """Make a trainer keep its commits, and split slices that are larger than those of the first world."""
+        """Make a trainer keep its commits, and split slices that are larger than those of the first world.
+
+        Batch norm's running statistics move as far in a step as without parts.
+        """
         trainer.keep = self.keep
         config, ranks = trainer.config, trainer.comm.size
-        trainer.stepper.parts = self._parts(config.batch_size, ranks)
+        parts = trainer.stepper.parts = self._parts(config.batch_size, ranks)
+        for module in trainer.stepper.model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+                module.momentum = 1 - (1 - module.momentum) ** (1 / parts)
         in_validation = self._parts(config.evaluation_batch_size, ranks)
         trainer.evaluator = replace(trainer.evaluator, parts=in_validation)
 

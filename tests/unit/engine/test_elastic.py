@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from horovod_yolo.checkpoint import store
 from horovod_yolo.config.schema import TrainConfig
@@ -87,11 +89,17 @@ def test_no_part_is_larger_than_the_first_slices(
     trainer = SimpleNamespace(
         config=TrainConfig(data="", batch_size=batch),
         comm=SimpleNamespace(size=now),
-        stepper=SimpleNamespace(),
+        stepper=SimpleNamespace(model=nn.Sequential(nn.BatchNorm2d(3, momentum=0.1))),
         evaluator=Parts(),
     )
     Elastic(first, lambda _: None, None, lambda _: None).attach(trainer)  # type: ignore[arg-type]
     assert (trainer.stepper.parts, trainer.evaluator.parts) == (parts, in_validation)
+    whole, images = nn.BatchNorm2d(3, momentum=0.1), torch.randn(2, 3, 4, 4)
+    whole(images)
+    for _ in range(parts):
+        trainer.stepper.model(images)
+    torch.testing.assert_close(trainer.stepper.model[0].running_mean, whole.running_mean)
+    torch.testing.assert_close(trainer.stepper.model[0].running_var, whole.running_var)
 
 
 def test_an_index_that_was_handed_on_has_its_images_where_this_rank_has_them(
