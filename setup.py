@@ -62,7 +62,7 @@ setup(
         "rich>=13",
         "matplotlib>=3.7",
         "pillow>=10",
-        "psutil>=5.9",
+        "psutil>=6",
         "cloudpickle>=3",
         "mpi4py>=4",  # finds its MPI library when it is imported, so it installs everywhere
         "scikit-image>=0.22",  # photographs and digits of the built-in data set
