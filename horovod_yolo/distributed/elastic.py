@@ -25,7 +25,7 @@ import horovod.torch as hvd
 from horovod.common.elastic import run_fn
 from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 
-from horovod_yolo.distributed.horovod_backend import allgather_object, broadcast_object
+from horovod_yolo.distributed.horovod_backend import allgather_object, broadcast_object, initialise
 from horovod_yolo.distributed.keepalive import watch_connections
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def run(job: Callable[[], T], kept: Kept) -> T:
 
 
 def join(*, anew: bool = False) -> None:
-    """``hvd.init()`` that is tried again where the ranks do not find each other in time.
+    """`initialise` that is tried again where the ranks do not find each other in time.
 
     From then on a host that falls silent is noticed after `keepalive.SECONDS_OF_SILENCE`.
 
@@ -146,12 +146,11 @@ def join(*, anew: bool = False) -> None:
     Raises:
         RemovedError: the launcher gives it none.
     """
-    os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"  # see HorovodCommunicator
     while True:
         if anew:
             os.environ[_GIVEN] = _UNSET
         try:
-            hvd.init()
+            initialise()
             watch_connections()
             return
         except ValueError:  # Horovod does not say why; but it sets _GIVEN as soon as it has a number

@@ -21,9 +21,18 @@ from horovod_yolo.distributed.local import Ready
 T = TypeVar("T")
 SECONDS_BETWEEN_POLLS = (1e-4, 5e-3)  # at first, and at most
 POLLS_A_WAIT = 20  # a poll comes at most so late: the wait so far, divided by this
-# Horovod names a rank that is late for a call after the first and ends the job after the second, which has to
-# outlast what one rank may do alone, as reading the labels of its part from a slow disk.
-STALL_CHECK = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "30", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+# What Horovod reads when it starts, unless the user has set it. It names a rank that is late for a call after
+# the first and ends the job after the second, which has to outlast what one rank may do alone, as reading the
+# labels of its part from a slow disk.
+DEFAULTS = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "30", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+
+
+def initialise() -> None:
+    """``hvd.init()`` as this trainer needs it; where that is done already, nothing."""
+    os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"  # see HorovodCommunicator
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    hvd.init()
 
 
 class HorovodCommunicator:
@@ -35,10 +44,7 @@ class HorovodCommunicator:
     """
 
     def __init__(self) -> None:
-        os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
-        for name, seconds in STALL_CHECK.items():
-            os.environ.setdefault(name, seconds)
-        hvd.init()
+        initialise()
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
         self.local_rank: int = hvd.local_rank()

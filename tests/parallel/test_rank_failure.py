@@ -85,6 +85,29 @@ def test_a_rank_that_fails_ends_the_job_and_names_itself(
     ranks.wait_until_gone(everyone)
 
 
+# Rank 1 is late for the first call after joining in one of the two ways.
+LATE = """
+import sys, time
+from horovod_yolo.distributed import elastic, horovod_backend
+
+horovod_backend.DEFAULTS["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "1"
+if sys.argv[1] == "elastic":
+    elastic.join()
+comm = horovod_backend.HorovodCommunicator()
+time.sleep(5 * comm.rank)
+comm.allgather_object(None)
+comm.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["static", "elastic"])
+def test_horovod_knows_from_the_start_after_how_long_a_rank_is_late(tmp_path: Path, how: str) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    finished = ranks.run([tmp_path / "late.py", how], 2)
+    assert finished.code == 0, finished.output
+    assert re.search("Missing ranks:\\n.*1: \\[", finished.output), finished.output
+
+
 @pytest.mark.parametrize("launcher", [pytest.param("gloo", marks=pytest.mark.slow), "mpirun"])
 def test_a_rank_that_hangs_is_named_and_ended(digits: Path, tmp_path: Path, launcher: str) -> None:
     flags = ["--cfg=yolov5n", "--img=64", "--batch=4", "--workers=0", "--noplots"]
