@@ -155,6 +155,12 @@ EDITS = (
         "the ssh session is how horovodrun learns that a host is dead; without keep-alives it never does",
     ),
     Edit(
+        "horovod/runner/driver/driver_service.py",
+        "    if len(remote_host_names) > 0:\n",
+        "    if len(remote_host_names) > 0 or (settings.elastic and settings.nics):\n",
+        "an elastic job that began on the launcher's own host alone was refused: that card is not lo",
+    ),
+    Edit(
         "horovod/runner/elastic/driver.py",
         "                            for host, slots in self._host_assignments.items()\n"
         "                            for slot_info in slots])\n",

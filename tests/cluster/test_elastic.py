@@ -116,6 +116,17 @@ def test_a_host_struck_out_below_the_least_ends_with_a_checkpoint(
 
 
 @pytest.mark.slow
+def test_the_launchers_own_host_begins_alone(hosts: Cluster, folder: Path, flags: str) -> None:
+    hosts["host2"].drop()
+    with LaunchedJob(hosts, folder, {"host1": 1, "host2": 1}, (1, 1, 2), flags) as job:
+        job.until_step(5)
+        assert not hosts["host2"].ranks()
+        hosts["host2"].undrop()
+        job.until_world(2, since=0)
+        assert_all_well(job, ranks=2)
+
+
+@pytest.mark.slow
 def test_a_host_struck_out_below_the_least_is_used_again(hosts: Cluster, folder: Path, flags: str) -> None:
     """Longer than Gloo's time-out later, by the ranks that are still there."""
     with LaunchedJob(hosts, folder, TWO, (2, 2, 2), flags + " --elastic-wait 120") as job:
