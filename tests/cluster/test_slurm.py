@@ -12,7 +12,7 @@ from tests.cluster import jobs, slurm
 from tests.cluster.hosts import Cluster
 from tests.cluster.slurm import Slurm
 from tests.helpers.ranks import results
-from tests.helpers.runs import steps
+from tests.helpers.runs import checkpoint, steps
 
 FLAGS = "--cfg yolov5n --img 64 --batch 8 --noval --noplots --workers 0 --name run"
 ENDS = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
@@ -50,6 +50,14 @@ def wait_until_gone(at: Slurm, program: str) -> None:
         time.sleep(0.5)
 
 
+def wait_for_step(folder: Path, number: int) -> None:
+    """The run has made so many steps."""
+    deadline = time.monotonic() + 60
+    while not (folder / "run" / "steps.csv").exists() or len(steps(folder / "run")) < number:
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(1)
+
+
 @pytest.mark.parametrize("how", [[], ["--srun"]], ids=["ssh", "srun"])
 def test_a_batch_job_completes(how: list[str], two_nodes: Slurm, folder: Path, digits: Path) -> None:
     words = ["train", "--data", digits, "--project", folder, "--epochs", "1", *FLAGS.split()]
@@ -77,12 +85,35 @@ def test_a_job_at_its_time_limit_goes_on_later(
     at_once = ["scontrol", "update", f"JobId={job}", "StartTime=now"]  # Slurm itself would wait two minutes
     two_nodes.ask(at_once)
     assert two_nodes.wait(job, ["RUNNING", *ENDS], 60) == "RUNNING", (folder / "log").read_text()
-    deadline = time.monotonic() + 60
-    while steps(folder / "run")[-1]["step"] < stopped_at + 3:
-        assert time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(1)
+    wait_for_step(folder, stopped_at + 3)
     numbers = [row["step"] for row in steps(folder / "run")]
     assert numbers == list(range(1, len(numbers) + 1))  # nothing trained twice, nothing left out
     two_nodes.ask(["scancel", str(job)])
     assert two_nodes.wait(job, ENDS, 60) == "CANCELLED"
     wait_until_gone(two_nodes, "python")
+
+
+@pytest.mark.slow
+def test_an_elastic_job_outlives_a_node(
+    tmp_path_factory: pytest.TempPathFactory, folder: Path, digits: Path
+) -> None:
+    """Slurm gives the node up and, by --no-kill, leaves the job alone; scancel ends it with a checkpoint."""
+    words = ["train", "--data", digits, "--project", folder, "--epochs", "100000", "--commit-every", "2"]
+    options = "--no-kill --nodes=2 --ntasks-per-node=1 --cpus-per-task=1"
+    with Cluster(2, tmp_path_factory.mktemp("s")) as cluster, Slurm(cluster) as two_nodes:
+        job = submit(two_nodes, folder / "log", options, ["--elastic", "--", *words, *FLAGS.split()])
+        wait_for_step(folder, 3)
+        cluster["host2"].power_off()
+        two_nodes.hosts.remove(cluster["host2"])
+        deadline = time.monotonic() + 120
+        while "down" not in two_nodes.ask(["sinfo", "-h", "-n", "host2", "-o", "%T"]):
+            assert time.monotonic() < deadline, "Slurm has not noticed"
+            time.sleep(1)
+        assert two_nodes.state(job) == "RUNNING", (folder / "log").read_text()
+        wait_for_step(folder, len(steps(folder / "run")) + 3)
+        two_nodes.ask(["scancel", str(job)])
+        assert two_nodes.wait(job, ENDS, 60) == "CANCELLED"
+        wait_until_gone(two_nodes, "python")
+    log = (folder / "log").read_text()
+    assert "1 ranks go on from step" in log
+    assert checkpoint(folder / "run")["step"] == steps(folder / "run")[-1]["step"], log
