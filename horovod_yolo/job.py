@@ -103,6 +103,7 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
         given["elastic_wait"],
         on_wait=lambda content: _save_while_waiting(content, stop),
         on_give_up=lambda content: _give_up(content, pulse.rank),
+        on_stuck=lambda seconds: _end_stuck(seconds, pulse.rank),
     )
 
     def part() -> int:
@@ -152,6 +153,13 @@ def _give_up(content: dict[str, Any] | None, rank: int) -> NoReturn:
     words = f"waited for enough ranks, in vain: {step}. Go on with --resume"
     print(f"{logs.rank_here(rank)} {words}", file=sys.stderr, flush=True)
     os._exit(STOPPED if saved else FAULT)
+
+
+def _end_stuck(seconds: float, rank: int) -> NoReturn:
+    """End this process, whose main thread does not come back to the other ranks."""
+    words = f"has not noticed for {seconds:.0f} s that the others left: it is stuck. It is ended"
+    print(f"{logs.rank_here(rank)} {words}", file=sys.stderr, flush=True)
+    os._exit(FAULT)
 
 
 def _part(comm: Any, work: Callable[[], None], passing: tuple[type[Exception], ...] = ()) -> int:

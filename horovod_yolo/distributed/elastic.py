@@ -8,7 +8,7 @@ commit that any of them holds.
 What this adds to Horovod's own state class: a newcomer is never waited for in a call that the others do not
 make (Horovod leaves out the exchange of the state where it saw a removal, also where a host came meanwhile);
 a rendezvous that fails is tried again; hosts found during a change are not forgotten; a wait without end
-for enough ranks ends.
+for enough ranks ends; so does a rank that is stuck while the others wait for it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,26 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import horovod.torch as hvd
 from horovod.common.elastic import run_fn
 from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 
-from horovod_yolo.distributed.horovod_backend import allgather_object, broadcast_object, initialise
-from horovod_yolo.distributed.keepalive import watch_connections
+from horovod_yolo.distributed.horovod_backend import (
+    ENDED_AFTER,
+    allgather_object,
+    broadcast_object,
+    initialise,
+)
+from horovod_yolo.distributed.keepalive import connections, watch_connections
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 WORLD_CHANGED: tuple[type[Exception], ...] = (HorovodInternalError, HostsUpdatedInterrupt)
+SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_UNTIL_SAVED = 3.0  # a change takes about that long where enough ranks are left
 _GIVEN, _UNSET = "HOROVOD_CROSS_SIZE", "0"
 
@@ -46,6 +53,8 @@ class Kept:
         wait_s: seconds to wait for enough ranks before giving up.
         on_wait: called with the content when the wait lasts, from another thread: bring it to safety.
         on_give_up: called with the content, from another thread, at the end of the wait: does not return.
+        on_stuck: called with the seconds since the others left, from another thread, when this rank does not
+            notice it: does not return.
     """
 
     def __init__(
@@ -53,12 +62,14 @@ class Kept:
         wait_s: float,
         on_wait: Callable[[dict[str, Any]], None],
         on_give_up: Callable[[dict[str, Any] | None], None],
+        on_stuck: Callable[[float], None],
     ) -> None:
         self.content: dict[str, Any] | None = None
         self._order = (-1, -1, -1)  # of the content; the highest is the newest
         self._wait_s = wait_s
         self._on_wait = on_wait
         self._on_give_up = on_give_up
+        self._on_stuck = on_stuck
         self._hosts_changed: queue.SimpleQueue[float] = queue.SimpleQueue()
 
     def keep(self, content: dict[str, Any], order: tuple[int, int, int]) -> None:
@@ -99,6 +110,29 @@ class Kept:
         finally:
             over.set()
 
+    @contextmanager
+    def not_left_behind(self) -> Iterator[None]:
+        """Inside, this process ends when the others have left and it does not notice for too long.
+
+        Then it is stuck in something of its own, such as a disk that does not answer, and the launcher would
+        wait for it without end. Too long is what Horovod's ranks wait for a late one: others may do so.
+        """
+        over = threading.Event()
+        threading.Thread(target=self._look_for_others, args=(over,), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _look_for_others(self, over: threading.Event) -> None:
+        """Runs beside the job. Horovod closes the connections between ranks when any of them has left."""
+        others, left, patience = connections(), 0.0, float(os.environ[ENDED_AFTER])
+        while others and patience and not over.wait(SECONDS_BETWEEN_LOOKS):
+            # Counted, not read off a clock: when the whole machine was asleep, so was this process.
+            left = 0.0 if others & connections() else left + SECONDS_BETWEEN_LOOKS
+            if left >= patience:
+                self._on_stuck(left)
+
     def _wait(self, over: threading.Event) -> None:
         """Runs beside `reset`, which blocks in Horovod."""
         if over.wait(min(SECONDS_UNTIL_SAVED, self._wait_s)):
@@ -128,8 +162,9 @@ def run(job: Callable[[], T], kept: Kept) -> T:
     """Run ``job`` until it returns, anew after every change of the world."""
 
     def attempt(state: Kept) -> T:
-        state.agree()
-        return job()
+        with state.not_left_behind():
+            state.agree()
+            return job()
 
     result: T = run_fn(attempt, kept.reset)(kept)
     return result

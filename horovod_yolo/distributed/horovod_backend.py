@@ -24,7 +24,8 @@ POLLS_A_WAIT = 20  # a poll comes at most so late: the wait so far, divided by t
 # What Horovod reads when it starts, unless the user has set it. It names a rank that is late for a call after
 # the first and ends the job after the second, which has to outlast what one rank may do alone, as reading the
 # labels of its part from a slow disk.
-DEFAULTS = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "30", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+NAMED_AFTER, ENDED_AFTER = "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
+DEFAULTS = {NAMED_AFTER: "30", ENDED_AFTER: "600"}
 
 
 def initialise() -> None:

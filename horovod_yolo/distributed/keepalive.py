@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 import psutil
 
@@ -29,9 +30,7 @@ def watch_connections() -> int:
     Horovod makes them and has no setting for it. For a process that is stopped its host answers.
     """
     count = 0
-    for found in psutil.Process().net_connections("tcp"):
-        if found.status != psutil.CONN_ESTABLISHED:
-            continue
+    for found in _established():
         try:
             with socket.socket(fileno=os.dup(found.fd)) as connection:
                 for level, option, value in _OPTIONS:
@@ -40,3 +39,13 @@ def watch_connections() -> int:
             continue
         count += 1
     return count
+
+
+def connections() -> set[tuple[object, object]]:
+    """(address here, address there) of each TCP connection that this process has."""
+    return {(found.laddr, found.raddr) for found in _established()}
+
+
+def _established() -> list[Any]:
+    found = psutil.Process().net_connections("tcp")
+    return [connection for connection in found if connection.status == psutil.CONN_ESTABLISHED]

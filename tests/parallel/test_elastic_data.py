@@ -20,6 +20,7 @@ from tests.helpers import ranks
 from tests.helpers.runs import checkpoint, largest_loss_difference, steps
 from tests.parallel.test_vanishing_data import GENTLE, break_images
 
+TRAINING = ranks.REPOSITORY / "train.py"
 ONE, OTHER = "localhost", "127.0.0.1"
 IMAGES = 28
 TRAIN = "--cfg yolov5n --img 64 --noval --noplots --sync-bn --compression none --workers 0 --exist-ok"
@@ -35,7 +36,7 @@ def place(digits: Path, tmp_path: Path) -> tuple[Path, list[Path]]:
 
 def arguments(folder: Path, name: str, flags: str) -> list[str | Path]:
     return [
-        ranks.REPOSITORY / "train.py", "--data", folder / "digits" / "data.yaml",
+        "--data", folder / "digits" / "data.yaml",
         "--hyp", folder / "hyp.yaml", "--cache-dir", folder / "cache", "--project", folder, "--name", name,
         *TRAIN.split(), *flags.split(),
     ]  # fmt: skip
@@ -44,7 +45,7 @@ def arguments(folder: Path, name: str, flags: str) -> list[str | Path]:
 class ElasticJob:
     """``horovodrun`` with a rank on each of some hosts. The context ends what is left of it."""
 
-    def __init__(self, folder: Path, hosts: list[str], flags: str) -> None:
+    def __init__(self, folder: Path, hosts: list[str], flags: str, script: Path = TRAINING) -> None:
         self.run = folder / "run"
         self._log = folder / "job.log"
         self._hosts = folder / "hosts"
@@ -54,7 +55,8 @@ class ElasticJob:
             "--min-np 1 --max-np 2 --host-discovery-script launch/discover_hosts.sh"
         )
         self._command = [
-            *launch.split(), sys.executable, *map(str, arguments(folder, "run", flags)), "--elastic",
+            *launch.split(), sys.executable, str(script), "--elastic",
+            *map(str, arguments(folder, "run", flags)),
         ]  # fmt: skip
         self._environment = {
             **os.environ,
@@ -125,7 +127,7 @@ def test_survivors_and_newcomers_have_the_index_of_the_start(place: tuple[Path, 
     """A rank comes after images have vanished; then it alone is left. The losses tell of the order."""
     folder, broken = place
     flags = "--batch 7 --epochs 4 --commit-every 1 --cache ram"
-    alone = ranks.run([*arguments(folder, "alone", flags)], 1, "plain")
+    alone = ranks.run([TRAINING, *arguments(folder, "alone", flags)], 1, "plain")
     assert alone.code == 0, alone.output
     with ElasticJob(folder, [ONE], flags) as job:
         job.until(lambda: job.steps >= 2)
@@ -176,7 +178,7 @@ from horovod_yolo.distributed.elastic import Kept
 from horovod_yolo.distributed.launched import connect
 from horovod_yolo.engine.build import build_data
 from horovod_yolo.engine.run import Run, elastic_run
-comm, kept = connect(), Kept(1, print, print)
+comm, kept = connect(), Kept(1, print, print, print)
 config = config_from_flags({"data": sys.argv[1], "cfg": "yolov5n"})
 elastic = elastic_run(lambda: Run(config, Path(sys.argv[2]), None), kept, comm).elastic
 data = build_data(load_data_yaml(Path(config.data)), config, comm)
