@@ -118,7 +118,8 @@ class Kept:
         wait for it without end. Too long is what Horovod's ranks wait for a late one: others may do so.
         """
         over = threading.Event()
-        threading.Thread(target=self._look_for_others, args=(over,), daemon=True).start()
+        if hvd.size() > 1:  # else no connection is of a rank, and one that ends means nothing
+            threading.Thread(target=self._look_for_others, args=(over,), daemon=True).start()
         try:
             yield
         finally:

@@ -58,7 +58,8 @@ def wait_for_step(folder: Path, number: int) -> None:
         time.sleep(1)
 
 
-@pytest.mark.parametrize("how", [[], ["--srun"]], ids=["ssh", "srun"])
+# The next test starts its job over ssh too.
+@pytest.mark.parametrize("how", [pytest.param([], marks=pytest.mark.slow), ["--srun"]], ids=["ssh", "srun"])
 def test_a_batch_job_completes(how: list[str], two_nodes: Slurm, folder: Path, digits: Path) -> None:
     words = ["train", "--data", digits, "--project", folder, "--epochs", "1", *FLAGS.split()]
     job = submit(

@@ -16,13 +16,12 @@ from tests.helpers.runs import largest_loss_difference, steps, weight_difference
 
 STEPS = 3
 # Rates that do not amplify rounding, as in tests/parallel/test_world_size.py. 16 ranks share batches of 20
-# and 8 images, so some have two, one or none.
+# and 8 images, so that some have two, one or none.
 FLAGS = (
     f"--cfg yolov5n --img 64 --batch 20 --epochs 9 --max-steps {STEPS} --noval --noplots --workers 0 "
     "--sync-bn --compression none"
 )
 HYP = "lr0: 0.0005\nwarmup_bias_lr: 0.0\n"
-HOSTS = "host1:4,host2:4,host3:4,host4:4"
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +66,10 @@ def check(run: Path, alone: Path, hosts: Cluster) -> None:
     assert not any(host.processes() for host in hosts)
 
 
-def test_sixteen_ranks_over_gloo(alone: Path, place: tuple[Path, Path], four_hosts: Cluster) -> None:
-    run = train(four_hosts, place, f"horovodrun --gloo -np 16 -H {HOSTS} python", 16)
+@pytest.mark.parametrize("slots", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_horovodrun_over_gloo(slots: int, alone: Path, place: tuple[Path, Path], four_hosts: Cluster) -> None:
+    hosts = ",".join(f"{host.name}:{slots}" for host in four_hosts)
+    run = train(four_hosts, place, f"horovodrun --gloo -np {4 * slots} -H {hosts} python", 4 * slots)
     check(run, alone, four_hosts)
 
 

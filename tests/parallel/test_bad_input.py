@@ -92,10 +92,11 @@ def nothing_to_resume(data: Path, folder: Path) -> tuple[list[object], str]:
 
 
 CASES: list[Callable[[Path, Path], tuple[list[object], str]]] = [
-    missing_data, missing_images, only_wrong_classes, only_nan_boxes, empty_set, unreadable_images,
-    unknown_flag, unknown_hyperparameter, batch_below_ranks, no_epochs, unknown_model, weights_of_nothing,
+    missing_data, missing_images, unreadable_images, unknown_flag, batch_below_ranks, weights_of_nothing,
     nothing_to_resume,
 ]  # fmt: skip
+# Found at the same places of the program as those.
+ALIKE = [only_wrong_classes, only_nan_boxes, empty_set, unknown_hyperparameter, no_epochs, unknown_model]
 
 # Each rank leaves its exit code in a file: horovodrun itself ends with 1 whatever its ranks' code is.
 RANK = """
@@ -108,7 +109,11 @@ leave(code)
 """
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in ALIKE)],
+    ids=lambda case: case.__name__,
+)
 def test_one_line_and_exit_code_2_on_every_rank(
     case: Callable[[Path, Path], tuple[list[object], str]], digits: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import ranks
 from tests.helpers.runs import steps
 from tests.parallel.test_elastic_data import IMAGES, ONE, OTHER, ElasticJob, place
 
@@ -33,6 +34,30 @@ Stepper.step = step
 if __name__ == "__main__":
     leave(train_main(sys.argv[1:]))
 """
+
+# The only rank of a job, while a connection that has nothing to do with ranks ends.
+ALONE = """
+import os, socket, sys, time
+from horovod_yolo.distributed.elastic import Kept, join
+
+os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "1"
+os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = "2"
+join()
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+accepted, _ = server.accept()
+with Kept(1, print, print, lambda seconds: os._exit(9)).not_left_behind():
+    time.sleep(1)
+    for end in (client, accepted, server):
+        end.close()
+    time.sleep(5)
+print("left alone")
+"""
+
+
+def test_a_single_rank_has_no_others_to_miss() -> None:
+    job = ranks.run(["-c", ALONE], 1)
+    assert job.code == 0 and "left alone" in job.output, job.output
 
 
 @pytest.mark.slow

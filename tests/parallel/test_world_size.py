@@ -70,12 +70,12 @@ def test_the_data_has_slices_without_objects_and_without_images(half_empty: Path
     assert sum(images > 0 and boxes == 0 for images, boxes in boxes_of_slices) >= 1
 
 
-def test_one_two_and_four_ranks_agree(half_empty: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_several_ranks_agree_with_one(half_empty: Path, tmp_path: Path, world_size: int) -> None:
     alone = train(half_empty, tmp_path, 1, GENTLE)
-    for world_size in (2, 4):
-        run = train(half_empty, tmp_path, world_size, GENTLE)
-        assert largest_loss_difference(run, alone) < 1e-4
-        assert weight_difference(run, alone) < 1e-3
+    several = train(half_empty, tmp_path, world_size, GENTLE)
+    assert largest_loss_difference(several, alone) < 1e-4
+    assert weight_difference(several, alone) < 1e-3
 
 
 @pytest.mark.slow
