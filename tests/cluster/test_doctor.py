@@ -227,6 +227,7 @@ def test_own_name_is_a_loopback_address(folder: Path, digits: Path) -> None:
     assert seen["allreduce"]["ranks"] == 2
 
 
+@pytest.mark.slow
 def test_four_hosts_take_less_than_20_seconds(four_hosts: Cluster, folder: Path, digits: Path) -> None:
     """Where others use the machine meanwhile, nothing is said about the time."""
     taken = []
