@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +30,7 @@ from horovod_yolo.signals import listening
 log = logging.getLogger("horovod_yolo")
 SECONDS_OF_SILENCE = "60"  # after which a rank that shows no life counts as hung
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
+_ending = threading.Lock()
 
 
 def on_ranks_until_stopped(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequest], None]) -> int:
@@ -151,15 +156,15 @@ def _give_up(content: dict[str, Any] | None, rank: int) -> NoReturn:
     saved = save_at_last(Path(content["folder"]), state) if content and state else None
     step = f"checkpoint {saved} of step {state['step']}" if state and saved else "nothing was saved"
     words = f"waited for enough ranks, in vain: {step}. Go on with --resume"
-    print(f"{logs.rank_here(rank)} {words}", file=sys.stderr, flush=True)
-    os._exit(STOPPED if saved else FAULT)
+    print(f"{logs.rank_here(rank)} {words}", file=sys.stderr)
+    _end_at_once(STOPPED if saved else FAULT)
 
 
 def _end_stuck(seconds: float, rank: int) -> NoReturn:
     """End this process, whose main thread does not come back to the other ranks."""
     words = f"has not noticed for {seconds:.0f} s that the others left: it is stuck. It is ended"
-    print(f"{logs.rank_here(rank)} {words}", file=sys.stderr, flush=True)
-    os._exit(FAULT)
+    print(f"{logs.rank_here(rank)} {words}", file=sys.stderr)
+    _end_at_once(FAULT)
 
 
 def _part(comm: Any, work: Callable[[], None], passing: tuple[type[Exception], ...] = ()) -> int:
@@ -206,18 +211,26 @@ def leave(code: int) -> NoReturn:
     Ranks that failed together leave at once: a slow end of the interpreter on one would let horovodrun see
     the other's end first and kill it, and its exit code would be lost.
     """
+    if code != DONE and launched_rank() is not None:
+        _end_at_once(code)
+    sys.exit(code)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End this process, from whatever thread, without what the interpreter does at its end."""
+    _ending.acquire()  # for good: while one thread ends it, another may see that the other ranks have left
     sys.stdout.flush()
     sys.stderr.flush()
-    if code != DONE and launched_rank() is not None:
-        os._exit(code)
-    sys.exit(code)
+    with suppress(OSError):  # on a full disk
+        shutil.rmtree(get_temp_dir())  # with the address of the data workers' fork server
+    os._exit(code)
 
 
 def _leave_on_request(words: str) -> None:
     """End this process, from whatever thread: nothing is lost, and the launcher ends the other ranks."""
     rank, _ = launched_rank() or (0, 1)
-    print(f"{logs.rank_here(rank)} stopped on request {words}", flush=True)
-    os._exit(STOPPED)
+    print(f"{logs.rank_here(rank)} stopped on request {words}")
+    _end_at_once(STOPPED)
 
 
 def _leave_alone(comm: Any, error: Exception) -> NoReturn:
@@ -234,9 +247,7 @@ def _leave_alone(comm: Any, error: Exception) -> NoReturn:
         print(f"{who} failed: {_advice(error) or repr(error)}", file=sys.stderr)
         traceback.print_exc()
     log.debug("%s failed", who, exc_info=True)  # for the file of this rank
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(FAULT)
+    _end_at_once(FAULT)
 
 
 def _advice(error: Exception) -> str | None:

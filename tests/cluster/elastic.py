@@ -57,7 +57,12 @@ class ElasticJob:
         self.write_hosts()
         place = ("--project", str(folder), "--name", "run")
         self._command = self._words(ranks, launch, [*place, *TRAIN.split(), *train.split()])
-        self._variables = {"HOSTFILE": str(self.hostfile), "HOROVOD_LOG_HIDE_TIME": "0", **variables}
+        self._variables = {
+            "HOSTFILE": str(self.hostfile),
+            "XDG_RUNTIME_DIR": str(folder),  # where the discovery script remembers its answers
+            "HOROVOD_LOG_HIDE_TIME": "0",
+            **variables,
+        }
 
     def _words(self, ranks: tuple[int, int, int], launch: Sequence[str], train: Sequence[str]) -> list[str]:
         """The command that starts the job."""

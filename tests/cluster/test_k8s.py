@@ -65,12 +65,11 @@ def test_the_job_starts_its_ranks_as_pods_would(folder: Path) -> None:
         addresses += f"{launcher.address} {NAME}-launcher\n"
         secret = make_secret(folder / "secret")
         environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPO)}
+        own = {**environment, "TMPDIR": f"/home/{USER}"}  # all hosts share /tmp
         dress(launcher, f"{NAME}-launcher", folder / "hosts", secret, addresses)
         for worker, name in zip(workers, names, strict=True):
             dress(worker, name, folder / "hosts", secret, addresses)
-            running.append(
-                worker.start([SSHD], user=USER, env=environment, log=folder / f"{name}.log", cwd="/")
-            )
+            running.append(worker.start([SSHD], user=USER, env=own, log=folder / f"{name}.log", cwd="/"))
         (folder / "hostfile").write_text("".join(f"{pod} slots=2\n" for pod in pods))
         wait_for_workers(launcher, folder, environment, pods)
         of_operator = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,11 +82,16 @@ def test_a_fault_ends_this_rank_at_once_and_names_it(
     job: Closed,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     error: Exception,
     cause: str,
     traced: bool,
 ) -> None:
     codes: list[int] = []
+    temporary = tmp_path / "of multiprocessing"
+    temporary.mkdir()
+    monkeypatch.setattr(job_module, "get_temp_dir", lambda: str(temporary))
+    monkeypatch.setattr(job_module, "_ending", threading.Lock())
 
     def leave(code: int) -> None:
         codes.append(code)
@@ -95,6 +102,7 @@ def test_a_fault_ends_this_rank_at_once_and_names_it(
     with pytest.raises(SystemExit):
         job_module.on_ranks(lambda: None, raising(error))
     assert codes == [1]
+    assert not temporary.exists()  # the interpreter's own end does not come to it
     assert not job.closed  # an orderly end would wait for the others
     printed = capsys.readouterr().err
     assert f"rank 3 on {socket.gethostname()}" in printed and cause in printed
