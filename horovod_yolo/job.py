@@ -219,9 +219,11 @@ def leave(code: int) -> NoReturn:
 def _end_at_once(code: int) -> NoReturn:
     """End this process, from whatever thread, without what the interpreter does at its end."""
     _ending.acquire()  # for good: while one thread ends it, another may see that the other ranks have left
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with suppress(OSError):  # on a full disk
+    with suppress(OSError):  # into a pipe that nobody reads; who holds the lock must come to the end
+        sys.stdout.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
+    with suppress(OSError):
         shutil.rmtree(get_temp_dir())  # with the address of the data workers' fork server
     os._exit(code)
 

@@ -15,11 +15,8 @@ INNER = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # of the make that runs the tests
 
 
 @pytest.mark.timeout(1500)
-# After 6 epochs a detector has learned something (an untrained one has 0.001), after 24 it is good.
-@pytest.mark.parametrize(
-    ("epochs", "map50", "loss_left"), [(6, 0.25, 0.9), pytest.param(24, 0.80, 0.8, marks=pytest.mark.slow)]
-)
-def test_the_demo_learns_the_digits(tmp_path: Path, epochs: int, map50: float, loss_left: float) -> None:
+@pytest.mark.parametrize(("epochs", "map50"), [(10, 0.50), pytest.param(24, 0.80, marks=pytest.mark.slow)])
+def test_the_demo_learns_the_digits(tmp_path: Path, epochs: int, map50: float) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in INNER}
     made = subprocess.run(
         [
@@ -41,4 +38,4 @@ def test_the_demo_learns_the_digits(tmp_path: Path, epochs: int, map50: float, l
     assert isinstance(metrics, dict) and metrics["mAP50"] >= map50
     rows = read_rows(run / "results.csv")
     for loss in ("train/box_loss", "train/obj_loss", "train/cls_loss"):
-        assert rows[-1][loss] < loss_left * rows[0][loss], loss
+        assert rows[-1][loss] < 0.8 * rows[0][loss], loss

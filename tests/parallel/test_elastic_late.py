@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 # The only rank of a job, while a connection that has nothing to do with ranks ends.
 ALONE = """
-import os, socket, sys, time
+import os, socket, time
 from horovod_yolo.distributed.elastic import Kept, join
 
 os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "1"
