@@ -16,21 +16,21 @@ from typing import Any
 
 import numpy as np
 
+from horovod_yolo.assembly.build import choose_device, choose_precision, round_to_stride, together
+from horovod_yolo.assembly.run import new_run, train
+from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
 from horovod_yolo.config.load import config_from_flags, flags_to_argv, nearest, train_parser
+from horovod_yolo.core.errors import StoppedError, UserError
+from horovod_yolo.core.types import Detections, Image
 from horovod_yolo.data.read import ImageError, read_image
-from horovod_yolo.distributed.comm import Communicator
+from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.launched import connect
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.engine.build import choose_device, choose_precision, round_to_stride, together
-from horovod_yolo.engine.predict import predict_images
-from horovod_yolo.engine.run import new_run, train
-from horovod_yolo.engine.stop import StopRequest
-from horovod_yolo.engine.trainer import metrics_of
-from horovod_yolo.engine.validate import ValOptions, load_detector, validate
-from horovod_yolo.errors import StoppedError, UserError
+from horovod_yolo.evaluation.predict import predict_images
 from horovod_yolo.models.zoo import find_model
-from horovod_yolo.signals import listening
-from horovod_yolo.types import Detections, Image
+from horovod_yolo.process.signals import listening
+from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.loop import metrics_of
 
 
 @cache

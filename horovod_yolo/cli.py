@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from horovod_yolo import __version__
-from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
-from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.distributed.launched import launched_elastic
-from horovod_yolo.errors import UserError
-from horovod_yolo.job import (
+from horovod_yolo.assembly.job import (
     DONE,
     MISTAKE,
     complain,
@@ -27,6 +23,10 @@ from horovod_yolo.job import (
     on_ranks,
     on_ranks_until_stopped,
 )
+from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.launched import launched_elastic
 
 if TYPE_CHECKING:
     from horovod_yolo.launch.plan import LaunchPlan
@@ -72,7 +72,7 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
         return {"elastic_wait": TrainConfig.elastic_wait, **given} if launched_elastic() else given
 
     def start(comm: Any, given: dict[str, Any]) -> Any:
-        from horovod_yolo.engine.run import start_run
+        from horovod_yolo.assembly.run import start_run
 
         flags = {name: value for name, value in given.items() if name != "resume"}
         return start_run(given.get("resume", ""), flags, comm)
@@ -82,13 +82,13 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
         finish(start(comm, given), comm, stop)
 
     def elastic_job(comm: Any, given: dict[str, Any], stop: Any, kept: Any) -> None:
-        from horovod_yolo.engine.run import elastic_run
+        from horovod_yolo.assembly.run import elastic_run
 
         log_to_files(comm, given.get("log_dir", ""))
         finish(elastic_run(lambda: start(comm, given), kept, comm), comm, stop)
 
     def finish(run: Any, comm: Any, stop: Any) -> None:
-        from horovod_yolo.engine.run import train
+        from horovod_yolo.assembly.run import train
 
         results = train(run, comm, stop)
         if comm.rank == 0:
@@ -122,7 +122,7 @@ def val_main(argv: Sequence[str]) -> int:
         return _val_options(argv)
 
     def job(comm: Any, options: Any) -> None:
-        from horovod_yolo.engine.validate import validate
+        from horovod_yolo.assembly.validate import validate
         from horovod_yolo.metrics.coco_results import format_classes
 
         evaluation, names = validate(options, comm)
@@ -133,7 +133,7 @@ def val_main(argv: Sequence[str]) -> int:
 
 
 def _val_options(argv: Sequence[str]) -> Any:
-    from horovod_yolo.engine.validate import ValOptions
+    from horovod_yolo.assembly.validate import ValOptions
 
     p = Parser(prog="horovod-yolo val", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     p.add_argument("--weights", required=True, help="best.pt or last.pt of a run")

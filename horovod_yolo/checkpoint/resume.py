@@ -8,7 +8,7 @@ from typing import Any
 
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.store import CheckpointError, UnreadableError
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 
 KEEP = 3  # generations of last.pt
 

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from horovod_yolo import atomic
 from horovod_yolo.checkpoint import vetting
-from horovod_yolo.files import opened
+from horovod_yolo.io import atomic
+from horovod_yolo.io.files import opened
 
 FORMAT_VERSION = 1
 _MARK = b"sha256:"

@@ -18,8 +18,8 @@ from horovod_yolo.config.schema import (
     ScaleLr,
     TrainConfig,
 )
-from horovod_yolo.errors import UserError
-from horovod_yolo.plain_yaml import read_mapping
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.plain_yaml import read_mapping
 
 HYP_FILE_BYTES = 1 << 16  # a hyperparameter file is a page; more than this is some other file
 

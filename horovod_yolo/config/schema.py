@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 
 Cache = Literal["none", "ram", "disk"]
 OptimizerName = Literal["SGD", "Adam", "AdamW"]

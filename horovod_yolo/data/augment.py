@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from horovod_yolo.core.types import Floats, Image, Ints, Letterbox, LostImage, SampleKey
 from horovod_yolo.data.index import Index, Record
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox, resize_to_fit
 from horovod_yolo.data.sampler import Stream, epoch_order, keyed_generator
 from horovod_yolo.data.substitutes import Pictures
-from horovod_yolo.types import Floats, Image, Ints, Letterbox, LostImage, SampleKey
 
 Load = Callable[[int], Image]
 Matrix = NDArray[np.float64]  # (3, 3) homogeneous

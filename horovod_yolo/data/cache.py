@@ -24,10 +24,10 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from horovod_yolo.atomic import replacing
+from horovod_yolo.core.types import Image
 from horovod_yolo.data.index import FORMAT_VERSION, Index, Problem, Record, relative_name
 from horovod_yolo.data.read import ImageError, read_image
-from horovod_yolo.types import Image
+from horovod_yolo.io.atomic import replacing
 
 INDEXES_KEPT = 64  # some 200 bytes an image each
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from horovod_yolo.boxes import xyxy_to_xywh
+from horovod_yolo.core.boxes import xyxy_to_xywh
+from horovod_yolo.core.types import Batch, LostImage, Targets
 from horovod_yolo.data.augment import Sample
-from horovod_yolo.types import Batch, LostImage, Targets
 
 
 def collate(samples: Sequence[Sample], height: int, width: int, unmade: Sequence[LostImage] = ()) -> Batch:

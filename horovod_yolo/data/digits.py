@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from horovod_yolo.boxes import xyxy_to_xywh
+from horovod_yolo.core.boxes import xyxy_to_xywh
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.types import Floats, Image, Ints
 from horovod_yolo.data.sampler import Stream, keyed_generator
-from horovod_yolo.errors import UserError
-from horovod_yolo.types import Floats, Image, Ints
 
 TITLE = "Handwritten digits on photographs, made by horovod_yolo"
 VALIDATION_SHARE = 0.2  # of the images and of the digits

@@ -20,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.types import Floats, Ints
 from horovod_yolo.data.formats import Entry, Folders, Problem, coco, voc, yolo
 from horovod_yolo.data.read import IMAGE_SUFFIXES, ImageError, MissingImageError, verify_image
 from horovod_yolo.data.spec import DataSpec
-from horovod_yolo.errors import UserError
-from horovod_yolo.types import Floats, Ints
 
 __all__ = [
     "Entry",

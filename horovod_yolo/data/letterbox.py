@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from horovod_yolo.types import Floats, Image, Letterbox
+from horovod_yolo.core.types import Floats, Image, Letterbox
 
 GREY = 114  # what fills the input around an image, in all three channels
 

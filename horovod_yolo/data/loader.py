@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from horovod_yolo.core.errors import DataWorkerError
+from horovod_yolo.core.types import Batch, LostImage, SampleKey
 from horovod_yolo.data import workers
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
-from horovod_yolo.errors import DataWorkerError
-from horovod_yolo.types import Batch, LostImage, SampleKey
 
 log = logging.getLogger(__name__)
 

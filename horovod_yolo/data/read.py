@@ -28,7 +28,7 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL import ExifTags
 
-from horovod_yolo.types import Image
+from horovod_yolo.core.types import Image
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a "decompression bomb": 1 GiB at 6 bytes a pixel
 MAX_FILE_BYTES = 1 << 30

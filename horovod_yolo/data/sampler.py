@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from horovod_yolo.types import Ints, SampleKey
+from horovod_yolo.core.types import Ints, SampleKey
 
 Shape = tuple[int, int]  # height, width
 

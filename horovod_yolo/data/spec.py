@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from horovod_yolo.errors import UserError
-from horovod_yolo.plain_yaml import read_mapping
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.plain_yaml import read_mapping
 
 MAX_YAML_BYTES = 1 << 20
 _KEYS = ("path", "train", "val", "test", "nc", "names")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from horovod_yolo.core.types import Image, Ints
 from horovod_yolo.data.index import Index, Record
 from horovod_yolo.data.read import ImageError
-from horovod_yolo.types import Image, Ints
 
 MOST_IN_A_ROW = 100  # images tried before a data set counts as gone
 

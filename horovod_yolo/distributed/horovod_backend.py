@@ -15,7 +15,7 @@ from horovod.common.exceptions import HorovodInternalError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_yolo.distributed.comm import GradientExchange, Pending
+from horovod_yolo.distributed.communicator import GradientExchange, Pending
 from horovod_yolo.distributed.local import Ready
 
 T = TypeVar("T")

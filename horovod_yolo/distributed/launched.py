@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 
 if TYPE_CHECKING:
-    from horovod_yolo.distributed.comm import Communicator
+    from horovod_yolo.distributed.communicator import Communicator
 
 # (rank, size) as set by horovodrun over Gloo, Open MPI's mpirun (horovodrun --mpi too), MPICH's, and Slurm's
 # `srun --mpi=pmix`.

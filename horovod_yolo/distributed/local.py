@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_yolo.distributed.comm import GradientExchange, Pending
+from horovod_yolo.distributed.communicator import GradientExchange, Pending
 
 T = TypeVar("T")
 

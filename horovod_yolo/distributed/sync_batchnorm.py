@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from horovod_yolo.distributed.comm import Communicator
+from horovod_yolo.distributed.communicator import Communicator
 
 
 def _wide(x: Tensor) -> Tensor:

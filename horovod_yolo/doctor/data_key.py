@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.index import fingerprint, list_entries
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.errors import UserError
 
 
 def describe(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from horovod_yolo.config.load import Parser, train_parser
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch import elastic, hostfile, network, plan
 from horovod_yolo.launch.hostfile import Host
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.hostfile import Host
 
 DISCOVERY = Path(__file__).with_name("discover_hosts.sh")

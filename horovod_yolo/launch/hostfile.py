@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 
 MAX_BYTES = 1_000_000
 MAX_SLOTS = 1024

@@ -8,7 +8,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.hostfile import Host
 
 _HERE = "localhost"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.elastic import Elastic
 from horovod_yolo.launch.hostfile import Host
 

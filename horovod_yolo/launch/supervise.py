@@ -20,12 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.hostfile import read_hostfile
 from horovod_yolo.launch.network import is_here
 from horovod_yolo.launch.plan import LaunchPlan
 from horovod_yolo.launch.stop_files import StopFiles
-from horovod_yolo.signals import SIGNALS, STOP_FILE
+from horovod_yolo.process.signals import SIGNALS, STOP_FILE
 
 log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>

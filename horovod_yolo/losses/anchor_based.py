@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from horovod_yolo.boxes import complete_iou
+from horovod_yolo.core.boxes import complete_iou
+from horovod_yolo.core.types import Predictions, Targets
 from horovod_yolo.losses.assign import LevelMatch, assign
-from horovod_yolo.types import Predictions, Targets
 
 # Finer levels have more cells, nearly all of them empty; these weights keep their objectness in proportion.
 BALANCE_OF_THREE = (4.0, 1.0, 0.4)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from horovod_yolo.types import Targets
+from horovod_yolo.core.types import Targets
 
 
 @dataclass(frozen=True)

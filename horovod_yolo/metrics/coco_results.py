@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from horovod_yolo.atomic import replacing
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.atomic import replacing
 from horovod_yolo.metrics.accumulator import DetectionAccumulator, DetectionSummary
 from horovod_yolo.metrics.matching import BoolArray, FloatArray, ImageDetections, ImageTruths, IntArray
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from horovod_yolo.boxes import pairwise_iou, xywh_to_xyxy
-from horovod_yolo.types import Detections, Predictions
+from horovod_yolo.core.boxes import pairwise_iou, xywh_to_xyxy
+from horovod_yolo.core.types import Detections, Predictions
 
 try:  # a torchvision that does not fit the torch beside it raises RuntimeError, not ImportError
     from torchvision.ops import nms as torchvision_nms

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.types import Predictions
 from horovod_yolo.models.blocks import Neck, Part
-from horovod_yolo.types import Predictions
 
 AnchorsPx = Sequence[Sequence[tuple[float, float]]]  # levels, finest first; anchors of a level; (w, h) pixels
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.models.blocks import Neck, Part
 from horovod_yolo.models.head import AnchorHead, AnchorsPx, Detector
 from horovod_yolo.models.yolov3 import BackboneTiny, Darknet53, NeckTiny, NeckV3

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from horovod_yolo.atomic import replacing
+from horovod_yolo.io.atomic import replacing
 
 _CSS = """
 body { margin: 0; background: #f7f8fa; color: #1f2933; font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from horovod_yolo.atomic import replacing
+from horovod_yolo.io.atomic import replacing
 
 if TYPE_CHECKING:
     from horovod_yolo.metrics.summary import DetectionSummary

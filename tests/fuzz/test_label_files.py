@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import Folders, coco, voc, yolo
-from horovod_yolo.errors import UserError
 from tests.fuzz.mutations import fuzzed, mutated
 from tests.unit.data.label_files import H, W, check_labels, coco_json, voc_object, voc_xml
 

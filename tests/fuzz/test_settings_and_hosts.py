@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from horovod_yolo.config.load import load_hyp
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.errors import UserError
+from horovod_yolo.io.plain_yaml import read_mapping
 from horovod_yolo.launch.hostfile import Host, parse_hostfile, parse_hosts, read_hostfile
-from horovod_yolo.plain_yaml import read_mapping
 from tests.fuzz.mutations import fuzzed, mutated
 
 YAML = [

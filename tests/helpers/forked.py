@@ -11,7 +11,7 @@ from pathlib import Path
 
 from horovod_yolo.data.workers import forkserver_context
 
-_IMPORTED_ONCE = ["horovod_yolo.cli", "horovod_yolo.engine.run", "pytest", "tests.helpers.forked"]
+_IMPORTED_ONCE = ["horovod_yolo.cli", "horovod_yolo.assembly.run", "pytest", "tests.helpers.forked"]
 
 
 def server() -> BaseContext:
@@ -24,8 +24,8 @@ def server() -> BaseContext:
 
 def train(argv: Sequence[str], output: Path) -> None:
     """What ``train.py`` does; to be the target of a process."""
+    from horovod_yolo.assembly.job import leave
     from horovod_yolo.cli import train_main
-    from horovod_yolo.job import leave
 
     with output.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)

@@ -18,7 +18,7 @@ from tests.parallel.test_preemption import wait_until
 SCRIPT = """
 import os, signal, sys
 from horovod_yolo.api import YOLO
-from horovod_yolo.errors import StoppedError
+from horovod_yolo.core.errors import StoppedError
 
 own = lambda number, frame: print("own handler", number, flush=True)
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):

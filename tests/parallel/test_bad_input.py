@@ -102,7 +102,7 @@ ALIKE = [only_wrong_classes, only_nan_boxes, empty_set, unknown_hyperparameter, 
 RANK = """
 import os, pathlib, sys
 from horovod_yolo.cli import train_main
-from horovod_yolo.job import leave
+from horovod_yolo.assembly.job import leave
 code = train_main(sys.argv[2:])
 pathlib.Path(sys.argv[1], os.environ["HOROVOD_RANK"]).write_text(str(code))
 leave(code)

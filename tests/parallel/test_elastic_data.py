@@ -176,8 +176,8 @@ from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.elastic import Kept
 from horovod_yolo.distributed.launched import connect
-from horovod_yolo.engine.build import build_data
-from horovod_yolo.engine.run import Run, elastic_run
+from horovod_yolo.assembly.build import build_data
+from horovod_yolo.assembly.run import Run, elastic_run
 comm, kept = connect(), Kept(1, print, print, print)
 config = config_from_flags({"data": sys.argv[1], "cfg": "yolov5n"})
 elastic = elastic_run(lambda: Run(config, Path(sys.argv[2]), None), kept, comm).elastic

@@ -16,8 +16,8 @@ PATIENCE = 40  # seconds of those that wait
 LATE = """
 import os, sys, time
 from horovod_yolo.cli import train_main
-from horovod_yolo.engine.step import Stepper
-from horovod_yolo.job import leave
+from horovod_yolo.training.step import Stepper
+from horovod_yolo.assembly.job import leave
 import horovod.torch as hvd
 
 os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "2"

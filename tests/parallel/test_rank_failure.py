@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from horovod_yolo.cli import train_main
 from horovod_yolo.distributed.launched import launched_rank
-from horovod_yolo.engine.step import Stepper
-from horovod_yolo.job import leave
+from horovod_yolo.training.step import Stepper
+from horovod_yolo.assembly.job import leave
 
 folder, fault = Path(sys.argv[1]), sys.argv[2]
 faults = {

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from horovod_yolo.assembly.datasets import shared_index
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.engine.datasets import shared_index
 from tests.helpers import ranks
 from tests.helpers.runs import largest_loss_difference, steps, weight_difference
 from tests.parallel.test_bad_input import RANK

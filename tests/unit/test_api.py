@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from horovod_yolo.api import YOLO
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.read import read_image
-from horovod_yolo.errors import UserError
 
 
 @pytest.fixture(scope="module")

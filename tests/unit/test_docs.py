@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.schema import Hyp, TrainConfig
-from horovod_yolo.engine.validate import ValOptions
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = sorted(

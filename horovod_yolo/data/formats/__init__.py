@@ -17,10 +17,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from horovod_yolo import boxes
-from horovod_yolo.errors import UserError
-from horovod_yolo.files import read_bytes
-from horovod_yolo.types import Floats, Ints
+from horovod_yolo.core import boxes
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.types import Floats, Ints
+from horovod_yolo.io.files import read_bytes
 
 MAX_LABEL_BYTES = 16 << 20  # of one image; the longest honest ones are a few MB of polygons
 MAX_LIST_BYTES = 1 << 30  # of a list of images; ten million paths of a hundred letters

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import (
     Entry,
     Folders,
@@ -34,7 +35,6 @@ from horovod_yolo.data.formats import (
     size_problem,
 )
 from horovod_yolo.data.read import MAX_PIXELS
-from horovod_yolo.errors import UserError
 
 Key = int | str  # of an image or a category
 

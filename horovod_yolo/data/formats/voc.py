@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import (
     MAX_LIST_BYTES,
     MAX_OBJECTS,
@@ -36,7 +37,6 @@ from horovod_yolo.data.formats import (
     unreadable,
 )
 from horovod_yolo.data.read import IMAGE_SUFFIXES
-from horovod_yolo.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 MOST_NESTED = 200_000

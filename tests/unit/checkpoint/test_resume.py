@@ -12,7 +12,7 @@ import torch
 
 from horovod_yolo.checkpoint import resume, store
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, inference_state, training_state
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 
 
 def make_state(step: int) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from horovod_yolo.config.load import (
     train_parser,
 )
 from horovod_yolo.config.schema import Hyp, TrainConfig
-from horovod_yolo.errors import UserError
-from horovod_yolo.plain_yaml import read_mapping
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.plain_yaml import read_mapping
 
 # Names and values of YOLOv5's hyp.scratch-low.yaml, which has no label_smoothing line of its own.
 SCRATCH_LOW = """\

@@ -23,7 +23,7 @@ from horovod_yolo.config.schema import (
     from_dict,
     to_dict,
 )
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 
 WRONG_HYPS: list[tuple[str, Any]] = [
     ("lr0", 0.0),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from horovod_yolo.boxes import area
+from horovod_yolo.core.boxes import area
+from horovod_yolo.core.types import Image
 from horovod_yolo.data.index import Index, Record
-from horovod_yolo.types import Image
 
 RED = (255, 0, 0)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from horovod_yolo.core.types import Floats, SampleKey
 from horovod_yolo.data.augment import (
     AugmentParams,
     EvaluationTransform,
@@ -19,7 +20,6 @@ from horovod_yolo.data.augment import (
     evaluation_sample,
 )
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox
-from horovod_yolo.types import Floats, SampleKey
 from tests.unit.data.scenes import RED, noise_scenes, painted_scenes
 
 STILL = AugmentParams(

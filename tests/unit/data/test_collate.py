@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from horovod_yolo.boxes import xywh_to_xyxy
+from horovod_yolo.core.boxes import xywh_to_xyxy
+from horovod_yolo.core.types import SampleKey
 from horovod_yolo.data.augment import Sample, evaluation_sample
 from horovod_yolo.data.collate import collate
-from horovod_yolo.types import SampleKey
 from tests.unit.data.scenes import noise_scenes
 
 HEIGHT, WIDTH = 64, 96

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data import digits
 from horovod_yolo.data.digits import make_digits
 from horovod_yolo.data.sampler import Stream, keyed_generator
-from horovod_yolo.errors import UserError
 
 IMAGES, SIZE = 40, 160
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from horovod_yolo.boxes import pairwise_iou
+from horovod_yolo.core.boxes import pairwise_iou
 from horovod_yolo.data import formats
 from horovod_yolo.data.formats import Problem, coco, voc, yolo
 from horovod_yolo.data.index import Index, assemble, list_entries, scan

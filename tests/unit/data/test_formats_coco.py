@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import coco
-from horovod_yolo.errors import UserError
 from tests.unit.data.label_files import (
     H,
     W,

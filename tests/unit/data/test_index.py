@@ -14,9 +14,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.index import Index, Record, assemble, fingerprint, list_entries, scan
 from horovod_yolo.data.spec import DataSpec
-from horovod_yolo.errors import UserError
 
 SETS = Path(__file__).resolve().parents[3] / "../shared/data"
 needs_sets = pytest.mark.skipif(not SETS.is_dir(), reason=f"{SETS} is not here")

@@ -14,12 +14,12 @@ import psutil
 import pytest
 import torch
 
+from horovod_yolo.core.errors import DataWorkerError
+from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data.augment import AugmentParams, Sample, TrainTransform
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
-from horovod_yolo.errors import DataWorkerError
-from horovod_yolo.types import Batch, SampleKey
 from tests.unit.data.scenes import noise_scenes
 
 COUNT = 10

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.errors import UserError
 
 SETS = Path(__file__).resolve().parents[3] / "../shared/data"
 

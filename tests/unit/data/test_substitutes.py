@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from horovod_yolo.core.types import Ints, LostImage, SampleKey
 from horovod_yolo.data import substitutes
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, Sample, TrainTransform
 from horovod_yolo.data.cache import image_loader
@@ -16,7 +17,6 @@ from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler, epoch_order
 from horovod_yolo.data.substitutes import Pictures
-from horovod_yolo.types import Ints, LostImage, SampleKey
 from tests.unit.data.scenes import noise_scenes
 
 COUNT = 12

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.launched import LAUNCHERS, connect, launched_rank
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.errors import UserError
 
 HOROVODRUN = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "16", "OMPI_UNIVERSE_SIZE": "32"}

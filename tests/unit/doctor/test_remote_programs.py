@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.doctor import agent, collect, probe, ssh
 from horovod_yolo.doctor.collect import Questions, Report, ask, default_folders
 from horovod_yolo.doctor.data_key import describe
 from horovod_yolo.doctor.links import AGENT, try_out
-from horovod_yolo.errors import UserError
 from horovod_yolo.launch.hostfile import Host
 from tests.unit.doctor.hosts import FACTS
 

@@ -103,7 +103,7 @@ def test_gpus_without_nccl() -> None:
 FAILED: list[tuple[dict[str, Any], str, str]] = [
     ({"code": 255, "errors": "root@host3: Permission denied (publickey)."}, "ssh-key", "refuses the key"),
     ({"code": 255, "errors": "Host key verification failed."}, "host-key", "unknown here"),
-    ({"code": 255, "errors": "@@@ IDENTIFICATION HAS CHANGED!\nfoo"}, "host-key", "another than before"),
+    ({"code": 255, "errors": "@ IDENTIFICATION HAS CHANGED!\nfoo"}, "host-key", "another than before"),
     (
         {"code": 255, "errors": "ssh: Could not resolve hostname host3: x"},
         "host-name",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.hostfile import (
     MAX_BYTES,
     MAX_SLOTS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch import network
 from horovod_yolo.launch.hostfile import parse_hosts
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from horovod_yolo.core.types import Targets
 from horovod_yolo.losses.anchor_based import (
     AnchorLoss,
     LossParts,
@@ -20,7 +21,6 @@ from horovod_yolo.losses.anchor_based import (
     focal_factor,
     scale_weights,
 )
-from horovod_yolo.types import Targets
 
 STRIDES = (8, 16, 32)
 SIZE = (64, 96)  # H, W

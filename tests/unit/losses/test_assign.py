@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from horovod_yolo.core.types import Targets
 from horovod_yolo.losses.assign import LevelMatch, assign
-from horovod_yolo.types import Targets
 
 Row = tuple[int, int, int, int, tuple[float, ...], tuple[float, ...], int]
 

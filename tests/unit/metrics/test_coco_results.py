@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.metrics.coco_results import (
     evaluate_files,
     format_classes,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from horovod_yolo.errors import UserError
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.models.blocks import Conv
 from horovod_yolo.models.zoo import MODELS, SIZES, build_model
 

@@ -1,0 +1,368 @@
+"""The composition root: the one place that knows every part and wires them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from horovod_yolo.assembly.datasets import raise_together, shared_index
+from horovod_yolo.checkpoint import store
+from horovod_yolo.checkpoint.state import EarlyStopping, Progress
+from horovod_yolo.config.schema import Hyp, TrainConfig
+from horovod_yolo.core.boxes import xyxy_to_xywh
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.types import Ints
+from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, TrainTransform
+from horovod_yolo.data.cache import default_cache_dir, image_loader
+from horovod_yolo.data.index import Index
+from horovod_yolo.data.loader import Loader
+from horovod_yolo.data.sampler import StepSampler, rect_shapes
+from horovod_yolo.data.spec import DataSpec
+from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
+from horovod_yolo.evaluation.evaluator import Evaluator
+from horovod_yolo.losses.anchor_based import AnchorLoss, LossWeights, scale_weights
+from horovod_yolo.models.anchors import check_anchors
+from horovod_yolo.models.head import Detector, published_names
+from horovod_yolo.models.zoo import build_model, find_model
+from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.ema import Ema
+from horovod_yolo.training.loop import Callback, Trainer
+from horovod_yolo.training.optimizers import freeze, make_optimizer
+from horovod_yolo.training.restore import set_state
+from horovod_yolo.training.schedule import Schedule
+from horovod_yolo.training.step import Precision, Stepper
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+FP16_FIRST_SCALE = 2.0**16
+
+
+@dataclass(frozen=True)
+class Data:
+    """The two indexes of a run."""
+
+    spec: DataSpec
+    train: Index
+    val: Index
+
+    def at(self, root: Path) -> Data:
+        """The same images in the same order, in another folder."""
+        return Data(
+            replace(self.spec, root=root), replace(self.train, root=root), replace(self.val, root=root)
+        )
+
+
+def together(comm: Communicator, make: Callable[[], T]) -> T:
+    """Run something on every rank; where it is a `UserError` on any, raise it on all. *Collective.*
+
+    ``make`` itself must not be collective.
+    """
+    try:
+        value, problem = make(), None
+    except UserError as error:
+        value, problem = None, str(error)
+    raise_together(comm, problem)
+    return value  # type: ignore[return-value]  # raise_together has raised where it is None for an error
+
+
+def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
+    """Index the training and validation images. *Collective.*"""
+    folder = index_cache(config.cache_dir)
+    return Data(spec, shared_index(spec, "train", comm, folder), shared_index(spec, "val", comm, folder))
+
+
+def index_cache(cache_dir: str) -> Path:
+    """The folder of cached indexes."""
+    return Path(cache_dir) / "index" if cache_dir else default_cache_dir()
+
+
+def choose_device(wanted: str, comm: Communicator) -> torch.device:
+    """The device of this rank: the GPU of its local rank, or the CPU.
+
+    Raises:
+        UserError: a GPU that is not there, or fewer GPUs than ranks on this host.
+    """
+    if wanted == "cpu" or (not wanted and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    numbers = [part.strip() for part in wanted.split(",")] if wanted else []
+    if not all(part.isdigit() for part in numbers):
+        raise UserError(f"--device is {wanted!r}", fix="use cpu, or GPU numbers such as 0 or 0,1")
+    here = torch.cuda.device_count()
+    gpus = [int(part) for part in numbers] or list(range(here))
+    missing = [gpu for gpu in gpus if gpu >= here]
+    if missing:
+        raise UserError(
+            f"--device names GPU {missing[0]}, this host has {here}", fix="use --device cpu, or fewer"
+        )
+    if comm.local_rank >= len(gpus):
+        raise UserError(
+            f"{comm.local_size} ranks on a host for {len(gpus)} GPUs",
+            fix="launch one rank a GPU, or use --device cpu",
+        )
+    device = torch.device("cuda", gpus[comm.local_rank])
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """``auto`` is fp16 on GPUs and fp32 on CPUs."""
+    name = wanted if wanted != "auto" else ("fp16" if device.type == "cuda" else "fp32")
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+    return Precision(device=device, dtype=dtypes[name])
+
+
+def build_model_for(config: TrainConfig, data: Data) -> Detector:
+    """The model with its first weights and with anchors that fit the data.
+
+    Raises:
+        UserError: unknown model, or weights of another one.
+    """
+    weights = load_weights(Path(config.weights)) if config.weights else None
+    name = find_model(config.cfg).name if config.cfg else str((weights or {})["model_name"])
+    torch.manual_seed(config.seed)
+    model = build_model(name, len(data.spec.names))
+    if weights is not None:
+        transfer(model, weights, config.weights)
+    elif not config.noautoanchor:
+        _fit_anchors(model, data.train, config)
+    return model
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint to take weights from.
+
+    Raises:
+        UserError: it is missing, damaged or not ours.
+    """
+    try:
+        return store.read(path)
+    except store.CheckpointError as error:
+        raise UserError(
+            error.reason, where=path, fix="--weights takes a last.pt or best.pt of horovod_yolo"
+        ) from None
+
+
+def transfer(model: Detector, checkpoint: dict[str, Any], where: str) -> None:
+    """Copy the averaged weights of a checkpoint; a head of other classes stays as it is.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    if checkpoint["model_name"] != model.name:
+        raise UserError(
+            f"weights are of {checkpoint['model_name']}, the model is {model.name}",
+            where=where,
+            fix=f"use --cfg {checkpoint['model_name']} or other weights",
+        )
+    weights, own = checkpoint["ema"]["weights"], model.state_dict()
+    fitting = {key: value for key, value in weights.items() if own[key].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
+    log.info("weights: %d of %d tensors taken from %s", len(fitting), len(own), where)
+
+
+def _fit_anchors(model: Detector, index: Index, config: TrainConfig) -> None:
+    """Replace anchors that miss over 2 % of the boxes at the training size by fitted ones."""
+    boxes = [
+        xyxy_to_xywh(record.boxes_xyxy)[:, 2:] * (config.imgsz / max(record.height, record.width))
+        for record in index.records
+    ]
+    report = check_anchors(np.concatenate(boxes), model.anchors_px.numpy(), config.hyp.anchor_t, config.seed)
+    log.info("anchors: best possible recall %.4f", report.recall)
+    if report.anchors is not None:
+        model.set_anchors(torch.from_numpy(report.anchors))
+        log.info("anchors: fitted to the data, best possible recall %.4f", report.fitted_recall)
+
+
+def build_loss(hyp: Hyp, config: TrainConfig, model: Detector) -> AnchorLoss:
+    """The loss with gains scaled to the classes, levels and input size, as YOLOv5 scales them."""
+    weights = LossWeights(
+        box=hyp.box,
+        obj=hyp.obj,
+        cls=hyp.cls,
+        cls_pw=hyp.cls_pw,
+        obj_pw=hyp.obj_pw,
+        fl_gamma=hyp.fl_gamma,
+        label_smoothing=config.label_smoothing,
+        anchor_t=hyp.anchor_t,
+    )
+    scaled = scale_weights(weights, model.num_classes, len(model.strides), config.imgsz)
+    return AnchorLoss(scaled, model.num_classes, model.strides)
+
+
+def build_training_data(
+    config: TrainConfig, index: Index, comm: Communicator, stride: int
+) -> tuple[TrainTransform, StepSampler]:
+    """How a training sample is made, and which ones are this rank's."""
+    hyp = config.hyp
+    params = AugmentParams(
+        **{f.name: getattr(hyp, f.name) for f in fields(AugmentParams) if hasattr(hyp, f.name)}
+    )
+    order: Ints | None = None
+    shapes: Any = (config.imgsz, config.imgsz)
+    if config.rect:
+        sizes = [(record.height, record.width) for record in index.records]
+        heights, widths = zip(*sizes, strict=True)
+        order, shapes = rect_shapes(
+            heights, widths, imgsz=config.imgsz, stride=stride, batch=config.batch_size, pad=0.0
+        )
+        params = replace(params, mosaic=0.0)
+    sampler = StepSampler(
+        len(index.records),
+        config.batch_size,
+        comm.rank,
+        comm.size,
+        seed=config.seed,
+        shuffle=not config.rect,
+        shape=shapes,
+        order=order,
+    )
+    load = image_loader(index, config.cache, config.cache_dir)
+    return TrainTransform(index, load, params, config.seed, order), sampler
+
+
+def build_evaluation_loader(
+    index: Index, comm: Communicator, *, imgsz: int, stride: int, batch: int, workers: int
+) -> Loader:
+    """This rank's validation batches: rectangular, padded as little as the global batch allows."""
+    heights, widths = zip(*((record.height, record.width) for record in index.records), strict=True)
+    order, shapes = rect_shapes(heights, widths, imgsz=imgsz, stride=stride, batch=batch)
+    sampler = StepSampler(
+        len(index.records), batch, comm.rank, comm.size, seed=0, shuffle=False, shape=shapes, order=order
+    )
+    load = image_loader(index)
+    return Loader(
+        EvaluationTransform(index, load, longest_side=imgsz), sampler, workers=workers, pin_memory=True
+    )
+
+
+def round_to_stride(imgsz: int, stride: int) -> int:
+    """The input size, raised to a multiple of the coarsest stride."""
+    rounded = math.ceil(imgsz / stride) * stride
+    if rounded != imgsz:
+        log.warning("--imgsz %d is no multiple of the stride %d; %d is used", imgsz, stride, rounded)
+    return rounded
+
+
+def build_schedule(config: TrainConfig, batches_per_epoch: int) -> Schedule:
+    """Rates and accumulation of the whole run."""
+    hyp = config.hyp
+    share = config.batch_size * config.accumulate / hyp.nbs
+    factor = {"none": 1.0, "linear": share, "sqrt": math.sqrt(share)}[config.scale_lr]
+    if config.scale_lr != "none":
+        log.info("--scale-lr %s: lr0 %g times %.3f", config.scale_lr, hyp.lr0, factor)
+    return Schedule(
+        epochs=config.epochs,
+        batches_per_epoch=batches_per_epoch,
+        accumulate=config.accumulate,
+        lr0=hyp.lr0 * factor,
+        lrf=hyp.lrf,
+        cosine=config.cos_lr,
+        momentum=hyp.momentum,
+        warmup_epochs=hyp.warmup_epochs,
+        warmup_momentum=hyp.warmup_momentum,
+        warmup_bias_lr=hyp.warmup_bias_lr,
+    )
+
+
+def build_stepper(
+    config: TrainConfig,
+    model: Detector,
+    loss: AnchorLoss,
+    comm: Communicator,
+    precision: Precision,
+    stop: StopRequest,
+) -> Stepper:
+    """Optimizer, gradient exchange and scaler around a model. *Collective.*"""
+    frozen = set(config.freeze) if len(config.freeze) > 1 else set(range(config.freeze[0]))
+    freeze(model, dict(zip(model.state_dict(), published_names(model), strict=True)), frozen)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(
+            "--freeze leaves nothing to train", fix=f"{model.name} has {model.head.layer + 1} layers"
+        )
+    if config.sync_bn:
+        synchronise_batch_norm(model, comm)
+    decay = config.hyp.weight_decay * config.batch_size * config.accumulate / config.hyp.nbs
+    plain = make_optimizer(
+        config.optimizer, model, lr=config.hyp.lr0, momentum=config.hyp.momentum, decay=decay
+    )
+    on_gpu = precision.device.type == "cuda"
+    optimizer, exchange = comm.exchange_gradients(
+        plain,
+        [(name, p) for name, p in model.named_parameters() if p.requires_grad],
+        compress=config.compression == "fp16" or (config.compression == "auto" and on_gpu),
+        group_mb=config.fusion_mb,
+    )
+    scaler = torch.amp.GradScaler(
+        precision.device.type, init_scale=FP16_FIRST_SCALE, enabled=precision.dtype == torch.float16
+    )
+    return Stepper(
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        exchange=exchange,
+        scaler=scaler,
+        precision=precision,
+        comm=comm,
+        sync_bn=config.sync_bn,
+        stop=stop,
+    )
+
+
+def build_trainer(
+    config: TrainConfig,
+    data: Data,
+    comm: Communicator,
+    callbacks: list[Callback],
+    resumed: dict[str, Any] | None,
+    stop: StopRequest | None = None,
+) -> Trainer:
+    """Everything of a run, with equal state on all ranks. *Collective.*"""
+    stop = stop or StopRequest()
+    device = together(comm, lambda: choose_device(config.device, comm))
+    precision = choose_precision(config.precision, device)
+    start = replace(config, cfg=resumed["model_name"], weights="", noautoanchor=True) if resumed else config
+    model = together(comm, lambda: build_model_for(start, data))
+    stride = max(model.strides)
+    config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
+    model.to(device, precision.of_weights)
+    ema = Ema(model)
+    loss = build_loss(config.hyp, config, model)
+    stepper = build_stepper(config, model, loss, comm, precision, stop)
+    transform, sampler = build_training_data(config, data.train, comm, stride)
+    evaluation_loader = build_evaluation_loader(
+        data.val,
+        comm,
+        imgsz=config.imgsz,
+        stride=stride,
+        batch=config.evaluation_batch_size,
+        workers=config.workers,
+    )
+    trainer = Trainer(
+        config=config,
+        names=data.spec.names,
+        comm=comm,
+        stepper=stepper,
+        ema=ema,
+        schedule=build_schedule(config, sampler.batches_per_epoch),
+        transform=transform,
+        sampler=sampler,
+        loader=Loader(transform, sampler, workers=config.workers, pin_memory=True),
+        evaluator=Evaluator(
+            index=data.val, loader=evaluation_loader, loss=loss, comm=comm, precision=precision, stop=stop
+        ),
+        callbacks=callbacks,
+        progress=Progress(),
+        early_stopping=EarlyStopping(),
+        stop=stop,
+        metrics={},
+    )
+    set_state(trainer, resumed)
+    return trainer

@@ -1,0 +1,370 @@
+"""A training run from settings to results, new or resumed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from horovod_yolo.assembly.build import Data, build_data, build_trainer, round_to_stride, together
+from horovod_yolo.assembly.datasets import raise_together
+from horovod_yolo.assembly.elastic import SECONDS_BETWEEN_SAVES, Elastic
+from horovod_yolo.assembly.run_folder import new_run_folder, versions, write_config, write_json
+from horovod_yolo.checkpoint import resume
+from horovod_yolo.checkpoint.state import copied
+from horovod_yolo.config.load import config_from_flags, load_hyp
+from horovod_yolo.config.schema import TrainConfig, from_dict, to_dict
+from horovod_yolo.core.errors import StoppedError, UnwrittenError, UserError
+from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.models.zoo import find_model
+from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.telemetry import tensorboard
+from horovod_yolo.telemetry.checkpoints import Checkpointer
+from horovod_yolo.telemetry.csv_log import EpochLog, StepLog
+from horovod_yolo.telemetry.progress import ProgressDisplay
+from horovod_yolo.telemetry.report import ReportWriter
+from horovod_yolo.training.loop import Callback, Trainer
+
+if TYPE_CHECKING:
+    from horovod_yolo.distributed.elastic import Kept
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to do and where: a config, its folder, and the state to go on from."""
+
+    config: TrainConfig
+    folder: Path
+    state: dict[str, Any] | None
+    elastic: Elastic | None = None
+
+
+def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
+    """The run that the command line asks for. *Collective.*
+
+    Args:
+        target: of ``--resume``: empty for a new run, ``auto`` for that of this name, new or not.
+        given: the other flags that were given.
+        comm: the ranks.
+    """
+    if target == "auto":
+        return found_or_new_run(given, comm)
+    if target:
+        return resumed_run(target, given, comm)
+    return new_run(together(comm, lambda: config_from_flags(given)), comm)
+
+
+def new_run(config: TrainConfig, comm: Communicator) -> Run:
+    """A run of its own, in a folder that rank 0 makes. *Collective.*"""
+    together(comm, lambda: _check_before_start(config, comm))
+    folder = on_rank_0(comm, lambda: new_run_folder(config.run_parent, config.name, config.exist_ok))
+    return Run(config, folder, None)
+
+
+def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
+    """Go on with a run from its newest whole checkpoint, which rank 0 chooses and sends. *Collective.*
+
+    Args:
+        target: ``newest``, a run folder or a checkpoint file.
+        given: flags on the command line; they must agree with the run's own, but for the place.
+        comm: the ranks.
+    """
+
+    def load() -> tuple[dict[str, Any], Path]:
+        project = Path(given.get("project", TrainConfig.project))
+        return _newest_state(resume.newest_run(project) if target == "newest" else Path(target))
+
+    return _going_on(on_rank_0(comm, load), given, comm)
+
+
+def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
+    """Go on with the run in ``project/name``, or begin it in just that folder. *Collective.*
+
+    So one command line starts a job and goes on with it whenever a scheduler starts it again.
+    """
+    config = together(comm, lambda: config_from_flags(given))
+    folder = config.run_parent / config.name
+
+    def load() -> tuple[dict[str, Any], Path] | None:
+        try:
+            return _newest_state(folder)
+        except resume.NothingWholeError as error:
+            begun = any(path.exists() for path in resume.generations(folder / "weights"))
+            log.log(logging.WARNING if begun else logging.INFO, "a new run in %s: %s", folder, error)
+            return None
+
+    found = on_rank_0(comm, load)
+    return _going_on(found, given, comm) if found else new_run(replace(config, exist_ok=True), comm)
+
+
+def _newest_state(target: Path) -> tuple[dict[str, Any], Path]:
+    """The state to go on from, and the run's folder."""
+    state, chosen, passed_over = resume.load(target)
+    for reason in passed_over:
+        log.warning("passed over: %s", reason)
+    log.info("resume from %s: epoch %d, step %d", chosen, state["epoch"] + 1, state["step"])
+    return state, chosen.parent.parent
+
+
+def _going_on(found: tuple[dict[str, Any], Path], given: dict[str, Any], comm: Communicator) -> Run:
+    state, folder = found
+    if "imgsz" in given:  # as the run has it
+        given["imgsz"] = round_to_stride(given["imgsz"], max(find_model(state["model_name"]).strides))
+    saved = dict(state["config"])
+    config = together(comm, lambda: from_dict(_with_place_of_this_job(saved, given)))
+    together(comm, lambda: config.check_world(comm.size))
+    return Run(config, folder, state)
+
+
+# Of this job; the results stay the same.
+PLACE = ("device", "workers", "cache", "cache_dir", "log_dir", "noplots", "elastic", "elastic_wait")
+NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already
+
+
+def _with_place_of_this_job(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The run's settings with those of the machine it goes on on."""
+    for name, value in given.items():
+        if name in PLACE:
+            saved[name] = value
+        elif name == "hyp":
+            if asdict(load_hyp(value)) != saved["hyp"]:
+                raise UserError(f"--hyp {value} differs from the run's", where="--resume", fix="leave it out")
+        elif name not in NAMES_OF_RUN and saved.get(name) != (list(value) if name == "freeze" else value):
+            raise UserError(
+                f"--{name.replace('_', '-')} {value} differs from the run's {saved.get(name)}",
+                where="--resume",
+                fix="leave the flag out, or start a new run from its weights with --weights",
+            )
+    return saved
+
+
+def on_rank_0(comm: Communicator, make: Callable[[], Any]) -> Any:
+    """What rank 0 makes, on all ranks; its `UserError` too. *Collective.*"""
+    value, problem = None, None
+    if comm.rank == 0:
+        try:
+            value = make()
+        except UserError as error:
+            problem = str(error)
+    value, problem = comm.broadcast_object((value, problem))
+    if problem is not None:
+        raise UserError(problem)
+    return value
+
+
+def _check_before_start(config: TrainConfig, comm: Communicator) -> None:
+    config.check_world(comm.size)
+    if config.cfg:
+        find_model(config.cfg)
+
+
+def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict[str, Any]:
+    """Train to the end and return what ``results.json`` holds. *Collective.*
+
+    Raises:
+        UserError: a mistake in the settings or the data, on all ranks alike.
+        NonFiniteError: training diverged, on all ranks alike.
+        UnwrittenError: the run is over, but not all of it is on the disk; on all ranks alike.
+        StoppedError: ``stop`` was asked for on any rank; all ranks alike, and the checkpoint is written.
+    """
+    stop = stop or StopRequest()
+    if run.elastic is None or run.state is None:  # else its last commit may be in memory only
+        stop.alone_from_here(f"before the first step; {_kept(run)}")
+    data = _data(run, comm)
+    if run.state is not None:
+        raise_together(comm, _mismatch(run.state, list(data.spec.names)))
+    least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
+    checkpointer = Checkpointer(run.folder / "weights", run.config.save_period, least_seconds)
+    watchers = [checkpointer, *_watchers(run, alone=comm.size == 1)] if comm.rank == 0 else []
+    trainer = build_trainer(run.config, data, comm, watchers, run.state, stop)
+    if run.elastic is not None:
+        run.elastic.attach(trainer)
+    if comm.rank == 0:
+        _try_config(run.folder, trainer.config)
+    try:
+        trainer.fit()
+        checkpointer.wait()
+        if comm.broadcast_object(checkpointer.nothing_owed):
+            words = f"after the last step; --resume {run.folder} writes the results and the report"
+            stop.alone_from_here(words)
+        results = results_of(trainer)
+        unwritten = _finish(run.folder, watchers, results) if comm.rank == 0 else None
+        if comm.rank == 0 and not (run.folder / "config.yaml").exists():
+            _try_config(run.folder, trainer.config)
+    except StoppedError:
+        checkpointer.wait()
+        raise _stopped(run, trainer, comm, checkpointer) from None
+    finally:
+        trainer.close()
+    unwritten = comm.broadcast_object(unwritten)
+    if unwritten:
+        raise UnwrittenError("; ".join(unwritten))
+    return results
+
+
+def _data(run: Run, comm: Communicator) -> Data:
+    """The run's images. *Collective.*
+
+    An elastic job scans them once. Later the ranks hand the index on: another scan would leave out the images
+    that are gone by then, and the rest of the epoch would be that of another order.
+    """
+    spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
+    if run.elastic is None:
+        return build_data(spec, run.config, comm)
+    if run.elastic.data is not None:
+        return run.elastic.data.at(spec.root)  # the rank that handed it on may see it elsewhere
+    data = build_data(spec, run.config, comm)
+    run.elastic.keep_data(data)
+    return data
+
+
+def _kept(run: Run) -> str:
+    if run.state is None:
+        return f"nothing was trained and {run.folder} has no checkpoint"
+    return f"{run.folder} has the checkpoint of step {run.state['step']} as before"
+
+
+def _stopped(run: Run, trainer: Trainer, comm: Communicator, checkpointer: Checkpointer) -> StoppedError:
+    """What to say of a run that was stopped, the same on all ranks. *Collective.*"""
+    saved, words = False, ""
+    if comm.rank == 0:  # which has written the checkpoint, or has not
+        saved = checkpointer.saved
+        words = f"checkpoint {run.folder / 'weights' / 'last.pt'}; go on with --resume {run.folder}"
+        if not saved:
+            words = f"ITS CHECKPOINT COULD NOT BE WRITTEN ({checkpointer.refused}), {_older(run.folder)}"
+    saved, words = comm.broadcast_object((saved, words))
+    return StoppedError(f"after step {trainer.progress.step}, {words}", saved=saved)
+
+
+def _older(folder: Path) -> str:
+    """Which checkpoint there is instead of one that could not be written."""
+    try:
+        state, path, _ = resume.load(folder)
+    except UserError as error:
+        return f"and there is {error}"
+    return f"{path} is of step {state['step']}; mend the disk and go on from there with --resume {folder}"
+
+
+def _finish(folder: Path, watchers: Sequence[Callback], results: dict[str, Any]) -> list[str]:
+    """Write ``results.json`` and end the watchers; what must last and could not be written."""
+    refused = _refused_results(folder, results)
+    unwritten = []
+    for watcher in watchers:
+        try:
+            watcher.on_end(results)
+        except UnwrittenError as error:
+            unwritten.append(str(error))
+    if refused or unwritten:  # the disk may have been mended while the checkpoint was tried again
+        refused = _refused_results(folder, {**results, "exit": 1 if unwritten else 0})
+    return [*unwritten, *refused]
+
+
+def _refused_results(folder: Path, results: dict[str, Any]) -> list[str]:
+    try:
+        write_json(folder / "results.json", results)
+    except OSError as error:
+        return [f"{folder / 'results.json'} could not be written ({error.strerror or error})"]
+    return []
+
+
+def _try_config(folder: Path, config: TrainConfig) -> None:
+    """Write ``config.yaml``, which is for people: a resumed run has its settings from the checkpoint."""
+    try:
+        write_config(folder, config)
+    except OSError as error:
+        log.warning("%s: %s; training goes on", folder / "config.yaml", error.strerror or error)
+
+
+def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run:
+    """The run that the ranks share, from the newest commit; at first, what ``start`` makes. *Collective.*
+
+    Rank 0 may be another process than before, on another host: the folder is made there where it is missing.
+    """
+    content = kept.content or _first_content(start(), kept, comm)
+    saved = content["state"]
+    if saved:
+        log.info("%d ranks go on from step %d of epoch %d", comm.size, saved["step"], saved["epoch"] + 1)
+    if comm.rank == 0:
+        (Path(content["folder"]) / "weights").mkdir(parents=True, exist_ok=True)
+
+    def renew(**parts: Any) -> None:
+        now = {**(kept.content or content), **parts}
+        kept.keep(now, _order(now))
+
+    def keep(state: dict[str, Any]) -> None:
+        renew(state=copied(state))
+        kept.check_hosts()
+
+    elastic = Elastic(content["ranks"], keep, content["data"], lambda data: renew(data=data))
+    return Run(from_dict(content["config"]), Path(content["folder"]), saved, elastic)
+
+
+def _first_content(run: Run, kept: Kept, comm: Communicator) -> dict[str, Any]:
+    content = {
+        "config": to_dict(run.config),
+        "folder": str(run.folder),
+        "ranks": comm.size,
+        "state": run.state,
+        "data": None,
+    }
+    kept.keep(content, _order(content))
+    return content
+
+
+def _order(content: dict[str, Any]) -> tuple[int, int, int]:
+    """How new it is. Of the same step, what knows the data is newer: or only some ranks would scan it."""
+    state = content["state"] or {"step": 0, "epoch": 0}
+    return state["step"], state["epoch"], int(content["data"] is not None)
+
+
+def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:
+    if state["names"] == names:
+        return None
+    return str(
+        UserError(
+            f"the data has classes {', '.join(names[:5])}, the checkpoint {', '.join(state['names'][:5])}",
+            where="--resume",
+            fix="use the data of the run",
+        )
+    )
+
+
+def _watchers(run: Run, *, alone: bool) -> list[Callback]:
+    watchers: list[Callback] = [
+        StepLog(run.folder),
+        EpochLog(run.folder),
+        ProgressDisplay(alone=alone),
+    ]
+    if tensorboard.available():
+        watchers.append(tensorboard.TensorBoard(run.folder))
+    if not run.config.noplots:
+        watchers.append(ReportWriter(run.folder))
+    return watchers
+
+
+def results_of(trainer: Trainer) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    progress, model = trainer.progress, trainer.stepper.model
+    box, obj, cls = progress.last_losses
+    return {
+        "model": model.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "world_size": trainer.comm.size,
+        "global_batch": trainer.config.batch_size,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped,
+        "seed": trainer.config.seed,
+        "metrics": trainer.metrics,
+        "best_epoch": trainer.early_stopping.best_epoch,
+        "train": {"box_loss": box, "obj_loss": obj, "cls_loss": cls},
+        "images_per_s": progress.images / progress.wall_s if progress.wall_s else 0.0,
+        "wall_s": progress.wall_s,
+        "exit": 0,
+        "versions": versions(),
+    }

@@ -1,0 +1,78 @@
+"""The folder of one run: ``runs/train/exp3`` with weights, tables, plots and the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import horovod_yolo
+from horovod_yolo.checkpoint.store import write
+from horovod_yolo.config.schema import TrainConfig, to_dict
+from horovod_yolo.core.errors import UserError
+
+MOST_RUNS = 10_000
+
+
+def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
+    """Make ``project/name``, or ``name2``, ``name3``, ... where it exists (as YOLOv5 does).
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        if exist_ok:
+            (project / name / "weights").mkdir(parents=True, exist_ok=True)
+            return project / name
+        project.mkdir(parents=True, exist_ok=True)
+        for number in range(1, MOST_RUNS):
+            folder = project / (name if number == 1 else f"{name}{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            (folder / "weights").mkdir()
+            return folder
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run folder ({error.strerror})",
+            where=project / name,
+            fix="name another --project",
+        ) from None
+    raise UserError(f"{MOST_RUNS} runs are there already", where=project, fix="name another --project")
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Write ``config.yaml``."""
+    write(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON that any reader takes: NaN and infinity become null."""
+    write(path, (json.dumps(_finite(values), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a result."""
+    found = {"horovod_yolo": horovod_yolo.__version__, "python": platform.python_version()}
+    for package in ("torch", "horovod", "numpy", "opencv-python-headless", "albumentations", "mpi4py"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,1 @@
+"""Types, boxes and errors: pure, imports nothing of ours."""

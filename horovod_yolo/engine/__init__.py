@@ -1,1 +1,0 @@
-"""Training: assembly, loop, step, evaluation."""

@@ -1,1 +1,0 @@
-"""Watchers of a run. They exist on rank 0 only."""

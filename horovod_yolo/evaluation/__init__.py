@@ -1,0 +1,1 @@
+"""Scores and detections of a trained model."""

@@ -1,0 +1,1 @@
+"""This process: signals, requests to stop, logs, output."""

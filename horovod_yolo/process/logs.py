@@ -1,0 +1,49 @@
+"""Where messages go: the console, and with ``--log-dir`` a file of each rank."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from pathlib import Path
+
+from horovod_yolo.core.errors import UserError
+
+
+def rank_here(rank: int) -> str:
+    """A rank of this process's host, as all messages name it."""
+    return f"rank {rank} on {socket.gethostname()}"
+
+
+def set_up(rank: int, size: int, folder: str = "") -> None:
+    """Show rank 0's information and every rank's warnings; write all to a file where there is a folder.
+
+    The file is ``rank-00-host1.log``; a job that is started again appends to it.
+
+    Raises:
+        UserError: the folder or the file cannot be made.
+    """
+    console = logging.StreamHandler(sys.stdout)
+    console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    layout = "%(message)s" if rank == 0 else f"{rank_here(rank)}: %(message)s"
+    console.setFormatter(logging.Formatter(layout))
+    handlers: list[logging.Handler] = [console]
+    if folder:
+        number = str(rank).zfill(max(2, len(str(size - 1))))
+        path = Path(folder) / f"rank-{number}-{socket.gethostname()}.log"
+        handlers.append(_file(path, rank_here(rank)))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.getLogger("horovod_yolo").setLevel(logging.DEBUG)
+    logging.raiseExceptions = False  # a full disk costs lines of the file, not a traceback for each
+
+
+def _file(path: Path, who: str) -> logging.Handler:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"no log can be written ({error.strerror})", where=path, fix="name another --log-dir"
+        ) from None
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who} %(name)s: %(message)s"))
+    return handler

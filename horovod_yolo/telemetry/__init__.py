@@ -1,0 +1,1 @@
+"""What watches a run: tables, progress, TensorBoard, checkpoints, report."""

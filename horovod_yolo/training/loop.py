@@ -1,0 +1,273 @@
+"""The loop. It asks neither for the rank nor for the network: both were decided at assembly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from horovod_yolo.assembly.datasets import require_images
+from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
+from horovod_yolo.config.schema import TrainConfig, to_dict
+from horovod_yolo.core.errors import StoppedError
+from horovod_yolo.core.types import SampleKey
+from horovod_yolo.data.augment import Sample
+from horovod_yolo.data.loader import Loader
+from horovod_yolo.data.sampler import StepSampler
+from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.sync_batchnorm import average_running_statistics, running_statistics
+from horovod_yolo.evaluation.evaluator import Evaluation, Evaluator
+from horovod_yolo.metrics.coco_results import to_json
+from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.ema import Ema
+from horovod_yolo.training.optimizers import apply_rates
+from horovod_yolo.training.schedule import Rates, Schedule, Window
+from horovod_yolo.training.step import Stepper, StepResult
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, global values."""
+
+    step: int
+    epoch: int
+    rates: Rates
+    result: StepResult
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch, global values; times are this rank's."""
+
+    epoch: int
+    losses: Sequence[float]  # box, obj, cls: mean over the epoch's images
+    evaluation: Evaluation | None
+    rates: Rates
+    images: int
+    seconds: float
+    data_wait_s: float
+    comm_wait_s: float
+    best: bool
+
+
+class Callback(Protocol):
+    """Something that watches a run. It must not take part in it: no collective calls."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step, new or resumed."""
+
+    def on_step(self, report: StepReport) -> None:
+        """After each optimizer step."""
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """After each epoch and its validation."""
+
+    def on_commit(self, state: dict[str, Any], best: bool) -> None:
+        """With everything a resumed run needs; ``best`` where its metrics are the best so far."""
+
+    def on_end(self, results: dict[str, Any]) -> None:
+        """After the last epoch."""
+
+    def close(self) -> None:
+        """At the very end, also of a run that ends early or begins anew: keep no thread and no file."""
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """All parts of a run, assembled by `engine.build`."""
+
+    config: TrainConfig
+    names: tuple[str, ...]
+    comm: Communicator
+    stepper: Stepper
+    ema: Ema
+    schedule: Schedule
+    transform: Callable[[SampleKey], Sample]
+    sampler: StepSampler
+    loader: Loader
+    evaluator: Evaluator
+    callbacks: Sequence[Callback]
+    progress: Progress
+    early_stopping: EarlyStopping
+    stop: StopRequest = field(default_factory=StopRequest)
+    evaluation: Evaluation | None = None
+    metrics: dict[str, Any]
+    keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
+
+    def fit(self) -> None:
+        """Train to the end. *Collective.*
+
+        Raises:
+            StoppedError: a rank was asked to stop; everything is committed. On all ranks alike.
+            NonFiniteError: training diverged, on all ranks alike.
+        """
+        for callback in self.callbacks:
+            callback.on_start(self)
+        self.stop.agree_from_here()
+        try:
+            while not self.done:
+                self.train_epoch()
+        except StoppedError:
+            self._commit_each_rank()
+            raise
+
+    @property
+    def done(self) -> bool:
+        """Whether the last epoch is over, or an earlier end was agreed on."""
+        if self._out_of_steps:
+            return self.progress.closed_step == self.progress.step
+        return self.progress.epoch >= self.config.epochs or self.early_stopping.stopped
+
+    @property
+    def _out_of_steps(self) -> bool:
+        return 0 < self.config.max_steps <= self.progress.step
+
+    def train_epoch(self) -> None:
+        """Train from the next batch to the end of its epoch, validate, commit. *Collective.*"""
+        start, waited = time.perf_counter(), self.comm.wait_s
+        epoch, images_before = self.progress.epoch, self.progress.epoch_sums[3]
+        batches, replaced = self.loader.epoch(epoch, self.progress.batch), 0
+        # A commit on the last step of an epoch leaves a resumed run its validation only.
+        rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))
+        for window in self.schedule.windows(epoch, self.progress.batch):
+            if self._out_of_steps:
+                break
+            rates = self.schedule.rates(epoch, window.first_batch + window.batches - 1)
+            apply_rates(self.stepper.optimizer, rates)
+            result = self.stepper.step(batches, self._scales(epoch, window))
+            replaced += result.replaced
+            self._require_images(replaced, epoch, window, result)
+            self._advance(window, result)
+            for callback in self.callbacks:
+                callback.on_step(StepReport(self.progress.step, epoch, rates, result))
+            every = self.config.steps_between_commits
+            if every and self.progress.step % every == 0:
+                self.commit(best=False)
+            if result.stop:  # after a commit that is due: it averages statistics
+                self.progress.wall_s += time.perf_counter() - start
+                raise StoppedError("in an epoch")
+        seconds, data_wait = time.perf_counter() - start, self.loader.wait_s
+        self.progress.wall_s += seconds
+        self._close_epoch(
+            rates=rates,
+            images=int(self.progress.epoch_sums[3] - images_before),
+            seconds=seconds,
+            data_wait_s=data_wait,
+            comm_wait_s=self.comm.wait_s - waited,
+        )
+
+    def commit(self, best: bool) -> None:
+        """Hand everything a resumed run needs to the callbacks. *Collective.*
+
+        An elastic run may leave from here, and begin anew in another world.
+        """
+        self._agree_on_statistics()
+        if self.callbacks or self.keep:
+            state = self.state()
+            for callback in self.callbacks:
+                callback.on_commit(state, best)
+            if self.keep is not None:
+                self.keep(state)
+
+    def _commit_each_rank(self) -> None:
+        """`commit` where no commit was due. *Collective.*
+
+        A commit averages the ranks' running statistics. The run without an interruption does not do so
+        here, and to end with its bits a resumed one needs each rank's own.
+        """
+        own = (running_statistics(self.stepper.model), running_statistics(self.ema.model))
+        of_ranks = [] if self.config.sync_bn else self.comm.allgather_object(own)
+        self._agree_on_statistics()
+        for callback in self.callbacks:
+            callback.on_commit({**self.state(), "running_statistics": of_ranks}, False)
+
+    def state(self) -> dict[str, Any]:
+        """What ``last.pt`` holds. The tensors are live: copy or write them before the next step."""
+        return training_state(
+            model=self.stepper.model.state_dict(),
+            ema={"weights": self.ema.model.state_dict(), "updates": self.ema.updates},
+            optimizer=self.stepper.optimizer.state_dict(),
+            scaler=self.stepper.scaler.state_dict(),
+            progress=self.progress,
+            early_stopping=self.early_stopping,
+            metrics=self.metrics,
+            config=to_dict(self.config),
+            model_name=self.stepper.model.name,
+            names=self.names,
+        )
+
+    def close(self) -> None:
+        """End the data workers and what else runs beside training, also in the middle of a run."""
+        for callback in self.callbacks:
+            callback.close()
+        self.loader.close()
+        self.evaluator.loader.close()
+
+    def _scales(self, epoch: int, window: Window) -> list[float]:
+        """Multi-scale factors of a window's batches: keyed, so that all ranks draw the same."""
+        if not self.config.multi_scale:
+            return [1.0] * window.batches
+        return [
+            float(np.random.default_rng([self.config.seed, epoch, window.first_batch + k]).uniform(0.5, 1.5))
+            for k in range(window.batches)
+        ]
+
+    def _require_images(self, replaced: int, epoch: int, window: Window, result: StepResult) -> None:
+        """End the job, on all ranks alike, where too much of the data set has vanished."""
+        planned = sum(self.sampler.images_in(epoch, window.first_batch + k) for k in range(window.batches))
+        # A sample is missing only where no other image could take its place: then nothing can be read.
+        lost = self.sampler.count if result.images < planned else replaced
+        require_images(self.comm, lost, self.sampler.count, self.loader.lost.values(), self.config.data)
+
+    def _advance(self, window: Window, result: StepResult) -> None:
+        if not result.skipped:
+            self.ema.update(self.stepper.model)
+        progress = self.progress
+        progress.step += 1
+        progress.skipped += result.skipped
+        progress.batch = window.first_batch + window.batches
+        progress.images += result.images
+        parts = (result.box_loss, result.obj_loss, result.cls_loss, 1.0)
+        progress.epoch_sums = [
+            total + part * result.images for total, part in zip(progress.epoch_sums, parts, strict=True)
+        ]
+
+    def _close_epoch(self, **measured: Any) -> None:
+        """Validate, report and commit what `train_epoch` did."""
+        self._agree_on_statistics()
+        epoch, sums = self.progress.epoch, self.progress.epoch_sums
+        finished = self.progress.batch >= self.schedule.batches_per_epoch
+        last = self._out_of_steps or (finished and epoch + 1 >= self.config.epochs)
+        evaluation = self.evaluator.run(self.ema.model) if last or not self.config.noval else None
+        best = False
+        if evaluation:
+            self.evaluation, self.metrics = evaluation, metrics_of(evaluation, self.names)
+            best = self.early_stopping.update(epoch, self.metrics["fitness"], self.config.patience)
+        self.progress.last_losses = [total / sums[3] for total in sums[:3]]
+        if finished:
+            self.progress.epoch, self.progress.batch, self.progress.epoch_sums = epoch + 1, 0, [0.0] * 4
+        report = EpochReport(
+            epoch=epoch, losses=self.progress.last_losses, evaluation=evaluation, best=best, **measured
+        )
+        for callback in self.callbacks:
+            callback.on_epoch(report)
+        self.progress.closed_step = self.progress.step
+        self.commit(best)
+
+    def _agree_on_statistics(self) -> None:
+        if not self.config.sync_bn:
+            average_running_statistics(self.stepper.model, self.comm)
+            average_running_statistics(self.ema.model, self.comm)
+
+
+def metrics_of(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
+    """The numbers that checkpoints and results.json keep; the best epoch has YOLOv5's highest fitness."""
+    summary = evaluation.summary
+    return {
+        **to_json(summary, names),
+        "fitness": 0.1 * summary.map50 + 0.9 * summary.map50_95,
+        "val_loss": {"box": evaluation.box_loss, "obj": evaluation.obj_loss, "cls": evaluation.cls_loss},
+    }

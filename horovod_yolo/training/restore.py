@@ -1,0 +1,59 @@
+"""Equal state on all ranks before the first step: from a checkpoint, and from rank 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from horovod_yolo.checkpoint.state import EarlyStopping, Progress
+from horovod_yolo.distributed.communicator import require_equal
+from horovod_yolo.distributed.sync_batchnorm import set_running_statistics
+from horovod_yolo.training.loop import Trainer
+
+
+def set_state(trainer: Trainer, resumed: dict[str, Any] | None) -> None:
+    """Put all ranks where a run starts, or where its checkpoint was written. *Collective.*"""
+    if resumed is not None:
+        restore(trainer, resumed)
+    share_state(trainer)
+    if resumed is not None:
+        restore_running_statistics(trainer, resumed)
+
+
+def restore(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Put a run back to where its checkpoint was written, to the bit."""
+    trainer.stepper.model.load_state_dict(state["model"])
+    trainer.ema.model.load_state_dict(state["ema"]["weights"])
+    trainer.ema.updates = state["ema"]["updates"]
+    trainer.stepper.optimizer.load_state_dict(state["optimizer"])
+    trainer.stepper.scaler.load_state_dict(state["scaler"])
+    trainer.progress = Progress(**state["progress"])
+    trainer.early_stopping = EarlyStopping(**state["early_stopping"])
+    trainer.metrics = state["metrics"]
+    torch.set_rng_state(state["rng"]["torch"])
+
+
+def restore_running_statistics(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Give this rank its own where the checkpoint has them, which is one written between two commits.
+
+    On another number of ranks all go on with the mean, as after any commit.
+    """
+    of_ranks = state.get("running_statistics", [])
+    if len(of_ranks) == trainer.comm.size:
+        own, averaged = of_ranks[trainer.comm.rank]
+        set_running_statistics(trainer.stepper.model, own)
+        set_running_statistics(trainer.ema.model, averaged)
+
+
+def share_state(trainer: Trainer) -> None:
+    """Give all ranks rank 0's weights, then make sure of it. *Collective.*
+
+    The optimizer's state needs no broadcast: it is empty in a new run, and all ranks of a resumed one
+    got it with the checkpoint. ``hvd.broadcast_optimizer_state`` would make a real step to fill it,
+    which changes the weights where they decay.
+    """
+    comm, model, averaged = trainer.comm, trainer.stepper.model, trainer.ema.model
+    for what, module in (("parameters", model), ("averaged parameters", averaged)):
+        comm.broadcast_tensors(module.state_dict())
+        require_equal(comm, module.state_dict(), what)

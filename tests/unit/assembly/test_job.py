@@ -1,0 +1,135 @@
+"""How a rank ends: the code and the words, and whether the job is left in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from horovod_yolo.assembly import job as job_module
+from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.process import logs
+
+
+class Closed(LocalCommunicator):
+    """Notes whether the job was left in order."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Closed:
+    comm = Closed()
+    monkeypatch.setattr("horovod_yolo.distributed.launched.connect", lambda: comm)
+    monkeypatch.setattr(job_module, "_set_threads", lambda: None)
+    monkeypatch.setattr(logs, "set_up", lambda *_: None)
+    return comm
+
+
+def raising(error: Exception) -> Any:
+    def run(*_: Any) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("wrong", where="d.yaml", fix="mend it"), 2, "error: d.yaml: wrong. mend it\n"),
+        (NonFiniteError("diverged"), 1, "training stopped: diverged\n"),
+        (UnwrittenError("no room"), 1, "error: no room\n"),
+        (StoppedError("after step 5", saved=False), 1, "stopped on request after step 5\n"),
+        (StoppedError("after step 5", saved=True), 3, "stopped on request after step 5\n"),
+    ],
+)
+def test_codes_of_jobs(
+    job: Closed, capsys: pytest.CaptureFixture[str], error: Exception, code: int, message: str
+) -> None:
+    for rank in (0, 1):
+        job.rank, job.closed = rank, False
+        assert job_module.on_ranks(lambda: None, raising(error)) == code
+        printed = capsys.readouterr()
+        assert printed.out + printed.err == (message if rank == 0 else "")
+        assert job.closed
+
+
+class Lost(Exception):
+    """Another rank is gone."""
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "traced"),
+    [
+        (ZeroDivisionError("ours"), "failed: ZeroDivisionError('ours')", True),
+        (MemoryError(), "failed: this host is out of memory: lower --batch-size", True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: x"), "this host is out of memory", True),
+        (torch.OutOfMemoryError("CUDA"), "the GPU is out of memory: lower --batch-size", True),
+        (Lost("reset by peer\nmore"), "another rank left or does not answer (reset by peer)\n", False),
+    ],
+)
+def test_a_fault_ends_this_rank_at_once_and_names_it(
+    job: Closed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+    cause: str,
+    traced: bool,
+) -> None:
+    codes: list[int] = []
+    temporary = tmp_path / "of multiprocessing"
+    temporary.mkdir()
+    monkeypatch.setattr(job_module, "get_temp_dir", lambda: str(temporary))
+    monkeypatch.setattr(job_module, "_ending", threading.Lock())
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    job.rank, job.size, job.lost_errors = 3, 4, (Lost,)
+    with pytest.raises(SystemExit):
+        job_module.on_ranks(lambda: None, raising(error))
+    assert codes == [1]
+    assert not temporary.exists()  # the interpreter's own end does not come to it
+    assert not job.closed  # an orderly end would wait for the others
+    printed = capsys.readouterr().err
+    assert f"rank 3 on {socket.gethostname()}" in printed and cause in printed
+    assert ("Traceback" in printed) is traced
+
+
+class Spread(LocalCommunicator):
+    """A rank of a job on these hosts."""
+
+    def __init__(self, rank: int, hosts: list[str]) -> None:
+        self.rank, self.size, self._hosts = rank, len(hosts), hosts
+
+    def allgather_object(self, value: Any) -> list[Any]:
+        return self._hosts
+
+
+@pytest.mark.parametrize(
+    ("rank", "hosts", "said"),
+    [
+        (0, ["a", "a", "b", "a"], ["ranks: 0, 1, 3 on a; 2 on b"]),
+        (1, ["a", "a", "b", "a"], []),
+        (0, ["a", "a"], []),
+    ],
+)
+def test_which_rank_is_where_is_said_once(
+    caplog: pytest.LogCaptureFixture, rank: int, hosts: list[str], said: list[str]
+) -> None:
+    with caplog.at_level(logging.INFO):
+        job_module._say_where(Spread(rank, hosts))
+    assert [record.getMessage() for record in caplog.records] == said

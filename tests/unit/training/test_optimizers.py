@@ -1,0 +1,131 @@
+"""Parameter groups, rates, freezing and averaging."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import chain
+
+import pytest
+import torch
+from torch import nn
+
+from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
+from horovod_yolo.models.head import Detector, published_names
+from horovod_yolo.models.zoo import build_model
+from horovod_yolo.training.ema import Ema
+from horovod_yolo.training.optimizers import (
+    BIASES,
+    NORMS,
+    WEIGHTS,
+    apply_rates,
+    freeze,
+    make_optimizer,
+    parameter_groups,
+)
+from horovod_yolo.training.schedule import Rates
+
+
+@pytest.fixture
+def model() -> Detector:
+    with torch.device("meta"):
+        return build_model("yolov5n", 3)
+
+
+def published(model: Detector) -> dict[str, str]:
+    return dict(zip(model.state_dict(), published_names(model), strict=True))
+
+
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_groups_partition_the_trainable_parameters(model: Detector, synchronised: bool) -> None:
+    if synchronised:
+        synchronise_batch_norm(model, LocalCommunicator())
+    groups = parameter_groups(model)
+    flat = [id(p) for p in chain.from_iterable(groups)]
+    assert len(flat) == len(set(flat))
+    assert set(flat) == {id(p) for p in model.parameters()}
+    assert all(p.ndim == 1 for p in groups[BIASES] + groups[NORMS])
+    assert all(p.ndim == 4 for p in groups[WEIGHTS])
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [id(p) for p in groups[NORMS]] == [id(m.weight) for m in norms]
+    assert len(groups[BIASES]) == len(norms) + 3  # and those of the head's three levels
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("SGD", torch.optim.SGD), ("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW)]
+)
+def test_only_weights_decay(model: Detector, name: str, kind: type) -> None:
+    optimizer = make_optimizer(name, model, lr=0.1, momentum=0.9, decay=0.5)
+    assert type(optimizer) is kind
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0, 0.5]
+    for group, parameters in zip(optimizer.param_groups, parameter_groups(model), strict=True):
+        assert [id(p) for p in group["params"]] == [id(p) for p in parameters]
+
+
+def test_sgd_uses_nesterovs_momentum(model: Detector) -> None:
+    optimizer = make_optimizer("SGD", model, lr=0.1, momentum=0.9, decay=0.0)
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in optimizer.param_groups)
+    without = make_optimizer("SGD", model, lr=0.1, momentum=0.0, decay=0.0)  # torch refuses both together
+    assert not any(group["nesterov"] for group in without.param_groups)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_rates_reach_the_groups(model: Detector, name: str) -> None:
+    optimizer = make_optimizer(name, model, lr=0.1, momentum=0.9, decay=0.0)
+    apply_rates(optimizer, Rates(lr=0.01, bias_lr=0.07, momentum=0.85))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.07, 0.01, 0.01]
+    for group in optimizer.param_groups:
+        assert (group["betas"] if "betas" in group else (group["momentum"], 0.999)) == (0.85, 0.999)
+
+
+def test_freezing_the_backbone_by_published_numbers(model: Detector) -> None:
+    names = published(model)
+    freeze(model, names, set(range(10)))
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (not name.startswith("backbone."))
+    assert all(p.requires_grad for p in chain.from_iterable(parameter_groups(model)))
+    freeze(model, names, {24})
+    frozen = {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"head"}
+    freeze(model, names, set())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+def test_average_against_the_formula() -> None:
+    torch.manual_seed(0)
+    model = small()
+    ema = Ema(model, decay=0.9, tau=5.0)  # type: ignore[arg-type]  # a small module in a detector's place
+    expected = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    for n in range(1, 8):
+        with torch.no_grad():
+            for tensor in [*model.parameters(), *model.buffers()]:
+                tensor.add_(torch.rand(tensor.shape) if tensor.is_floating_point() else 3)
+        ema.update(model)  # type: ignore[arg-type]
+        d = 0.9 * (1 - math.exp(-n / 5.0))
+        for key, value in model.state_dict().items():
+            expected[key] = (
+                d * expected[key] + (1 - d) * value if value.is_floating_point() else value.clone()
+            )
+    assert ema.updates == 7
+    for key, value in ema.model.state_dict().items():
+        torch.testing.assert_close(value, expected[key])
+
+
+def test_the_average_is_a_model_of_its_own() -> None:
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    ema = Ema(model)  # type: ignore[arg-type]
+    assert not ema.model.training and model.training
+    assert not any(p.requires_grad for p in ema.model.parameters())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    for key, value in ema.model.state_dict().items():
+        assert torch.equal(value, before[key])
+    ema.update(model)  # type: ignore[arg-type]
+    assert all(p.requires_grad for p in model.parameters())
