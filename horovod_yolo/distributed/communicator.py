@@ -66,7 +66,18 @@ class Communicator(Protocol):
         """What a collective call raises where another rank is gone."""
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
-        """Start summing a tensor over ranks. *Collective.*"""
+        """Start summing a tensor over ranks. *Collective.*
+
+        Args:
+            tensor: of floats or int64, the same shape and type on every rank; integers are summed exactly.
+            name: of this sum, the same on every rank; no other call under way has it.
+        """
+
+    def allreduce_max(self, tensor: Tensor, name: str) -> Pending:
+        """Start looking for the largest value at each place, as `allreduce_sum`. *Collective.*
+
+        With NaN on any rank the result is undefined.
+        """
 
     def allgather_object(self, value: T) -> list[T]:
         """Everyone's value, by rank. *Collective.*"""

@@ -64,9 +64,16 @@ class HorovodCommunicator:
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing a tensor over ranks. *Collective.*"""
+        return self._allreduce(tensor, name, hvd.Sum)
+
+    def allreduce_max(self, tensor: Tensor, name: str) -> Pending:
+        """Start looking for the largest value at each place. *Collective.*"""
+        return self._allreduce(tensor, name, hvd.Max)
+
+    def _allreduce(self, tensor: Tensor, name: str, op: Any) -> Pending:
         if self.size == 1:
             return Ready(tensor)
-        return _Handle(hvd.allreduce_async(tensor, name=name, op=hvd.Sum), self)
+        return _Handle(hvd.allreduce_async(tensor, name=name, op=op), self)
 
     def allgather_object(self, value: T) -> list[T]:
         """Everyone's value, by rank. *Collective.*"""

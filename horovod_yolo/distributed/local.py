@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Ready:
-    """A sum over one rank."""
+    """What one rank has is the result already."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -50,6 +50,10 @@ class LocalCommunicator:
     lost_errors: tuple[type[Exception], ...] = ()
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
+        """The tensor itself."""
+        return Ready(tensor)
+
+    def allreduce_max(self, tensor: Tensor, name: str) -> Pending:
         """The tensor itself."""
         return Ready(tensor)
 

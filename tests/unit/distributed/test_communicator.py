@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from horovod_yolo.distributed.communicator import Communicator, agree, checksum, require_equal
 from horovod_yolo.distributed.local import LocalCommunicator
+from tests.helpers.contract import check_contract
 
 
 class Gathers(LocalCommunicator):
@@ -96,10 +97,7 @@ def test_one_rank_is_its_own_sum() -> None:
     assert (comm.rank, comm.size, comm.local_rank, comm.local_size, comm.wait_s) == (0, 1, 0, 1, 0.0)
     value = torch.tensor([1.0, 2.0])
     assert torch.equal(comm.allreduce_sum(value, "x").wait(), torch.tensor([1.0, 2.0]))
-    assert comm.allgather_object("v") == ["v"]
-    assert comm.broadcast_object("v") == "v"
-    comm.broadcast_tensors({"v": value})
-    assert torch.equal(value, torch.tensor([1.0, 2.0]))
+    check_contract(comm)
     comm.close()
 
 

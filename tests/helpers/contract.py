@@ -1,0 +1,62 @@
+"""What every `Communicator` promises, checked from inside one rank.
+
+As a program it is one rank of a job: ``horovodrun -np 2 python -m tests.helpers.contract``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.launched import connect
+
+BIG = 2**53 + 1  # the smallest whole number that float64 does not hold
+
+
+def check_contract(comm: Communicator) -> None:
+    """Fail where a call answers wrongly. *Collective.*"""
+    ranks = range(comm.size)
+    assert comm.rank in ranks
+    assert 0 <= comm.local_rank < comm.local_size <= comm.size
+    _check_sums(comm)
+    _check_maxima(comm)
+    own = {"rank": comm.rank, "none": None, "bytes": b"x" * comm.rank}
+    assert comm.allgather_object(own) == [{"rank": r, "none": None, "bytes": b"x" * r} for r in ranks]
+    assert comm.allgather_object(None if comm.rank else "v") == [None if r else "v" for r in ranks]
+    assert comm.broadcast_object(("of", comm.rank)) == ("of", 0)
+    tensors = {"b": torch.full((2,), float(comm.rank)), "a": torch.tensor(comm.rank)}
+    comm.broadcast_tensors(tensors)
+    assert tensors["b"].tolist() == [0.0, 0.0] and tensors["a"].item() == 0
+    assert comm.wait_s >= 0
+
+
+def _check_sums(comm: Communicator) -> None:
+    ranks = range(comm.size)
+    whole = comm.allreduce_sum(torch.tensor([BIG, -comm.rank]), "sum.int64")
+    for dtype in (torch.float32, torch.float64):  # two are under way at a time
+        own = torch.tensor([[comm.rank + 0.5], [-1.0]], dtype=dtype)
+        total = comm.allreduce_sum(own, f"sum.{dtype}").wait()
+        assert total.dtype == dtype and total.tolist() == [[sum(r + 0.5 for r in ranks)], [-1.0 * comm.size]]
+        assert own.tolist() == [[comm.rank + 0.5], [-1.0]]  # the input stays
+    total = whole.wait()
+    assert total.dtype == torch.int64 and total.tolist() == [BIG * comm.size, -sum(ranks)]
+    assert comm.allreduce_sum(torch.zeros(0), "sum.empty").wait().shape == (0,)
+    assert comm.allreduce_sum(torch.tensor(1.0), "sum.scalar").wait().item() == comm.size
+
+
+def _check_maxima(comm: Communicator) -> None:
+    last = comm.size - 1
+    for dtype in (torch.int64, torch.float32, torch.float64):
+        own = torch.tensor([comm.rank, -comm.rank, -3 - comm.rank], dtype=dtype)
+        largest = comm.allreduce_max(own, f"max.{dtype}").wait()
+        assert largest.dtype == dtype and largest.tolist() == [last, 0, -3]
+    large = comm.allreduce_max(torch.tensor([BIG - comm.rank]), "max.large").wait()
+    assert large.tolist() == [BIG]
+    assert comm.allreduce_max(torch.tensor([-float("inf")]), "max.inf").wait().tolist() == [-float("inf")]
+
+
+if __name__ == "__main__":
+    job = connect()
+    check_contract(job)
+    print(f"rank {job.rank} of {job.size}: the contract holds", flush=True)
+    job.close()
