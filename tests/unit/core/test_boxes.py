@@ -117,6 +117,49 @@ def test_complete_iou_is_at_most_one_and_one_for_equal_boxes(boxes: tuple[Tensor
     torch.testing.assert_close(complete_iou(a, a), torch.ones(len(a), dtype=a.dtype), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("box", "goal"),
+    [
+        ([0.0, 0.0, 10.0, 40.0], [2.0, 1.0, 30.0, 12.0]),
+        ([5.0, -3.0, 25.0, 8.0], [1.0, 1.0, 9.0, 16.0]),
+        ([0.0, 0.0, 4.0, 9.0], [50.0, 20.0, 9.0, 4.0]),
+    ],
+)
+def test_the_slope_of_complete_iou_takes_alpha_as_a_constant(box: list[float], goal: list[float]) -> None:
+    """Zheng et al., 2020, after equation 10: the trade-off is no part of what is learned."""
+    eps = 1e-7
+
+    def aspect_term(b: list[float]) -> float:
+        return 4 / math.pi**2 * (math.atan(goal[2] / goal[3]) - math.atan(b[2] / b[3])) ** 2
+
+    b = torch.tensor([goal], dtype=torch.float64)
+
+    def overlap_of(a: list[float]) -> float:
+        return pairwise_iou(xywh_to_xyxy(torch.tensor([a], dtype=torch.float64)), xywh_to_xyxy(b)).item()
+
+    alpha = aspect_term(box) / (1 - overlap_of(box) + aspect_term(box))
+
+    def with_constant_alpha(a: list[float]) -> float:
+        corners = [
+            (
+                min(a[k] - a[k + 2] / 2, goal[k] - goal[k + 2] / 2),
+                max(a[k] + a[k + 2] / 2, goal[k] + goal[k + 2] / 2),
+            )
+            for k in (0, 1)
+        ]
+        diagonal2 = sum((high - low) ** 2 for low, high in corners)
+        distance2 = sum((a[k] - goal[k]) ** 2 for k in (0, 1))
+        return overlap_of(a) - distance2 / diagonal2 - alpha * aspect_term(a)
+
+    a = torch.tensor([box], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(complete_iou(a, b, eps).sum(), a)
+    for k in range(4):
+        step = 1e-5
+        up, down = ([*box[:k], box[k] + side, *box[k + 1 :]] for side in (step, -step))
+        slope = (with_constant_alpha(up) - with_constant_alpha(down)) / (2 * step)
+        assert gradient[0, k].item() == pytest.approx(slope, rel=1e-4, abs=1e-7)
+
+
 def test_complete_iou_pulls_boxes_together() -> None:
     """Boxes far apart have no overlap to improve, yet a gradient that leads to each other."""
     a = torch.tensor([[0.0, 0.0, 10.0, 10.0]], requires_grad=True)

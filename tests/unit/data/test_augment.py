@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,11 +17,13 @@ from horovod_yolo.data.augment import (
     EvaluationTransform,
     Sample,
     TrainTransform,
+    _mosaic,
     augment,
     evaluation_sample,
 )
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox
-from tests.unit.data.scenes import RED, noise_scenes, painted_scenes
+from horovod_yolo.data.substitutes import Pictures
+from tests.unit.data.scenes import RED, noise_scenes, painted_scenes, scenes
 
 STILL = AugmentParams(
     hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0, mixup=0, albumentations=False
@@ -96,6 +99,41 @@ def test_mosaic_boxes_cover_every_painted_pixel(epoch: int, shape: tuple[int, in
         red[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
     # What is left belongs to boxes dropped because less than a tenth of them is in view.
     assert red.sum() <= 0.1 * 130 * 130 * (4 - len(sample.boxes_xyxy))
+
+
+def test_a_mosaics_boxes_end_where_its_canvas_ends() -> None:
+    """What the canvas cuts off a box is gone, also when it is asked how much of the box is left."""
+    height, width = 96, 128
+    image = np.zeros((height, width, 3), np.uint8)
+    image[8:90, 4:124] = RED
+    everywhere = scenes([image], [[0]], [[[4, 8, 124, 90]]], [np.zeros(1, bool)])
+    cut = 0
+    for epoch in range(30):
+        key = SampleKey(epoch, 0, height, width)
+        rng = np.random.default_rng(epoch)
+        canvas, _, boxes = _mosaic(rng, key, Pictures(everywhere.index, everywhere.load), 1)
+        left, top, right, bottom = boxes.T
+        assert (left >= 0).all() and (top >= 0).all()
+        assert (right <= 2 * width).all() and (bottom <= 2 * height).all()
+        cut += int(((right == 2 * width) | (left == 0)).sum())
+        for x1, y1, x2, y2 in boxes.astype(int).tolist():
+            assert (canvas[y1:y2, x1:x2] == RED).all()
+    assert cut > 10, "some boxes were cut"
+
+
+def test_how_much_of_a_box_is_left_is_asked_at_its_new_size() -> None:
+    """A fifth as wide and as high is a 25th of the area, and yet all of it."""
+    widths = []
+    for epoch in range(20):
+        for index in range(len(PAINTED.images)):
+            sample = paint(index, replace(STILL, scale=0.8), epoch=epoch)
+            x1, y1, x2, y2 = painted = red_extents(sample.image)
+            if x1 > 0 and y1 > 0 and x2 < 192 and y2 < 160:  # all in view
+                assert np.abs(sample.boxes_xyxy - painted).max() <= 1
+                assert len(sample.boxes_xyxy) == 1
+                before = paint(index, STILL).boxes_xyxy[0]
+                widths.append((x2 - x1) / (before[2] - before[0]))
+    assert min(widths) < 0.25 and len(widths) > 50
 
 
 def test_mosaic_shows_four_images_and_takes_partners_from_the_whole_set() -> None:
@@ -183,6 +221,26 @@ def test_hsv_changes_colour_only_by_what_was_asked() -> None:
     assert 0.6 - 0.02 <= ratio.min() <= ratio.max() <= 1.4 + 0.02
     hue = paint(1, replace(STILL, hsv_h=0.5))
     assert np.array_equal(hue.image.max(2), still.image.max(2))  # value is the largest channel
+
+
+def test_the_hue_goes_round_the_circle() -> None:
+    """Two patches, of hue 60 and of hue 170 of 180: the one that cannot come round says by how much."""
+    hsv = np.full((40, 40, 3), 255, np.uint8)
+    hsv[:20, :, 0], hsv[20:, :, 0] = 60, 170
+    image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+    patches = scenes([image], [[]], [[]], [np.zeros(0, bool)])
+    round_the_circle = 0
+    for epoch in range(40):
+        sample = augment(
+            SampleKey(epoch, 0, 40, 40), patches.index, patches.load, replace(STILL, hsv_h=0.4), 0
+        )
+        hue = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)[..., 0].astype(float)
+        low, high = hue[5, 5], hue[35, 35]
+        factor = low / 60
+        round_the_circle += factor > 1.1
+        away = abs(high - factor * 170) % 180
+        assert min(away, 180 - away) <= 5, (factor, high)
+    assert round_the_circle > 5
 
 
 def test_crowds_are_left_out_of_training_and_kept_in_validation() -> None:

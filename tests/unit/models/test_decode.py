@@ -126,6 +126,19 @@ def test_equals_the_obvious_loop(
     assert found.classes.tolist() == [cls for _, _, cls in expected]
 
 
+@pytest.mark.parametrize("block", [1, 256])
+@pytest.mark.parametrize(("limit", "survivors"), [(0.5, [0, 1]), (0.4999, [0])])
+def test_an_overlap_of_exactly_the_threshold_is_no_reason_to_drop(
+    monkeypatch: pytest.MonkeyPatch, block: int, limit: float, survivors: list[int]
+) -> None:
+    """In one block and over two: half of the larger box is the smaller one, IoU 1/2 in every format."""
+    monkeypatch.setattr(module, "BLOCK", block)
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 2.0], [0.0, 0.0, 2.0, 2.0]])
+    assert greedy_nms(boxes, limit, 10).tolist() == survivors
+    rows = torch.tensor([[[2.0, 1.0, 4.0, 2.0, 1.0, 0.9], [1.0, 1.0, 2.0, 2.0, 1.0, 0.8]]])
+    assert len(non_max_suppression(rows, iou_threshold=limit)[0]) == len(survivors)
+
+
 def test_more_candidates_than_a_block() -> None:
     rows = make_rows(3 * module.BLOCK, 1, seed=1)
     rows[:, 5:] = 1.0

@@ -116,6 +116,26 @@ def test_average_against_the_formula() -> None:
         torch.testing.assert_close(value, expected[key])
 
 
+@pytest.mark.parametrize(
+    ("updates", "taken_in"),
+    [
+        (0, 1 - 0.9999 * (1 - math.exp(-1 / 2000))),  # nearly all of the first weights
+        (1999, 1 - 0.9999 * (1 - math.exp(-1))),
+        (10**6, 1e-4),  # a ten-thousandth, for ever
+    ],
+)
+def test_the_average_is_as_long_as_yolov5s(updates: int, taken_in: float) -> None:
+    model = small().double()
+    ema = Ema(model)  # type: ignore[arg-type]
+    ema.updates = updates
+    with torch.no_grad():
+        model[0].bias.copy_(ema.model.get_parameter("0.bias") + 1)  # type: ignore[operator]
+        before = ema.model.get_parameter("0.bias").clone()
+    ema.update(model)  # type: ignore[arg-type]
+    moved = ema.model.get_parameter("0.bias") - before
+    torch.testing.assert_close(moved, torch.full_like(moved, taken_in), rtol=1e-9, atol=0)
+
+
 def test_the_average_is_a_model_of_its_own() -> None:
     model = small()
     before = copy.deepcopy(model.state_dict())
