@@ -223,6 +223,9 @@ def launch_main(argv: Sequence[str]) -> int:
 
 
 def _become(plan: LaunchPlan, environ: dict[str, str]) -> NoReturn:
+    """Be the launcher, without this process's input: mpirun would swallow what the script around it reads."""
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.execve(plan.tool, plan.argv(), environ)
 
 
@@ -233,12 +236,14 @@ def doctor_main(argv: Sequence[str]) -> int:
         args = _doctor_parser().parse_strictly(argv)
         from horovod_yolo.doctor.collect import Questions, default_folders
         from horovod_yolo.doctor.examine import examine
-        from horovod_yolo.launch import command, plan
+        from horovod_yolo.launch import command, network, plan
 
-        given = command.given_hosts(args)
+        given, notes = network.merged(command.given_hosts(args))
         folders = default_folders(args.project, args.cache_dir)
         questions = Questions(args.data or "", folders, args.timeout)
         interface = plan.checked_interface(args.interface)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         from rich.console import Console
 
         with Console(stderr=True).status("") as status:

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"core", "models.head"},
     "metrics": {"core", "io"},
     "report": {"core", "io", "data", "metrics"},
-    "distributed": {"core"},
+    "distributed": {"core", "process"},
     "checkpoint": {"core", "io"},
     "config": {"core", "io"},
     "training": {
@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "assembly",
     },
     "launch": {"core", "process"},
-    "launch.command": {"core", "config", "launch"},
+    "launch.command": {"core", "process", "config", "launch"},
     "doctor": {"core", "launch"},
     "doctor.data_key": {"core", "data"},  # runs on the hosts that are looked at
     "doctor.trial_rank": {"distributed"},  # likewise, as a rank

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.util import get_temp_dir
@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from horovod_yolo.core.errors import DataWorkerError, NonFiniteError, StoppedError, UnwrittenError, UserError
-from horovod_yolo.distributed.launched import launched_rank
+from horovod_yolo.distributed.launched import first_here, launched_rank, ranks_here
 from horovod_yolo.process import logs
-from horovod_yolo.process.output import outlive_full_disk
+from horovod_yolo.process.cores import Cores, own_cores, threads
+from horovod_yolo.process.environment import check_numbers
+from horovod_yolo.process.output import outlive_lost_output
 from horovod_yolo.process.signals import listening
 from horovod_yolo.process.stop import StopRequest
 
@@ -50,16 +52,18 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     from horovod_yolo.assembly.build import together
     from horovod_yolo.distributed.launched import connect
 
-    outlive_full_disk()
+    outlive_lost_output()
     _set_threads()
-    _start_guard()
     try:
+        check_numbers()
+        _start_guard()
         comm = connect()
-    except UserError as error:
-        complain(str(error))
+    except UserError as error:  # the same on all ranks of a host
+        if first_here():
+            complain(str(error))
         return MISTAKE
     logs.set_up(comm.rank, comm.size)
-    _say_where(comm)
+    _get_to_know(comm)
     code = _part(comm, lambda: job(comm, together(comm, parse)))
     comm.close()
     return code
@@ -71,14 +75,17 @@ def _start_guard() -> None:
 
     rank, size = launched_rank() or (0, 1)
     if size > 1:
-        os.environ.setdefault(heartbeat.VARIABLE, SECONDS_OF_SILENCE)
+        os.environ[heartbeat.VARIABLE] = os.environ.get(heartbeat.VARIABLE) or SECONDS_OF_SILENCE
         heartbeat.start_guard(rank)
 
 
-def _say_where(comm: Any) -> None:
-    """Tell which rank is on which host: Horovod's own messages have the numbers only. *Collective.*"""
+def _get_to_know(comm: Any) -> None:
+    """Share the cores, and tell which rank is where: Horovod's messages have numbers only. *Collective.*"""
+    here = socket.gethostname()
+    everyone = comm.allgather_object((here, own_cores()))
+    _set_threads([cores for host, cores in everyone if host == here])
     hosts: dict[str, list[str]] = {}
-    for rank, host in enumerate(comm.allgather_object(socket.gethostname())):
+    for rank, (host, _) in enumerate(everyone):
         hosts.setdefault(host, []).append(str(rank))
     if comm.rank == 0 and len(hosts) > 1:
         log.info("ranks: %s", "; ".join(f"{', '.join(ranks)} on {host}" for host, ranks in hosts.items()))
@@ -93,11 +100,12 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
     from horovod_yolo.distributed import elastic, heartbeat
     from horovod_yolo.distributed.launched import connect
 
-    outlive_full_disk()
+    outlive_lost_output()
     _set_threads()
     rank, size = launched_rank() or (0, 1)
     logs.set_up(rank, size)
     try:
+        check_numbers()
         given = parse()
     except UserError as error:
         if rank == 0:
@@ -115,6 +123,7 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
         comm = connect()
         pulse.rank = comm.rank
         logs.set_up(comm.rank, comm.size)
+        _get_to_know(comm)
         work = partial(_saved_at_a_mistake, comm, kept, lambda: job(comm, given, stop, kept))
         return _part(comm, work, passing=elastic.WORLD_CHANGED)
 
@@ -266,22 +275,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _set_threads() -> None:
-    """Share the cores among the ranks of a host, unless the user or the launcher has done so."""
+def _set_threads(neighbours: Sequence[Cores] = ()) -> None:
+    """Share the cores among the ranks of this host, unless the user or the launcher has done so.
+
+    Args:
+        neighbours: what those ranks have. Before they are known, all have the same as this one.
+    """
     import torch
 
-    cores = len(os.sched_getaffinity(0))
-    local = next(
-        (
-            int(os.environ[name])
-            for name in ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-            if os.environ.get(name, "").isdigit()
-        ),
-        1,
-    )
-    if "OMP_NUM_THREADS" not in os.environ:
-        bound = cores < (os.cpu_count() or 1)
-        torch.set_num_threads(max(1, cores if bound else cores // local))
+    if not os.environ.get("OMP_NUM_THREADS"):
+        mine = own_cores()
+        torch.set_num_threads(threads(mine, neighbours or [mine] * ranks_here()))
 
 
 def complain(text: str) -> None:

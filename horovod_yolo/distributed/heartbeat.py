@@ -51,8 +51,14 @@ class Pulse:
 
 
 def start_guard(rank: int) -> Pulse:
-    """Start the guard of this process, and its pulse."""
-    seconds = float(os.environ.get(VARIABLE, SECONDS_WITHOUT_BEAT))
+    """Start the guard of this process, and its pulse.
+
+    Raises:
+        UserError: the variable that sets its patience holds no number.
+    """
+    from horovod_yolo.process.environment import number  # not for the guard, which is this file alone
+
+    seconds = number(VARIABLE, SECONDS_WITHOUT_BEAT)
     address = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "")
     port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "0")
     read, write = os.pipe()
@@ -137,7 +143,8 @@ def _is_closed(descriptor: int) -> bool:
 
 def main(argv: list[str]) -> None:
     """Be the guard: process, pipe, seconds, launcher's host and port."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Slurm's go to all processes of a step
+    # A terminal's and Slurm's go to all processes of a session or step.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     pid, pipe, seconds, host, port = argv
     Guard(int(pid), int(pipe), float(seconds), (host, int(port))).watch()

@@ -32,7 +32,7 @@ def initialise() -> None:
     """``hvd.init()`` as this trainer needs it; where that is done already, nothing."""
     os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"  # see HorovodCommunicator
     for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+        os.environ[name] = os.environ.get(name) or value  # Horovod takes an empty one for 0
     hvd.init()
 
 

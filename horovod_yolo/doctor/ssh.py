@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.launch.network import is_here
+from horovod_yolo.launch import network
 
 CONNECT_SECONDS = 8
 # Reads as many characters as the argument says and runs them; the rest of the input is the program's own.
@@ -19,26 +18,9 @@ _FROM_INPUT = "import sys; exec(compile(sys.stdin.read(int(sys.argv[1])), 'sent'
 
 
 def address_of(name: str) -> str | None:
-    """The IPv4 address of a host's name; None where it has none, or a loopback one."""
-    try:
-        address = socket.gethostbyname(name)
-    except OSError:
-        return None
-    return None if address.startswith("127.") else address
-
-
-def is_this_host(name: str) -> bool:
-    """Whether ``name`` is this host: by its name, or because its address is one of this host's."""
-    if is_here(name):
-        return True
-    address = address_of(name)
-    if address is None:
-        return False
-    try:
-        with socket.create_server((address, 0)):
-            return True
-    except OSError:  # not ours to listen on
-        return False
+    """The IPv4 address that others reach a host by; None where it has none, or a loopback one."""
+    address = network.address_of(name)
+    return None if address is None or address.startswith("127.") else address
 
 
 def program(argument: str) -> list[str]:
@@ -61,7 +43,7 @@ def running(host: str, words: Sequence[str], errors: IO[bytes]) -> Iterator[subp
         UserError: there is no ssh here.
     """
     options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
-    argv = list(words) if is_this_host(host) else ["ssh", *options, host, shlex.join(words)]
+    argv = list(words) if network.is_here(host) else ["ssh", *options, host, shlex.join(words)]
     try:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch import elastic, hostfile, network, plan
 from horovod_yolo.launch.hostfile import Host
+from horovod_yolo.process.environment import check_numbers
 
 
 def parser() -> Parser:
@@ -71,10 +72,10 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
     Raises:
         UserError: a mistake in either.
     """
-    given = given_hosts(args)
+    given, notes = network.merged(given_hosts(args))
     ranks, words = _elastic(args, given, words)
     hosts = plan.fit(given, args.ranks) if ranks is None else given
-    program, notes = plan.program(words), []
+    program = plan.program(words)
     if ranks is not None and len(hosts) == 1:
         notes.append(f"{hosts[0].name} is the only host: when a rank fails, nothing is left to go on with")
     interface, why = args.interface, ""
@@ -86,19 +87,40 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
         if not args.dry_run:
             raise
         notes.append(str(error))
+    environ = plan.environment(os.environ)
+    check_numbers(environ)
+    notes += _environment_notes(hosts)
     made = plan.LaunchPlan(
         launcher=args.launcher,
         tool=plan.tool(args.launcher),
         hosts=hosts,
         program=program,
         interface=plan.checked_interface(interface),
-        names=plan.passed_on(plan.environment(os.environ), args.also),
+        names=plan.passed_on(environ, args.also),
         prefix=plan.own_mpi(hosts),
         as_root=os.geteuid() == 0,
         folder=plan.spelled_out(Path.cwd()),
         elastic=ranks,
     )
+    plan.check_size(made, environ)
     return made, [*notes, *([why] if why else [])]
+
+
+def _environment_notes(hosts: Sequence[Host]) -> list[str]:
+    """What of this host's environment does not hold for the whole job."""
+    notes = []
+    visible = os.environ.get(plan.VISIBLE_GPUS)
+    if visible is not None and not all(network.is_here(host.name) for host in hosts):
+        notes.append(
+            f"{plan.VISIBLE_GPUS}={visible} holds on this host only; `--device` says it for all hosts"
+        )
+    components = os.environ.get("SLURM_HET_SIZE", "")
+    if components.isdecimal() and int(components) > 1:
+        notes.append(
+            f"this heterogeneous Slurm job has {components} components; SLURM_JOB_NODELIST names the hosts "
+            f"of the first only. Ranks run on {', '.join(map(str, hosts))}"
+        )
+    return notes
 
 
 def _elastic(

@@ -1,24 +1,107 @@
-"""What this host knows about the way to the others. Looks, and changes nothing."""
+"""What this host knows about the way to the others. Looks, and changes nothing.
+
+Names are compared whole, then by what they lead to, and never in part: a host may well be called 10.77.0.11.
+"""
 
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import psutil
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.hostfile import Host
 
-_HERE = "localhost"
 _SECONDS = 5
+_ANY_PORT = 9
+_SETTING = re.compile(r"^(hostname|port) (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class SshTarget:
+    """Where ssh goes for a host: the name or address it asks for, and the port."""
+
+    name: str
+    port: int
+
+
+@lru_cache(maxsize=4096)
+def ssh_target(name: str) -> SshTarget:
+    """Where ssh would go, by its own configuration; port 22 of ``name`` where there is no ssh to ask."""
+    try:
+        done = subprocess.run(
+            ["ssh", "-G", name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return SshTarget(name, 22)
+    found = dict(_SETTING.findall(done.stdout))
+    return SshTarget(found.get("hostname", name), int(found.get("port", 22)))
+
+
+def resolve(name: str) -> str | None:
+    """The IPv4 address of a name, as this host's resolver and Horovod see it; None where it has none."""
+    try:
+        return socket.gethostbyname(name)
+    except (OSError, UnicodeError):
+        return None
+
+
+def address_of(name: str) -> str | None:
+    """The IPv4 address of a host: that of its name, else of what ssh's configuration says it stands for."""
+    return resolve(name) or resolve(ssh_target(name).name)
 
 
 def is_here(name: str) -> bool:
-    """Whether ``name`` is this host's own: as it stands, short, or localhost."""
-    own = socket.gethostname()
-    return name in (_HERE, "127.0.0.1", own) or name.split(".")[0] == own.split(".")[0]
+    """Whether ``name`` is this host: by its whole name, or because its address is one of this host's.
+
+    ssh's configuration does not count: a port forwarded from here may lead to another host.
+    """
+    if name in ("localhost", socket.gethostname()):
+        return True
+    address = resolve(name)
+    return address is not None and (address.startswith("127.") or interface_with(address) is not None)
+
+
+def interface_with(address: str) -> str | None:
+    """The interface of this host that has an IPv4 address."""
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.family == socket.AF_INET and entry.address == address for entry in entries):
+            return name
+    return None
+
+
+def merged(hosts: Sequence[Host]) -> tuple[tuple[Host, ...], list[str]]:
+    """``hosts``, where those that are one under several names are one, and a note for each of them.
+
+    Ranks of one host must know of each other: they share its GPUs and cores.
+    """
+    slots: dict[str, int] = {}
+    first: dict[object, str] = {}
+    notes = []
+    for host in hosts:
+        name = first.setdefault(_identity(host.name) if len(hosts) > 1 else None, host.name)
+        slots[name] = slots.get(name, 0) + host.slots
+        if name != host.name:
+            notes.append(f"{name} and {host.name} are one host: it gets {slots[name]} ranks, as {name}")
+    return tuple(Host(name, count) for name, count in slots.items()), notes
+
+
+def _identity(name: str) -> object:
+    """Equal for equal hosts. Behind two ports of one address there may be two containers."""
+    if is_here(name):
+        return "here"
+    target = ssh_target(name)
+    return (resolve(target.name) or target.name, target.port)
 
 
 def check_own_name(hosts: Sequence[Host], bound: bool = False) -> None:
@@ -30,16 +113,12 @@ def check_own_name(hosts: Sequence[Host], bound: bool = False) -> None:
     Raises:
         UserError: the name is unknown, or is a loopback address.
     """
-    takes_part = any(is_here(host.name) or re.fullmatch(r"[0-9.]+", host.name) for host in hosts)
-    if len(hosts) < 2 or not takes_part:
+    if len(hosts) < 2 or not any(is_here(host.name) for host in hosts):
         return
     own = socket.gethostname()
-    try:
-        address = socket.gethostbyname(own)
-    except OSError:
-        raise UserError(
-            f"this host's own name {own!r} has no address", fix="add a line for it to /etc/hosts"
-        ) from None
+    address = resolve(own)
+    if address is None:
+        raise UserError(f"this host's own name {own!r} has no address", fix="add a line for it to /etc/hosts")
     if address.startswith("127.") and not bound:
         raise UserError(
             f"this host's own name {own!r} is {address}, where no other host reaches it",
@@ -50,41 +129,28 @@ def check_own_name(hosts: Sequence[Host], bound: bool = False) -> None:
 def find_interface(hosts: Sequence[Host], needed: bool = False) -> tuple[str | None, str]:
     """(interface that leads to the first other host, why there is none).
 
-    One host needs none, unless it is ``needed``, as by elastic jobs: without one horovodrun waits for a
-    second host. Otherwise None comes with a reason for the user.
+    Where all ranks are on this host there is none, and no reason, unless it is ``needed``, as by elastic
+    jobs: without one horovodrun waits for a second host. Otherwise None comes with a reason for the user.
     """
     others = [host.name for host in hosts if not is_here(host.name)]
-    if needed and not others:
-        return "lo", ""
-    if (len(hosts) < 2 and not needed) or not others:
-        return None, ""
-    ip = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if ip is None:
-        return None, "no `ip` command (iproute2) to find the network interface with; name it with --interface"
-    interface, why = _route(ip, others[0])
-    if interface == "lo" and len(others) > 1:  # the first is this host by another name or by its address
-        interface, why = _route(ip, others[1])
+    if not others:
+        return ("lo" if needed else None), ""
+    address = address_of(others[0])
+    if address is None:
+        return None, f"{others[0]} has no address here, so no interface is chosen; name it with --interface"
+    interface = route_interface(address)
+    if interface is None:
+        return None, f"no route to {others[0]} ({address}) is known here; name the interface with --interface"
     if interface == "lo":
         return None, f"the way to {others[0]} stays on this host; name the interface with --interface"
-    return interface, why
+    return interface, ""
 
 
-def _route(ip: str, name: str) -> tuple[str | None, str]:
-    """(interface of the route to a host, why there is none)."""
-    try:
-        address = socket.gethostbyname(name)
-        route = subprocess.run(
-            [ip, "-o", "route", "get", address],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=True,
-        )
-    except OSError:
-        return None, f"{name} has no address here, so no interface is chosen; name it with --interface"
-    except subprocess.SubprocessError:
-        return None, f"no route to {name} ({address}) is known here; name the interface with --interface"
-    found = re.search(r" dev (\S+)", route.stdout)
-    return (
-        (found[1], "") if found else (None, f"`ip route get {address}` names no interface; use --interface")
-    )
+def route_interface(address: str) -> str | None:
+    """The interface that leads to an IPv4 address. The kernel is asked; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((address, _ANY_PORT))
+        except OSError:
+            return None
+        return interface_with(sock.getsockname()[0])

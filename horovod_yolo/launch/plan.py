@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shlex
 import shutil
@@ -26,6 +27,13 @@ _PASSED_ON = re.compile(
     r"PATH|LD_LIBRARY_PATH|VIRTUAL_ENV|LANG|LC_ALL|TZ|XDG_CACHE_HOME|MPLBACKEND"
     r"|PYTHON[A-Z0-9_]*|(OMP|MKL|OPENBLAS|CUDA|NVIDIA|NCCL|HOROVOD|TORCH|PYTORCH|UCX|FI)_[A-Z0-9_]*"
 )
+# Numbers of this host's own GPUs. Each other host shows what it has; `--device` speaks for all.
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+_OF_THIS_HOST = re.compile(r"(CUDA|HIP|ROCR|NVIDIA)_VISIBLE_DEVICES")
+# Linux takes no longer argument, and horovodrun over Gloo writes a rank's environment into one.
+_MOST_BYTES_OF_AN_ARGUMENT = 128 * 1024 - 1
+_BYTES_OF_THE_LAUNCHER = 4096  # its own variables, and the words around
+_MOST_NAMED = 4
 # A launcher around this one left these; they would tell the ranks a wrong place.
 _OF_A_RANK = re.compile(r"HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|GLOO_RENDEZVOUS_.*|CONTROLLER)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -197,10 +205,16 @@ def passed_on(environ: Mapping[str, str], also: Iterable[str] = ()) -> tuple[str
     """Names of the variables that mpirun passes on: those known to matter, and ``also``.
 
     Raises:
-        UserError: a name of ``also`` is not set, is no name, or is that of a secret.
+        UserError: a name of ``also`` is not set, is no name, is that of a secret, or means this host only.
     """
-    wanted = {name for name in environ if _PASSED_ON.fullmatch(name)}
+    wanted = {name for name in environ if _PASSED_ON.fullmatch(name) and not _OF_THIS_HOST.fullmatch(name)}
     for name in also:
+        if _OF_THIS_HOST.fullmatch(name):
+            raise UserError(
+                "is each host's own, and no launcher passes it on",
+                where=f"-x {name}",
+                fix="`train --device 0,2` says it for all hosts",
+            )
         if not _NAME.fullmatch(name) or name not in environ:
             raise UserError("no such variable is set", where=f"-x {name}")
         if is_secret(name):
@@ -211,6 +225,29 @@ def passed_on(environ: Mapping[str, str], also: Iterable[str] = ()) -> tuple[str
             )
         wanted.add(name)
     return tuple(sorted(n for n in wanted if not is_secret(n) and not _OF_A_RANK.fullmatch(n)))
+
+
+def check_size(plan: LaunchPlan, environ: Mapping[str, str]) -> None:
+    """The environment must fit where horovodrun over Gloo puts it: one argument of a command.
+
+    Raises:
+        UserError: it does not; names the longest variables.
+    """
+    if plan.launcher != "horovodrun-gloo":
+        return
+    written = {name: len(os.fsencode(f"{name}={shlex.quote(value)} ")) for name, value in environ.items()}
+    command = shlex.join(plan.program)
+    # Quoted once more for ssh, where each quote becomes five characters.
+    quotes = 4 * (sum(shlex.quote(value).count("'") for value in environ.values()) + command.count("'"))
+    size = sum(written.values()) + len(os.fsencode(command)) + quotes + _BYTES_OF_THE_LAUNCHER
+    if size > _MOST_BYTES_OF_AN_ARGUMENT:
+        longest = sorted(written, key=written.__getitem__, reverse=True)[:_MOST_NAMED]
+        named = ", ".join(f"{name} ({written[name]} bytes)" for name in longest)
+        raise UserError(
+            f"the environment is too large for horovodrun over Gloo: {size} bytes, "
+            f"and {_MOST_BYTES_OF_AN_ARGUMENT} are the limit. The longest variables: {named}",
+            fix="unset what the job does not need (`env -u NAME horovod-yolo launch ...`), or use --mpirun",
+        )
 
 
 def is_secret(name: str) -> bool:

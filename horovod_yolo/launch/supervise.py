@@ -13,19 +13,19 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.hostfile import read_hostfile
 from horovod_yolo.launch.network import is_here
 from horovod_yolo.launch.plan import LaunchPlan
 from horovod_yolo.launch.stop_files import StopFiles
-from horovod_yolo.process.signals import SIGNALS, STOP_FILE
+from horovod_yolo.process.output import outlive_lost_output
+from horovod_yolo.process.signals import SIGNALS, STOP_FILE, not_ignored
 
 log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -37,7 +37,7 @@ _KILLED = 128  # and the number of the signal
 def run(plan: LaunchPlan, environ: Mapping[str, str]) -> int:
     """Run a job that trains to its end, and pass requests to stop on to its ranks.
 
-    The first SIGTERM, SIGINT or SIGUSR1 asks them to stop; a second SIGINT ends the job at once.
+    The first SIGTERM, SIGINT, SIGUSR1 or SIGHUP asks them to stop; a second SIGINT ends the job at once.
 
     Args:
         plan: the job.
@@ -49,21 +49,21 @@ def run(plan: LaunchPlan, environ: Mapping[str, str]) -> int:
     """
     over_gloo = plan.launcher == "horovodrun-gloo"
     plan = replace(plan, names=(*plan.names, STOP_FILE))
-    with tempfile.TemporaryDirectory(prefix="horovod_yolo-") as folder:
-        stop_file = Path(folder) / "stop"
+    outlive_lost_output()
+    with StopFiles(lambda: _others_with_ranks(plan), one_is_enough=plan.elastic is None) as stop_files:
         job = subprocess.Popen(
             plan.argv(),
-            env={**environ, STOP_FILE: str(stop_file)},
-            stdout=subprocess.PIPE if over_gloo else None,
+            env={**environ, STOP_FILE: str(stop_files.file)},
+            stdin=subprocess.DEVNULL,  # mpirun would swallow what is meant for the script around this
+            stdout=subprocess.PIPE,  # which stays open when a terminal hangs up
+            stderr=subprocess.STDOUT if _hangs_up(sys.stderr) else None,
             start_new_session=True,
             preexec_fn=_end_with_this_process,
         )
-        with (
-            StopFiles(stop_file, lambda: _others_with_ranks(plan)) as stop_files,
-            _passing_on(job, stop_files),
-        ):
-            told = _echo(job) if over_gloo else []
+        with _passing_on(job, stop_files):
+            told = _echo(job)
             code = job.wait()
+    told = told if over_gloo else []
     return _exit_code(code if code >= 0 else 128 - code, told, elastic=plan.elastic is not None)
 
 
@@ -87,17 +87,22 @@ def _exit_code(launchers: int, told: Sequence[int], *, elastic: bool) -> int:
 def _others_with_ranks(plan: LaunchPlan) -> list[str]:
     """Hosts beside this one where a request to stop has to be made, so that a rank sees it.
 
-    One that sees it is enough; but where too few ranks of an elastic job are left, each waits for itself.
+    One rank that sees it is enough; but where too few of an elastic job are left, each waits for itself.
     """
     names = [host.name for host in plan.hosts]
     if plan.elastic is None:
-        return [] if any(map(is_here, names)) else names[:1]
+        return [] if any(map(is_here, names)) else names
     if plan.elastic.hostfile is not None:
         try:  # ranks may still be on hosts that were struck out
             names += [host.name for host in read_hostfile(plan.elastic.hostfile)]
         except UserError as error:
             log.warning("only hosts that were there at the start are asked to stop: %s", error)
     return [name for name in dict.fromkeys(names) if not is_here(name)]
+
+
+def _hangs_up(stream: TextIO) -> bool:
+    """Whether it is a terminal, upon whose end a launcher that writes to it would die."""
+    return stream.isatty()
 
 
 def _end_with_this_process() -> None:
@@ -131,7 +136,7 @@ def _passing_on(job: subprocess.Popen[bytes], stop_files: StopFiles) -> Iterator
             log.warning("asked to stop: waiting for the step in hand and a checkpoint")
             stop_files.make()
 
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    before = {number: signal.signal(number, ask) for number in not_ignored(SIGNALS)}
     try:
         yield
     finally:

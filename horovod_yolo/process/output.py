@@ -1,4 +1,4 @@
-"""What a process prints, where that goes into a file on a disk that may be full."""
+"""What a process prints, where that goes to a disk that may be full or a terminal that may hang up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _Forgiving(io.FileIO):
-    """A file that swallows what the disk refuses: there is nowhere left to say so."""
+    """A file that swallows what disk or terminal refuses: there is nowhere left to say so."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -22,16 +22,18 @@ class _Forgiving(io.FileIO):
             return memoryview(data).nbytes
 
 
-def outlive_full_disk() -> None:
-    """Let no full disk end this process for a line it prints. Pipes and terminals stay as they are."""
+def outlive_lost_output() -> None:
+    """Let no full disk and no lost terminal end this process for a line it prints. Pipes stay as they are."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is getattr(sys, f"__{name}__") and _is_file(stream):
+        if stream is getattr(sys, f"__{name}__") and _may_be_lost(stream):
             setattr(sys, name, _forgiving(stream))
 
 
-def _is_file(stream: TextIO | None) -> bool:
-    return stream is not None and stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+def _may_be_lost(stream: TextIO | None) -> bool:
+    if stream is None:
+        return False
+    return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) or stream.isatty()
 
 
 def _forgiving(stream: TextIO) -> TextIO:

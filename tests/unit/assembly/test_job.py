@@ -31,7 +31,7 @@ class Closed(LocalCommunicator):
 def job(monkeypatch: pytest.MonkeyPatch) -> Closed:
     comm = Closed()
     monkeypatch.setattr("horovod_yolo.distributed.launched.connect", lambda: comm)
-    monkeypatch.setattr(job_module, "_set_threads", lambda: None)
+    monkeypatch.setattr(job_module, "_set_threads", lambda *_: None)
     monkeypatch.setattr(logs, "set_up", lambda *_: None)
     return comm
 
@@ -116,7 +116,7 @@ class Spread(LocalCommunicator):
         self.rank, self.size, self._hosts = rank, len(hosts), hosts
 
     def allgather_object(self, value: Any) -> list[Any]:
-        return self._hosts
+        return [(host, value[1]) for host in self._hosts]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,35 @@ class Spread(LocalCommunicator):
     ],
 )
 def test_which_rank_is_where_is_said_once(
-    caplog: pytest.LogCaptureFixture, rank: int, hosts: list[str], said: list[str]
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    hosts: list[str],
+    said: list[str],
 ) -> None:
+    monkeypatch.setattr(job_module, "_set_threads", lambda *_: None)
     with caplog.at_level(logging.INFO):
-        job_module._say_where(Spread(rank, hosts))
+        job_module._get_to_know(Spread(rank, hosts))
     assert [record.getMessage() for record in caplog.records] == said
+
+
+@pytest.mark.parametrize(("omp", "expected"), [(None, 2), ("", 2), ("5", 1)])
+def test_ranks_that_share_a_cpuset_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, omp: str | None, expected: int
+) -> None:
+    """Before they know of each other, and after."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("HOROVOD_LOCAL_SIZE", "4")
+    monkeypatch.setenv("OMP_NUM_THREADS", omp or "")
+    if omp is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        job_module._set_threads()
+        assert torch.get_num_threads() == expected
+        torch.set_num_threads(1)
+        job_module._get_to_know(Spread(1, [socket.gethostname()] * 4))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

@@ -7,7 +7,15 @@ import sys
 import pytest
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.distributed.launched import LAUNCHERS, connect, launched_rank
+from horovod_yolo.distributed.launched import (
+    LAUNCHERS,
+    STRANGERS,
+    connect,
+    first_here,
+    launched_rank,
+    ranks_here,
+    refuse_strangers,
+)
 from horovod_yolo.distributed.local import LocalCommunicator
 
 HOROVODRUN = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
@@ -68,9 +76,61 @@ def test_what_is_left_over_does_not_hijack_a_single_process(environment: dict[st
     assert launched_rank(environment) is None
 
 
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        (TORCHRUN, "rank 1 of 4 (RANK, WORLD_SIZE: torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "job-master-0"}, "rank 0 of 2 (RANK, WORLD_SIZE"),
+        (without(OPEN_MPI, "PMIX_RANK"), "rank 0 of 16 (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE"),
+        ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, "MVAPICH2"),
+        ({"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"}, "jsrun"),
+        ({"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2"}, "Flux"),
+        ({**without(SLURM_TASK, "PMIX_RANK"), "SLURM_STEP_NUM_TASKS": "8"}, "rank 5 of 8 (SLURM_PROCID"),
+    ],
+)
+def test_several_processes_that_do_not_find_each_other_are_refused(
+    environment: dict[str, str], names: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        refuse_strangers(environment)
+    assert names in str(raised.value) and "horovod-yolo launch --hosts localhost:" in str(raised.value)
+    refuse_strangers({**environment, **HOROVODRUN})  # left over around a job of ours
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        SLURM_ALLOCATION,
+        {**SLURM_ALLOCATION, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},  # salloc's shell
+        {"WORLD_SIZE": "8", "MASTER_ADDR": "10.0.0.1"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "16"},
+        SLURM_TASK,
+        MPICH,
+    ],
+)
+def test_a_process_alone_and_a_rank_of_ours_are_not(environment: dict[str, str]) -> None:
+    refuse_strangers(environment)
+
+
+def test_places_on_a_host() -> None:
+    assert ranks_here({}) == 1 and ranks_here(HOROVODRUN) == 2
+    assert ranks_here({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}) == 4
+    assert first_here({}) and first_here(OPEN_MPI) and not first_here(HOROVODRUN) and not first_here(TORCHRUN)
+
+
+@pytest.mark.usefixtures("alone")
+def test_torchrun_is_told_how_to_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="each would train alone"):
+        connect()
+
+
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for names in LAUNCHERS:
+    for names in (*LAUNCHERS, *(names for _, *names in STRANGERS)):
         for name in names:
             monkeypatch.delenv(name, raising=False)
 

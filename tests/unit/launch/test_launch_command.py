@@ -214,3 +214,63 @@ def test_a_real_job(tmp_path: Path, launcher: str) -> None:
     assert done.returncode == 0, done.stderr
     found = {path.name: path.read_text() for path in script.parent.glob("*.txt")}
     assert found == {f"{rank}.txt": f"({rank}, 2) ['a b', '$HOME'] False" for rank in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "variables", "note"),
+    [
+        (
+            "h1,h2",
+            {"CUDA_VISIBLE_DEVICES": "2,3"},
+            "CUDA_VISIBLE_DEVICES=2,3 holds on this host only; `--device`",
+        ),
+        ("localhost", {"CUDA_VISIBLE_DEVICES": "2,3"}, ""),
+        (
+            "h1:4",
+            {"SLURM_HET_SIZE": "2"},
+            "has 2 components; SLURM_JOB_NODELIST names the hosts of the first",
+        ),
+        ("h1:4", {"SLURM_HET_SIZE": "1"}, ""),
+        ("localhost,127.0.0.1", {}, "localhost and 127.0.0.1 are one host: it gets 2 ranks, as localhost"),
+    ],
+)
+def test_notes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hosts: str,
+    variables: dict[str, str],
+    note: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["launch", "--hosts", hosts, "--dry-run", "--", "train"]) == 0
+    said = capsys.readouterr().err
+    assert note in said and said.count("\n") == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HOROVOD_YOLO_HEARTBEAT_SECONDS", "60s"), ("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "10m")],
+)
+def test_a_variable_with_a_unit_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert cli.main(["launch", "--hosts", "localhost:2", "--", "train"]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {name}: '{value}' is no number. write it without a unit, such as 60\n"
+    )
+
+
+@pytest.mark.parametrize("launcher", ["--gloo", "--mpi", "--mpirun"])
+def test_a_job_leaves_the_input_to_the_script_around_it(tmp_path: Path, launcher: str) -> None:
+    if not (BIN / "horovodrun").exists() or not (BIN / "mpirun").exists():
+        pytest.skip(f"no horovodrun and mpirun in {BIN}: nothing to launch with")
+    (tmp_path / "rank.py").write_text("")
+    job = f"{PYTHON} -m horovod_yolo.cli launch --hosts localhost:1 {launcher} -- {tmp_path}/rank.py"
+    loop = f"while read -r name; do {job} && echo $name; done"
+    done = subprocess.run(
+        ["sh", "-c", loop], input="one\ntwo\n", capture_output=True, text=True, cwd=REPOSITORY, timeout=120
+    )
+    assert done.stdout.split() == ["one", "two"], done.stderr

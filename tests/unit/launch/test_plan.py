@@ -174,3 +174,41 @@ def test_a_folder_that_a_shell_would_split_is_spelled_out() -> None:
     for launcher in ("horovodrun-gloo", "horovodrun-mpi", "mpirun"):
         made = plan.LaunchPlan(launcher, "tool", HOSTS, TRAIN, folder=folder)
         assert made.argv()[-len(TRAIN) - 3 :] == ["env", "-C", "/my files/$HOME", *TRAIN]
+
+
+def test_which_gpus_a_host_shows_is_its_own_affair() -> None:
+    names = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+    environ = dict.fromkeys(names, "2,3")
+    assert plan.passed_on({**environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == ("CUDA_DEVICE_ORDER",)
+    for name in names:
+        with pytest.raises(UserError, match=f"-x {name}: is each host's own.* --device 0,2"):
+            plan.passed_on(environ, [name])
+    assert plan.environment(environ).items() >= environ.items()  # ranks on this host get it
+
+
+def test_an_environment_too_large_for_an_argument_names_its_longest_variables() -> None:
+    """Measured against what horovodrun makes of it for another host: quoted for the rank, then for ssh."""
+    made = plan.LaunchPlan("horovodrun-gloo", "horovodrun", HOSTS, TRAIN)
+    large = {"BIG": "x" * 70_000, "MANY": "it's " * 8_000, "SMALL": "1"}
+    plan.check_size(made, {"BIG": large["BIG"], "SMALL": "1"})
+    plan.check_size(plan.LaunchPlan("mpirun", "mpirun", HOSTS, TRAIN), large)
+    with pytest.raises(UserError) as raised:
+        plan.check_size(made, large)
+    assert "MANY (72008 bytes), BIG (70005 bytes), SMALL (8 bytes)" in str(raised.value)
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[A-Z]{1,9}", fullmatch=True), st.text("a'\n$\u00e9 ", max_size=30_000), max_size=9
+    )
+)
+def test_what_passes_fits(environ: dict[str, str]) -> None:
+    made = plan.LaunchPlan("horovodrun-gloo", "horovodrun", HOSTS, TRAIN)
+    try:
+        plan.check_size(made, environ)
+    except UserError:
+        return
+    command = " ".join(
+        [*(f"{name}={shlex.quote(value)}" for name, value in environ.items()), shlex.join(TRAIN)]
+    )
+    assert len(shlex.quote(f"cd /work ; env {command}").encode()) < 128 * 1024

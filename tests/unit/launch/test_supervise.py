@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from horovod_yolo.launch import supervise
+from horovod_yolo.launch import stop_files, supervise
 from horovod_yolo.launch.elastic import Elastic
 from horovod_yolo.launch.hostfile import parse_hosts
 from horovod_yolo.launch.plan import LaunchPlan
 from horovod_yolo.launch.stop_files import StopFiles
+from horovod_yolo.process.signals import is_request
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def a_plan(hosts: str, elastic: Elastic | None = None) -> LaunchPlan:
 def test_whom_a_request_is_sent_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     here = socket.gethostname()
     assert supervise._others_with_ranks(a_plan(f"h1,{here},h2")) == []
-    assert supervise._others_with_ranks(a_plan("h1,h2")) == ["h1"]
+    assert supervise._others_with_ranks(a_plan("h1,h2")) == ["h1", "h2"]
     fixed = Elastic(2, 1, None, 300, None)
     assert supervise._others_with_ranks(a_plan(f"h1,{here},h2", fixed)) == ["h1", "h2"]
     hostfile = tmp_path / "hosts"
@@ -69,31 +71,76 @@ def test_whom_a_request_is_sent_to(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "only hosts that were there at the start are asked" in caplog.text
 
 
-def test_files_are_made_and_removed_on_hosts_that_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through a real shell each, which ssh would give the words to; one host refuses, one hangs."""
-    (tmp_path / "bin").mkdir()
-    ssh = tmp_path / "bin/ssh"
+def ssh_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ssh with a real shell behind it; host `bad` refuses, `hung` hangs, `late` refuses at first."""
+    ssh = folder / "bin/ssh"
+    ssh.parent.mkdir()
     ssh.write_text(
         "#!/bin/sh\n"
-        "for w; do case $w in good) break ;; bad) exit 255 ;; hung) exec sleep 60 ;; esac; shift; done\n"
-        f'shift; cd "{tmp_path}/good" && exec sh -c "$*"\n'
+        f'cd "{folder}"; for w; do shift; case $w in good|bad|hung|late) host=$w; break;; esac; done\n'
+        "echo $host >> asked\n"
+        "case $host in bad) echo no way >&2; exit 255;; hung) exec sleep 60;;\n"
+        "late) [ -e tried ] || { touch tried; echo not yet >&2; exit 255; };; esac\n"
+        'echo "welcome to $host"; exec sh -c "$*"\n'
     )
     ssh.chmod(0o755)
-    (tmp_path / "good").mkdir()
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.chdir(tmp_path)
-    Path("it's here").mkdir()
-    file = Path("it's here/stop")  # relative: the good host's is another
-    there = tmp_path / "good" / file
-    monkeypatch.setattr("horovod_yolo.launch.stop_files._SECONDS_TO_REMOVE", 1)
-    with StopFiles(file, lambda: ["bad", "hung", "good"]) as files:
-        assert not files.made
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(stop_files, "_SECONDS_TO_REMOVE", 1)
+    monkeypatch.setattr(stop_files, "_SECONDS_BETWEEN_TRIES", 0.1)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def asked(folder: Path) -> list[str]:
+    file = folder / "asked"
+    return file.read_text().split() if file.exists() else []
+
+
+def test_the_first_host_that_can_be_asked_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh_to(tmp_path, monkeypatch)
+    with StopFiles(lambda: ["bad", "good", "late"], one_is_enough=True) as files:
+        assert not files.made and not files.file.exists()
         files.make()
-        assert files.made and file.exists()
-        deadline = time.monotonic() + 10
-        while not there.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    assert not there.parent.exists()
+        assert files.made and is_request(files.file)
+        until(lambda: asked(tmp_path) == ["bad", "good"])
+        time.sleep(0.5)
+    assert asked(tmp_path) == ["bad", "good"]
+    assert not files.file.parent.exists()
+
+
+def test_every_host_is_asked_and_tried_again_and_one_that_refuses_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ssh_to(tmp_path, monkeypatch)
+    with StopFiles(lambda: ["bad", "late", "hung", "good"], one_is_enough=False) as files:
+        files.make()
+        until(lambda: asked(tmp_path).count("late") == 2 and asked(tmp_path).count("bad") > 2)
+        until(lambda: "late has been asked to stop now" in caplog.text)
+    assert {"good", "hung"} <= set(asked(tmp_path))
+    assert caplog.text.count("COULD NOT BE ASKED TO STOP (bad: no way); trying again") == 1
+    assert not files.file.parent.exists()
+
+
+def test_a_path_that_somebody_else_has_taken_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A link in place of the folder leads to a folder of this user's own, whose file must not be removed."""
+    ssh_to(tmp_path, monkeypatch)
+    with StopFiles(lambda: ["good"], one_is_enough=True) as files:
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "stop").write_text("precious")
+        files.file.parent.rmdir()
+        files.file.parent.symlink_to(mine)
+        assert not is_request(files.file)
+        monkeypatch.setattr(Path, "touch", lambda path: None)
+        files.make()
+        until(lambda: "its folder for the request cannot be made there" in caplog.text)
+        files.file.parent.unlink()
+        (mine / "stop").rename(tmp_path / "kept")
+    assert (tmp_path / "kept").read_text() == "precious"

@@ -12,10 +12,10 @@ from tests.helpers import disk
 
 ECHO = """
 import sys
-from horovod_yolo.process.output import outlive_full_disk
+from horovod_yolo.process.output import outlive_lost_output
 
 if "outlive" in sys.argv:
-    outlive_full_disk()
+    outlive_lost_output()
 for line in sys.stdin:
     print(line, end="", flush=True)
     print("said", file=sys.stderr, flush=True)

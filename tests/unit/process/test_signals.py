@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from horovod_yolo.process.signals import SIGNALS, STOP_FILE, listening
+from horovod_yolo.process.signals import SIGNALS, STOP_FILE, is_request, listening
 from horovod_yolo.process.stop import StopRequest
 
 
@@ -46,6 +46,44 @@ def test_the_launchers_file_is_a_request(tmp_path: Path, monkeypatch: pytest.Mon
         assert not stop.noted.wait(0.5)
         (tmp_path / "stop").touch()
         assert stop.noted.wait(10)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = Noting()
+        with listening(stop):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.noted.wait(0.5)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_no_file_of_somebody_else_is_a_request(tmp_path: Path) -> None:
+    """Neither theirs in this user's folder, nor this user's where they could put it, nor a link."""
+    folder, file = tmp_path / "f", tmp_path / "f" / "stop"
+    assert not is_request(file)
+    folder.mkdir(mode=0o700)
+    file.touch()
+    assert is_request(file)
+    folder.chmod(0o777)
+    assert not is_request(file)
+    folder.chmod(0o700)
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert not is_request(file)
+    file.unlink()
+    file.mkdir()
+    assert not is_request(file)
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder)
+    assert not is_request(linked / "stop")
+    if os.geteuid() == 0:
+        file.rmdir()
+        file.touch()
+        os.chown(file, 65534, 65534)
+        assert not is_request(file)
 
 
 # The main thread is inside C and holds no bytecode back: Python's own handlers would wait for it.
