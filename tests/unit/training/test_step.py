@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from horovod_yolo.core.errors import NonFiniteError
 from horovod_yolo.core.types import Batch, Predictions
+from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.losses.anchor_based import AnchorLoss, LossParts
 from horovod_yolo.losses.assign import LevelMatch
 from horovod_yolo.models.head import Detector
@@ -38,12 +40,17 @@ def make_stepper(
     scaled: bool = False,
     lr: float = 0.1,
     stop: StopRequest | None = None,
+    comm: Communicator | None = None,
+    sync_bn: bool = False,
+    compress: bool = False,
 ) -> Stepper:
-    comm = LocalCommunicator()
+    comm = comm or LocalCommunicator()
+    if sync_bn:
+        synchronise_batch_norm(model, comm)
     optimizer, exchange = comm.exchange_gradients(
         make_optimizer(name, model, lr=lr, momentum=0.9, decay=0.01),
         model.named_parameters(),
-        compress=False,
+        compress=compress,
         group_mb=1.0,
     )
     return Stepper(
@@ -54,7 +61,7 @@ def make_stepper(
         scaler=torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled),
         precision=Precision(device=CPU, dtype=next(model.parameters()).dtype),
         comm=comm,
-        sync_bn=False,
+        sync_bn=sync_bn,
         stop=stop or StopRequest(),
     )
 
