@@ -1,4 +1,4 @@
-"""Synchronised batch norm of one rank is torch's batch norm; over real ranks: see tests/parallel."""
+"""Synchronised batch norm of one rank is torch's batch norm; of several: see the next file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.distributed.sync_batchnorm import (
     SyncBatchNorm2d,
-    average_running_statistics,
     synchronise_batch_norm,
 )
 
@@ -123,23 +122,3 @@ def test_replacing_keeps_names_and_objects() -> None:
     assert len(layers) == 2 and len({layer._name for layer in layers}) == 2
     synchronise_batch_norm(model, LocalCommunicator())
     assert [module for module in model.modules() if isinstance(module, SyncBatchNorm2d)] == layers
-
-
-class ThreeEqualRanks(LocalCommunicator):
-    """Sums over three ranks that hold the same."""
-
-    size = 3
-
-    def allreduce_sum(self, tensor: Tensor, name: str):  # type: ignore[no-untyped-def]
-        return super().allreduce_sum(tensor * 3, name)
-
-
-def test_running_statistics_are_averaged() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm2d(3))
-    model[0](images((2, 2, 4, 4), torch.float32, 0))
-    before = copy.deepcopy(model.state_dict())
-    average_running_statistics(model, LocalCommunicator())
-    average_running_statistics(model, ThreeEqualRanks())
-    average_running_statistics(nn.Conv2d(1, 1, 1), ThreeEqualRanks())
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, before[name], rtol=1e-6, atol=0)
