@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from horovod_yolo.assembly.build import choose_device, choose_precision, round_to_stride, together
+from horovod_yolo.assembly.build import round_to_stride, together
+from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
 from horovod_yolo.assembly.run import new_run, train
 from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
 from horovod_yolo.config.load import config_from_flags, flags_to_argv, nearest, train_parser
@@ -128,7 +129,8 @@ class YOLO:
         precision = choose_precision("auto", choose_device("", LocalCommunicator()))
         side = round_to_stride(imgsz or trained.imgsz, max(model.strides))
         pixels = [_pixels(image) for image in images]
-        return predict_images(model.to(precision.device), pixels, side, precision, **options)
+        with arithmetic("auto"):
+            return predict_images(model.to(precision.device), pixels, side, precision, **options)
 
     def _trained(self) -> Path:
         if self.weights is None:

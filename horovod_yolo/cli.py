@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from horovod_yolo import __version__
 from horovod_yolo.assembly.job import (
@@ -24,7 +24,7 @@ from horovod_yolo.assembly.job import (
     on_ranks_until_stopped,
 )
 from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
-from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.config.schema import Precision, TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.launched import launched_elastic
 
@@ -146,7 +146,7 @@ def _val_options(argv: Sequence[str]) -> Any:
     p.add_argument("--max-det", dest="max_det", type=int)
     p.add_argument("--device")
     p.add_argument("--workers", type=int)
-    p.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16", "fp64"))
+    p.add_argument("--precision", choices=get_args(Precision))
     p.add_argument("--cache-dir", dest="cache_dir")
     p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
     given = vars(p.parse_strictly(argv))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from horovod_yolo.assembly.datasets import raise_together, shared_index
+from horovod_yolo.assembly.device import choose_device, choose_precision
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import Hyp, TrainConfig
@@ -82,41 +83,6 @@ def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
 def index_cache(cache_dir: str) -> Path:
     """The folder of cached indexes."""
     return Path(cache_dir) / "index" if cache_dir else default_cache_dir()
-
-
-def choose_device(wanted: str, comm: Communicator) -> torch.device:
-    """The device of this rank: the GPU of its local rank, or the CPU.
-
-    Raises:
-        UserError: a GPU that is not there, or fewer GPUs than ranks on this host.
-    """
-    if wanted == "cpu" or (not wanted and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    numbers = [part.strip() for part in wanted.split(",")] if wanted else []
-    if not all(part.isdigit() for part in numbers):
-        raise UserError(f"--device is {wanted!r}", fix="use cpu, or GPU numbers such as 0 or 0,1")
-    here = torch.cuda.device_count()
-    gpus = [int(part) for part in numbers] or list(range(here))
-    missing = [gpu for gpu in gpus if gpu >= here]
-    if missing:
-        raise UserError(
-            f"--device names GPU {missing[0]}, this host has {here}", fix="use --device cpu, or fewer"
-        )
-    if comm.local_rank >= len(gpus):
-        raise UserError(
-            f"{comm.local_size} ranks on a host for {len(gpus)} GPUs",
-            fix="launch one rank a GPU, or use --device cpu",
-        )
-    device = torch.device("cuda", gpus[comm.local_rank])
-    torch.cuda.set_device(device)
-    return device
-
-
-def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """``auto`` is fp16 on GPUs and fp32 on CPUs."""
-    name = wanted if wanted != "auto" else ("fp16" if device.type == "cuda" else "fp32")
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
-    return Precision(device=device, dtype=dtypes[name])
 
 
 def build_model_for(config: TrainConfig, data: Data) -> Detector:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from horovod_yolo.assembly.build import Data, build_data, build_trainer, round_to_stride, together
 from horovod_yolo.assembly.datasets import raise_together
+from horovod_yolo.assembly.device import arithmetic
 from horovod_yolo.assembly.elastic import SECONDS_BETWEEN_SAVES, Elastic
 from horovod_yolo.assembly.run_folder import new_run_folder, versions, write_config, write_json
 from horovod_yolo.checkpoint import resume
@@ -187,7 +188,8 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     if comm.rank == 0:
         _try_config(run.folder, trainer.config)
     try:
-        trainer.fit()
+        with arithmetic(run.config.precision, deterministic=run.config.deterministic):
+            trainer.fit()
         checkpointer.wait()
         if comm.broadcast_object(checkpointer.nothing_owed):
             words = f"after the last step; --resume {run.folder} writes the results and the report"

@@ -10,13 +10,12 @@ from typing import NoReturn
 from horovod_yolo.assembly.build import (
     build_evaluation_loader,
     build_loss,
-    choose_device,
-    choose_precision,
     index_cache,
     load_weights,
     together,
 )
 from horovod_yolo.assembly.datasets import shared_index
+from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
@@ -110,8 +109,11 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
         max_detections=options.max_det,
     )
     collected: dict[int, Detections] | None = {} if options.save_json else None
-    evaluation = evaluator.run(model.to(device, precision.of_weights), collected)
-    loader.close()
+    try:
+        with arithmetic(options.precision):
+            evaluation = evaluator.run(model.to(device, precision.of_weights), collected)
+    finally:
+        loader.close()
     if collected is not None:
         _save_detections(options.save_json, collected, index, comm)
     return evaluation, names

@@ -100,6 +100,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--elastic", action="store_true", help="go on when ranks are lost or come; commits are in memory")
     add("--elastic-wait", dest="elastic_wait", type=float, help="seconds to wait for enough ranks")
     add("--precision", choices=get_args(Precision), help="of the forward pass; auto: fp16 on GPUs")
+    add("--deterministic", action="store_true", help="the same bits in every run on a GPU; slower")
     add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="lr0 by the images of a step / nbs")
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
     add("--cache-dir", dest="cache_dir", help="folder of the data index and the image cache")

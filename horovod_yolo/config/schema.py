@@ -15,7 +15,7 @@ from horovod_yolo.core.errors import UserError
 Cache = Literal["none", "ram", "disk"]
 OptimizerName = Literal["SGD", "Adam", "AdamW"]
 Compression = Literal["auto", "none", "fp16"]
-Precision = Literal["auto", "fp32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
+Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
 ScaleLr = Literal["none", "linear", "sqrt"]
 
 STEPS_BETWEEN_ELASTIC_COMMITS = 10
@@ -138,6 +138,7 @@ class TrainConfig:
     elastic: bool = False
     elastic_wait: float = 300.0
     precision: Precision = "auto"
+    deterministic: bool = False
     scale_lr: ScaleLr = "none"
     max_steps: int = 0
     cache_dir: str = ""
@@ -164,6 +165,15 @@ class TrainConfig:
         _require(numbered, "--freeze", self.freeze, "a number of layers or a list of them, from 0")
         _require(self.elastic_wait > 0, "--elastic-wait", self.elastic_wait, "seconds, above 0")
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
+        self._check_choices()
+        _require(
+            not (self.deterministic and self.precision == "tf32"),
+            "--precision",
+            self.precision,
+            "another one with --deterministic, which leaves out TF32",
+        )
+
+    def _check_choices(self) -> None:
         for name, choices in (
             ("cache", Cache),
             ("optimizer", OptimizerName),

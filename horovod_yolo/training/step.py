@@ -47,6 +47,7 @@ class Precision:
 
     device: torch.device
     dtype: torch.dtype
+    memory_format: torch.memory_format = torch.channels_last
 
     @property
     def of_weights(self) -> torch.dtype:
@@ -60,7 +61,7 @@ class Precision:
         they are, because Horovod and checkpoints want them contiguous.
         """
         images = batch.images.to(self.device, self.of_weights, non_blocking=True)
-        return images.contiguous(memory_format=torch.channels_last) / 255
+        return images.contiguous(memory_format=self.memory_format) / 255
 
     def autocast(self) -> torch.autocast:
         """The context of the forward pass."""

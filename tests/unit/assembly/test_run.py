@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from horovod_yolo.assembly.build import build_data, build_trainer, choose_device, together
+from horovod_yolo.assembly.build import build_data, build_trainer, together
+from horovod_yolo.assembly.device import choose_device
 from horovod_yolo.assembly.run import new_run, on_rank_0, resumed_run, start_run
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.checkpoint import store
