@@ -6,7 +6,7 @@ are then *collective*. Mistakes are `UserError`, on all ranks alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import cache
@@ -14,16 +14,15 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
-import numpy as np
-
 from horovod_yolo.assembly.build import round_to_stride, together
 from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
 from horovod_yolo.assembly.run import new_run, train
 from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
-from horovod_yolo.config.load import config_from_flags, flags_to_argv, nearest, train_parser
+from horovod_yolo.config.keywords import device_name, prediction_options, training_argv, validation_options
+from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.core.errors import StoppedError, UserError
-from horovod_yolo.core.types import Detections, Image
-from horovod_yolo.data.read import ImageError, read_image
+from horovod_yolo.core.types import Detections
+from horovod_yolo.data.given import Given, one_by_one, pixels
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.launched import connect
 from horovod_yolo.distributed.local import LocalCommunicator
@@ -61,7 +60,8 @@ class YOLO:
 
         Args:
             data: a data.yaml.
-            flags: those of ``train.py`` with underscores: ``epochs=3, batch_size=8, cos_lr=True``.
+            flags: those of ``train.py`` with underscores: ``epochs=3, batch_size=8, cos_lr=True``, and
+                Ultralytics' ``batch, amp, val, plots``. None is as if it was not given.
 
         Returns:
             What ``results.json`` holds.
@@ -74,10 +74,10 @@ class YOLO:
                 tells whether ``train.py --resume`` has the checkpoint of that moment. Where the request came
                 after the last step, the run is complete.
         """
-        if "resume" in flags:
+        if flags.get("resume"):
             raise UserError("resume is not for a new run", fix="use train.py --resume")
         start = {"weights": str(self.weights)} if self.weights else {"cfg": self.name}
-        argv = flags_to_argv({**start, **flags, "data": data})
+        argv = training_argv(train_parser("train"), {**start, **flags, "data": data})
         comm = _ranks()
         config = together(comm, lambda: config_from_flags(vars(train_parser("train").parse_strictly(argv))))
         stop = StopRequest()
@@ -91,12 +91,13 @@ class YOLO:
             raise StoppedError(f"after the last step; the run is complete: {run.folder}", saved=True)
         return results
 
-    def val(self, data: str | Path = "", **options: Any) -> dict[str, Any]:
+    def val(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         """Score the weights on ``data``, by default the set trained on. *Collective.*
 
         Args:
             data: a data.yaml.
-            options: fields of `ValOptions`: ``imgsz=320, task="test"``.
+            options: fields of `ValOptions`: ``imgsz=320, task="test"``, and Ultralytics' ``batch, conf, iou,
+                split``.
 
         Returns:
             ``precision, recall, mAP50, mAP50-95, per_class, val_loss`` and more.
@@ -104,46 +105,36 @@ class YOLO:
         Raises:
             UserError: a mistake in the options or the data, or no weights yet.
         """
-        known = [f.name for f in fields(ValOptions)]
-        for name in set(options) - set(known):
-            raise UserError(f"unknown option {name}", fix=nearest(name, known))
-        evaluation, names = validate(
-            ValOptions(weights=str(self._trained()), data=str(data), **options), _ranks()
-        )
+        known = {f.name for f in fields(ValOptions)} - {"weights", "data"}
+        named = validation_options(options, known)
+        weights = str(self._trained())
+        evaluation, names = validate(ValOptions(weights=weights, data=str(data or ""), **named), _ranks())
         return metrics_of(evaluation, names)
 
     def predict(
-        self, images: Sequence[str | Path | Image], *, imgsz: int = 0, **options: Any
+        self, images: Given | Iterable[Given], *, imgsz: int = 0, device: Any = "", **options: Any
     ) -> list[Detections]:
-        """Find objects, on this rank alone; boxes are in pixels of the images.
+        """Find objects, on this rank alone: one result an image; boxes are in pixels of the images.
 
         Args:
-            images: paths, or (H, W, 3) uint8 RGB arrays.
+            images: a path, a Pillow image, an (H, W, 3) uint8 RGB array, several of them, or a folder.
             imgsz: side of the network's input, pixels; 0: as trained.
-            options: ``conf_threshold, iou_threshold, max_detections`` of `predict_images`.
+            device: ``"cpu"`` or the number of a GPU; empty: a GPU where there is one.
+            options: ``conf, iou, max_det``, or ``conf_threshold, iou_threshold, max_detections`` as
+                `predict_images` calls them.
 
         Raises:
-            UserError: an unusable image, or no weights yet.
+            UserError: an unknown option, an unusable image, or no weights yet.
         """
+        named = prediction_options(options)
         model, trained, _ = load_detector(self._trained())
-        precision = choose_precision("auto", choose_device("", LocalCommunicator()))
+        precision = choose_precision("auto", choose_device(device_name(device), LocalCommunicator()))
         side = round_to_stride(imgsz or trained.imgsz, max(model.strides))
-        pixels = [_pixels(image) for image in images]
+        found = [pixels(image) for image in one_by_one(images)]
         with arithmetic("auto"):
-            return predict_images(model.to(precision.device), pixels, side, precision, **options)
+            return predict_images(model.to(precision.device), found, side, precision, **named)
 
     def _trained(self) -> Path:
         if self.weights is None:
             raise UserError(f"{self.name} has no weights yet", fix="train it first, or open a best.pt")
         return self.weights
-
-
-def _pixels(image: str | Path | Image) -> Image:
-    if isinstance(image, (str, Path)):
-        try:
-            return read_image(Path(image))
-        except ImageError as error:
-            raise UserError(error.reason, where=error.path, fix="leave it out or replace it") from None
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"an image is {image.dtype} {image.shape}", fix="give (H, W, 3) uint8 RGB")
-    return image

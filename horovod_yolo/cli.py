@@ -23,7 +23,8 @@ from horovod_yolo.assembly.job import (
     on_ranks,
     on_ranks_until_stopped,
 )
-from horovod_yolo.config.load import Parser, config_from_flags, nearest, train_parser
+from horovod_yolo.config import foreign
+from horovod_yolo.config.load import Parser, add_shared_flags, config_from_flags, nearest, train_parser
 from horovod_yolo.config.schema import Precision, TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.launched import launched_elastic
@@ -139,12 +140,11 @@ def _val_options(argv: Sequence[str]) -> Any:
     p.add_argument("--weights", required=True, help="best.pt or last.pt of a run")
     p.add_argument("--data", help="data.yaml; default: the one trained on")
     p.add_argument("--task", choices=("train", "val", "test"), help="which split")
-    p.add_argument("--imgsz", "--img", "--img-size", dest="imgsz", type=int)
-    p.add_argument("--batch-size", "--batch", dest="batch_size", type=int, help="total over all ranks")
+    p.foreign = foreign.OF_VALIDATION
+    add_shared_flags(p)
     p.add_argument("--conf-thres", dest="conf_thres", type=float)
     p.add_argument("--iou-thres", dest="iou_thres", type=float)
     p.add_argument("--max-det", dest="max_det", type=int)
-    p.add_argument("--device")
     p.add_argument("--workers", type=int)
     p.add_argument("--precision", choices=get_args(Precision))
     p.add_argument("--cache-dir", dest="cache_dir")

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+from horovod_yolo.config import foreign
 from horovod_yolo.config.schema import (
     Cache,
     Compression,
@@ -27,17 +28,23 @@ HYP_FILE_BYTES = 1 << 16  # a hyperparameter file is a page; more than this is s
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are `UserError` and name the nearest flag."""
 
+    foreign: Mapping[str, str] = {}  # flags of others, and what to do instead
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of leaving the process."""
         raise UserError(message, fix=f"see `{self.prog} --help`")
 
     def parse_strictly(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse all of ``argv``; an unknown flag is an error that names the nearest one."""
+        """Parse all of ``argv``; an unknown flag is an error that names the nearest one.
+
+        A flag of another tool is not supported, with what to do instead.
+        """
         known, unknown = self.parse_known_args(argv)
         if unknown:
-            raise UserError(
-                f"unknown argument {unknown[0]}", fix=nearest(unknown[0].split("=")[0], self._flags())
-            )
+            flag = unknown[0].split("=")[0]
+            if remedy := foreign.instead(flag, self.foreign):
+                raise UserError(f"{flag} is not supported", fix=remedy)
+            raise UserError(f"unknown argument {unknown[0]}", fix=nearest(flag, self._flags()))
         return known
 
     def _flags(self) -> list[str]:
@@ -61,14 +68,14 @@ def nearest(word: str, known: Collection[str]) -> str:
 def train_parser(prog: str = "train.py") -> Parser:
     """All flags of a training run. Defaults stay absent: what was given can be told from what was not."""
     p = Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    p.foreign = foreign.OF_TRAINING
     add = p.add_argument
     add("--data", help="data.yaml: path, train, val, nc, names")
     add("--cfg", "--model", dest="cfg", help="model: yolov5n, yolov5s, ..., yolov3, yolov3-tiny")
     add("--weights", help="start from the weights of a checkpoint")
     add("--hyp", help="hyperparameters, YOLOv5's hyp*.yaml")
     add("--epochs", type=int)
-    add("--batch-size", "--batch", dest="batch_size", type=int, help="total over all ranks")
-    add("--imgsz", "--img", "--img-size", dest="imgsz", type=int, help="square input size in pixels")
+    add_shared_flags(p)
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
     add(
         "--resume",
@@ -77,7 +84,6 @@ def train_parser(prog: str = "train.py") -> Parser:
         help="go on from a run folder or checkpoint; alone: the newest; auto: the run of --name, new or not",
     )
     add("--cache", nargs="?", const="ram", choices=get_args(Cache))
-    add("--device", help="cpu, or GPU numbers such as 0 or 0,1 of this host")
     add("--multi-scale", dest="multi_scale", action="store_true", help="vary the input size by 50%%")
     add("--optimizer", choices=get_args(OptimizerName))
     add("--sync-bn", dest="sync_bn", action="store_true", help="batch norm over the whole global batch")
@@ -108,26 +114,34 @@ def train_parser(prog: str = "train.py") -> Parser:
     return p
 
 
-def flags_to_argv(flags: Mapping[str, Any]) -> list[str]:
-    """Keyword arguments as a command line, so that both have one meaning and one set of checks.
-
-    ``cos_lr=True`` is ``--cos-lr``, ``freeze=(0, 1)`` is ``--freeze 0 1``; None and False are left out.
-    """
-    argv: list[str] = []
-    for name, value in flags.items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, (list, tuple)):
-            argv += [flag, *map(str, value)]
-        elif value is True:
-            argv.append(flag)
-        elif value is not None and value is not False:
-            argv.append(f"{flag}={value}")
-    return argv
+def add_shared_flags(p: argparse.ArgumentParser) -> None:
+    """The flags that ``train`` and ``val`` have alike, with what others write there."""
+    p.add_argument(
+        *("--batch-size", "--batch"),
+        dest="batch_size",
+        type=foreign.batch_size,
+        metavar="N",
+        help="images of a batch, total over all ranks",
+    )
+    p.add_argument(
+        *("--imgsz", "--img", "--img-size"),
+        dest="imgsz",
+        type=int,
+        nargs="+",
+        action=foreign.OneSize,
+        metavar="N",
+        help="square input size in pixels",
+    )
+    p.add_argument("--device", type=foreign.device, help="cpu, or GPU numbers such as 0 or 0,1 of this host")
 
 
 def load_hyp(path: str | Path) -> Hyp:
     """Read a hyperparameter file. Raises `UserError` that names file, key and nearest key."""
     path = Path(path)
+    if path.name == "hyp.scratch-low.yaml" and not path.exists():
+        raise UserError(
+            "there is no such file", where=path, fix="leave --hyp out: its values are the defaults"
+        )
     values = read_mapping(path, most_bytes=HYP_FILE_BYTES, what="a settings file")
     known = {f.name for f in fields(Hyp)}
     for key in values:

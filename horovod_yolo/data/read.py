@@ -117,6 +117,25 @@ def read_image(path: Path) -> Image:
     return np.ascontiguousarray(pixels if upright is None else upright(pixels))
 
 
+def pixels_of(image: PIL.Image.Image) -> Image:
+    """The pixels of an image that Pillow has opened or made, as `read_image` gives those of its file.
+
+    Raises:
+        ImageError: as ``read_image``.
+    """
+    path = Path(getattr(image, "filename", "") or f"<{type(image).__name__}>")
+    try:
+        _require_supported(path, image)
+        image.load()
+        upright = _UPRIGHT.get(_orientation(image))
+        found = _rgb8(image)
+    except _DAMAGE as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(path, f"cannot be decoded: {error}") from error
+    return np.ascontiguousarray(found if upright is None else upright(found))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright image, from the header where the format allows.
 
@@ -193,7 +212,7 @@ def _require_supported(path: Path, image: PIL.Image.Image) -> None:
         raise ImageError(path, f"pixels of kind {image.mode} have no defined conversion to 8-bit RGB")
     if image.mode in _DEEP_GREY_MODES and not 8 <= _declared_bits(image) <= 32:
         raise ImageError(path, f"{_declared_bits(image)} bits a pixel do not fit pixels of kind {image.mode}")
-    if "progressive" in image.info and path.read_bytes().count(_JPEG_SCAN) > MAX_SCANS:
+    if "progressive" in image.info and path.is_file() and path.read_bytes().count(_JPEG_SCAN) > MAX_SCANS:
         raise ImageError(path, f"it has more than {MAX_SCANS} scans")
 
 

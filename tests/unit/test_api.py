@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from horovod_yolo.api import YOLO
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.given import pixels
 from horovod_yolo.data.read import read_image
 
 
@@ -80,9 +82,11 @@ def test_weights_go_on_training(trained: tuple[YOLO, dict[str, Any]], digits: Pa
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"epoch": 3}, "unknown argument --epoch=3. did you mean --epochs"),
+        ({"epoch": 3}, "unknown argument epoch. did you mean epochs"),
         ({"epochs": "many"}, "argument --epochs: invalid int value: 'many'"),
         ({"epochs": 0}, "--epochs is 0"),
+        ({"amp": False, "no_such_flag": False}, "unknown argument no_such_flag"),
+        ({"typo": None}, "unknown argument typo"),
         ({"resume": True}, "resume is not for a new run"),
         ({"hyp": "none.yaml"}, "none.yaml: cannot be read: No such file"),
     ],
@@ -116,7 +120,7 @@ def test_a_new_model_has_nothing_to_score_or_find_with() -> None:
 
 def test_wrong_options_and_images_are_named(trained: tuple[YOLO, dict[str, Any]], tmp_path: Path) -> None:
     model, _ = trained
-    with pytest.raises(UserError, match=r"unknown option batchsize\. did you mean batch_size"):
+    with pytest.raises(UserError, match=r"unknown argument batchsize\. did you mean batch"):
         model.val(batchsize=3)
     with pytest.raises(UserError, match="--batch-size is 0"):
         model.val(batch_size=0)
@@ -126,10 +130,53 @@ def test_wrong_options_and_images_are_named(trained: tuple[YOLO, dict[str, Any]]
     for image in (tmp_path / "none.jpg", tmp_path / "x.jpg"):
         with pytest.raises(UserError, match=str(image)):
             model.predict([image])
-    for pixels in (
+    for wrong in (
         np.zeros((4, 4), np.uint8),
         np.zeros((3, 8, 8), np.uint8),
         np.zeros((8, 8, 3), np.float32),
     ):
         with pytest.raises(UserError, match=r"give \(H, W, 3\) uint8 RGB"):
-            model.predict([pixels])  # type: ignore[list-item]
+            model.predict([wrong])
+    for unusable in (3, [None], [tmp_path], tmp_path / "none", [[tmp_path / "x.jpg"]]):
+        with pytest.raises(UserError):
+            model.predict(unusable)  # type: ignore[arg-type]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no image in this folder"):
+        model.predict(tmp_path / "empty")
+    with pytest.raises(UserError, match="unknown argument stream"):
+        model.predict(tmp_path / "x.jpg", stream=False)
+
+
+def test_images_in_every_form_give_the_same(trained: tuple[YOLO, dict[str, Any]], digits: Path) -> None:
+    model = YOLO(str(trained[0].weights))
+    paths = images_of(digits)
+    path, low = paths[0], {"conf": 1e-4, "max_det": 20}
+    expected = model.predict([path], **low)
+    array = read_image(path)
+    with PIL.Image.open(path) as opened:
+        forms: list[Any] = [path, str(path), opened, [opened], array, [array], array[None], (path,)]
+        for form in [*forms, iter([path])]:
+            (found,) = model.predict(form, **low)
+            assert torch.equal(found.boxes_xyxy, expected[0].boxes_xyxy), form
+    of_folder = model.predict(path.parent, **low)
+    assert len(of_folder) == len(paths)
+    assert torch.equal(of_folder[0].boxes_xyxy, expected[0].boxes_xyxy)
+
+
+def test_a_pillow_image_is_read_as_its_file_is(tmp_path: Path) -> None:
+    """Turned upright, palettes and 16-bit grey included; cut-off data is a `UserError`."""
+    rng = np.random.default_rng(0)
+    rgb = PIL.Image.fromarray(rng.integers(0, 255, (6, 9, 3), dtype=np.uint8))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    rgb.save(tmp_path / "turned.png", exif=exif)
+    rgb.quantize(16).save(tmp_path / "palette.png")
+    PIL.Image.fromarray(rng.integers(0, 1 << 16, (6, 9), dtype=np.uint16)).save(tmp_path / "deep.png")
+    for name in ("turned.png", "palette.png", "deep.png"):
+        with PIL.Image.open(tmp_path / name) as opened:
+            assert np.array_equal(pixels(opened), read_image(tmp_path / name)), name
+    assert pixels(rgb).shape == (6, 9, 3)
+    data = (tmp_path / "turned.png").read_bytes()
+    (tmp_path / "short.png").write_bytes(data[: len(data) // 2])
+    with PIL.Image.open(tmp_path / "short.png") as opened, pytest.raises(UserError, match=r"short\.png"):
+        pixels(opened)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.config.foreign import OF_TRAINING
 from horovod_yolo.config.load import (
     HYP_FILE_BYTES,
     config_from_flags,
-    flags_to_argv,
     load_hyp,
     nearest,
     train_parser,
@@ -121,6 +121,9 @@ def test_aliases_of_the_input_size(flag: str) -> None:
         (["--max-steps", "5"], {"max_steps": 5}),
         (["--fusion-mb", "0.5"], {"fusion_mb": 0.5}),
         (["--batch-size=7"], {"batch_size": 7}),
+        (["--device", "CPU"], {"device": "cpu"}),
+        (["--device", "cuda:0"], {"device": "0"}),
+        (["--device", "cuda:0, cuda:2"], {"device": "0,2"}),
     ],
 )
 def test_forms_of_a_flag(argv: list[str], expected: dict[str, Any]) -> None:
@@ -155,6 +158,37 @@ def test_wrong_flags_are_named(argv: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         config_of("--data", "d.yaml", "--cfg", "yolov5n", *argv)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--image-weights", "--image-weights is not supported. leave it out, or list the images"),
+        ("--evolve 300", "--evolve is not supported. leave it out: choose hyperparameters with --hyp"),
+        ("--upload_dataset", "--upload_dataset is not supported"),
+        ("--local_rank=0", "--local_rank is not supported. start several ranks with horovod-yolo launch"),
+        ("--adam", "--adam is not supported. use --optimizer Adam"),
+        ("--batch -1", "-1, a batch size that is chosen by memory, is not supported: give the images"),
+        ("--batch=0.7", "0.7, a batch size that is chosen by memory, is not supported"),
+        ("--batch auto", "auto, a batch size that is chosen by memory, is not supported"),
+        ("--batch -2", "--batch-size is -2. it must be 1 or more"),
+        ("--img 64 96", "two sizes (--img 64 96) are not supported. give one, --img 96"),
+        ("--img 64 64", "two sizes (--img 64 64) are not supported. give one, --img 64"),
+        ("--device mps", "mps is not supported: use cpu, or GPU numbers"),
+        ("--device cuda", "cuda names no GPU: give numbers"),
+        ("--hyp hyp.scratch-low.yaml", "there is no such file. leave --hyp out: its values are the defaults"),
+    ],
+)
+def test_flags_of_others_say_what_to_do_instead(line: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config_of("--data", "d.yaml", "--cfg", "yolov5n", *shlex.split(line))
+    assert message in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_no_flag_is_ours_and_not_supported() -> None:
+    ours = {flag for action in train_parser()._actions for flag in action.option_strings}
+    assert not ours & set(OF_TRAINING)
 
 
 def test_what_a_run_needs_at_least() -> None:
@@ -246,20 +280,6 @@ def test_bombs_fizzle(tmp_path: Path, name: str) -> None:
 def test_paths_that_are_no_files(path: str) -> None:
     with pytest.raises(UserError, match=path):
         load_hyp(path)
-
-
-def test_keyword_arguments_mean_what_flags_mean() -> None:
-    flags = {"data": "d x.yaml", "cfg": "yolov5n", "batch_size": 3, "cos_lr": True, "rect": False}
-    flags |= {"freeze": (0, 1), "device": None, "project": "-p", "label_smoothing": 0.1}
-    assert config_of(*flags_to_argv(flags)) == TrainConfig(
-        data="d x.yaml",
-        cfg="yolov5n",
-        batch_size=3,
-        cos_lr=True,
-        freeze=(0, 1),
-        project="-p",
-        label_smoothing=0.1,
-    )
 
 
 def test_nearest_names_at_most_two_or_all() -> None:

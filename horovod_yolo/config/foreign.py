@@ -1,0 +1,127 @@
+"""Flags that users know from YOLOv5, Ultralytics and launchers and that are not here: what to do instead."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from horovod_yolo.core.errors import UserError
+
+_LOGGERS = "leave it out: results.csv, steps.csv and TensorBoard events are written without it"
+_LAUNCH = "start several ranks with horovod-yolo launch, horovodrun or mpirun"
+_HALF = "use --precision fp16"
+_SHARE = re.compile(r"0?\.\d+")  # of the GPU's memory
+_DEFAULT = "leave it out: it is how this trains anyway"
+
+OF_TRAINING: Mapping[str, str] = {
+    "--adam": "use --optimizer Adam",
+    "--amp": "use --precision auto, fp16 or bf16",
+    "--artifact-alias": _LOGGERS,
+    "--bbox-interval": _LOGGERS,
+    "--bucket": "leave it out: nothing is uploaded",
+    "--cache-images": "use --cache",
+    "--classes": "leave the other classes out of names in data.yaml, which must be a COCO or VOC set",
+    "--close-mosaic": "write mosaic: 0 into a --hyp file, and train the last epochs as a run of its own",
+    "--dropout": "leave it out: the models here have no dropout",
+    "--entity": _LOGGERS,
+    "--evolve": "leave it out: choose hyperparameters with --hyp",
+    "--evolve-population": "leave it out: choose hyperparameters with --hyp",
+    "--fraction": "name a list file with the images as train in data.yaml",
+    "--half": _HALF,
+    "--image-weights": "leave it out, or list the images of rare classes in a file of their own",
+    "--linear-lr": f"{_DEFAULT}; --cos-lr is the other way",
+    "--local-rank": _LAUNCH,
+    "--log-artifacts": _LOGGERS,
+    "--log-imgs": _LOGGERS,
+    "--ndjson-console": _LOGGERS,
+    "--ndjson-file": _LOGGERS,
+    "--nodes": _LAUNCH,
+    "--nnodes": _LAUNCH,
+    "--nproc-per-node": _LAUNCH,
+    "--nosave": "leave it out: last.pt is what --resume needs",
+    "--notest": "use --noval",
+    "--nowandb": _LOGGERS,
+    "--overlap-mask": "leave it out: there are no masks here",
+    "--plots": f"{_DEFAULT}; --noplots is the other way",
+    "--pretrained": "name the checkpoint: --weights best.pt",
+    "--profile": "leave it out: steps.csv and results.csv have the times",
+    "--quad": "leave it out, or use --multi-scale",
+    "--resume-evolve": "leave it out: choose hyperparameters with --hyp",
+    "--save": _DEFAULT,
+    "--single-cls": "give all objects the class 0 and data.yaml one name",
+    "--task": "leave it out: this trains detectors",
+    "--upload-dataset": _LOGGERS,
+    "--val": f"{_DEFAULT}; --noval is the other way",
+    "--verbose": "use --log-dir for all messages",
+    "--world-size": _LAUNCH,
+}
+OF_VALIDATION: Mapping[str, str] = {
+    "--agnostic-nms": "leave it out: boxes of one class only suppress each other",
+    "--augment": "leave it out: images are scored as they are",
+    "--cfg": "leave it out: the checkpoint knows its model",
+    "--dnn": "give --weights a last.pt or best.pt",
+    "--exist-ok": "leave it out: there is no folder but that of --save-json FILE",
+    "--half": _HALF,
+    "--name": "leave it out: there is no folder but that of --save-json FILE",
+    "--plots": "leave it out: the run folder has plots of training",
+    "--project": "leave it out: there is no folder but that of --save-json FILE",
+    "--rect": _DEFAULT,
+    "--save-conf": "use --save-json FILE, which has the scores",
+    "--save-hybrid": "leave it out",
+    "--save-txt": "use --save-json FILE",
+    "--single-cls": "give all objects the class 0 and data.yaml one name",
+    "--verbose": _DEFAULT,
+}
+
+
+def instead(flag: str, foreign: Mapping[str, str]) -> str | None:
+    """What to do instead of a flag that others have; None where they have none of this name."""
+    return foreign.get("--" + flag.lstrip("-").replace("_", "-").lower()) if flag.startswith("--") else None
+
+
+def batch_size(text: str) -> int:
+    """Type of ``--batch-size``: images, neither YOLOv5's -1 nor Ultralytics' share of a memory."""
+    if text.lower() in ("-1", "auto") or _SHARE.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text}, a batch size that is chosen by memory, is not supported: give the images of a step "
+            "over all ranks, such as 16 times their number"
+        )
+    return int(text)
+
+
+class OneSize(argparse.Action):
+    """Takes the one side of a square input where others take two numbers."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Set it, or raise `UserError`."""
+        assert isinstance(values, list)
+        if len(values) > 1:
+            raise UserError(
+                f"two sizes ({option_string} {' '.join(map(str, values))}) are not supported",
+                fix=f"give one, {option_string} {max(values)}: images keep their shape, the rest is padded",
+            )
+        setattr(namespace, self.dest, values[0])
+
+
+def device(text: str) -> str:
+    """Type of ``--device``: ``cpu`` or numbers, also as torch writes them: ``cuda:0``, ``CPU``."""
+    named = text.strip().lower()
+    if named in ("mps", "xla", "tpu", "npu", "xpu", "auto", "-1", "-1,-1") or named.startswith(
+        ("mps:", "npu:")
+    ):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not supported: use cpu, or GPU numbers such as 0 or 0,1, or leave it out"
+        )
+    if named in ("cuda", "gpu"):
+        raise argparse.ArgumentTypeError(
+            f"{text} names no GPU: give numbers such as 0 or 0,1, or leave it out"
+        )
+    return ",".join(part.strip().removeprefix("cuda:") for part in named.split(","))

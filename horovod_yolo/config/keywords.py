@@ -1,0 +1,163 @@
+"""Python's keyword arguments as a command line, so that both have one meaning and one set of checks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
+from os import PathLike
+from typing import Any
+
+from horovod_yolo.config.foreign import OF_TRAINING, OF_VALIDATION, device, instead
+from horovod_yolo.config.load import Parser, nearest
+from horovod_yolo.config.schema import Hyp
+from horovod_yolo.core.errors import UserError
+
+Renaming = Callable[[object], dict[str, object]]
+
+
+def _as(name: str) -> Renaming:
+    return lambda value: {name: value}
+
+
+def _unless(name: str, keyword: str) -> Renaming:
+    """``val=False`` is ``noval=True``."""
+    return lambda value: {name: not _switch(keyword, value)}
+
+
+def _amp(value: object) -> dict[str, object]:
+    return {"precision": "auto" if _switch("amp", value) else "fp32"}
+
+
+# Ultralytics' and YOLOv5's names of what has another one here.
+TRAINING: Mapping[str, Renaming] = {
+    "amp": _amp,
+    "batch": _as("batch_size"),
+    "img": _as("imgsz"),
+    "img_size": _as("imgsz"),
+    "plots": _unless("noplots", "plots"),
+    "val": _unless("noval", "val"),
+}
+VALIDATION: Mapping[str, Renaming] = {
+    "batch": _as("batch_size"),
+    "conf": _as("conf_thres"),
+    "img": _as("imgsz"),
+    "img_size": _as("imgsz"),
+    "iou": _as("iou_thres"),
+    "split": _as("task"),
+}
+PREDICTION: Mapping[str, Renaming] = {
+    "conf": _as("conf_threshold"),
+    "conf_thres": _as("conf_threshold"),
+    "iou": _as("iou_threshold"),
+    "iou_thres": _as("iou_threshold"),
+    "max_det": _as("max_detections"),
+}
+
+
+def training_argv(parser: Parser, given: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments of `YOLO.train` as a command line.
+
+    ``cos_lr=True`` is ``--cos-lr``, ``freeze=(0, 1)`` is ``--freeze 0 1``, ``device=[0, 1]`` is
+    ``--device=0,1``, ``amp=False`` is ``--precision=fp32``; a flag that is None or False is not given.
+
+    Raises:
+        UserError: a name that is no flag, whatever its value, or a value that no flag can have.
+    """
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    flags = renamed(given, TRAINING, actions, OF_TRAINING)
+    return [word for name, value in flags.items() for word in _words(actions[name], name, value)]
+
+
+def validation_options(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Keyword arguments of `YOLO.val` under the names of `ValOptions`; None is not given.
+
+    Raises:
+        UserError: a name that is no option, whatever its value.
+    """
+    options = renamed(given, VALIDATION, known, OF_VALIDATION)
+    return {name: device_name(value) if name == "device" else value for name, value in options.items()}
+
+
+def prediction_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `YOLO.predict` under the names of `predict_images`.
+
+    Raises:
+        UserError: a name that is no option, or a number out of its range.
+    """
+    options = renamed(given, PREDICTION, ("conf_threshold", "iou_threshold", "max_detections"), {})
+    for name, value in options.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name == "max_detections" and not (number and value >= 1 and value == int(value)):
+            raise UserError(f"{name} is {value!r:.60}", fix="it must be a whole number, 1 or more")
+        if name != "max_detections" and not (number and 0 <= value <= 1):
+            raise UserError(f"{name} is {value!r:.60}", fix="it must be between 0 and 1")
+    return options
+
+
+def renamed(
+    given: Mapping[str, Any],
+    others: Mapping[str, Renaming],
+    known: Collection[str],
+    foreign: Mapping[str, str],
+) -> dict[str, Any]:
+    """Arguments under our names; those that are None, which is not given, are left out.
+
+    Raises:
+        UserError: a name that is neither ours nor others', or two names of one thing.
+    """
+    hyperparameters = {f.name for f in fields(Hyp)} - {"label_smoothing"}
+    result: dict[str, Any] = {}
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        if name not in known and name not in others:
+            if remedy := instead(flag, foreign):
+                raise UserError(f"{name} is not supported", fix=remedy.replace("--", ""))
+            if name in hyperparameters:
+                raise UserError(
+                    f"{name} is a hyperparameter", fix=f"write {name}: into a file, hyp='hyp.yaml'"
+                )
+            raise UserError(f"unknown argument {name}", fix=nearest(name, [*known, *others]))
+        if value is None:
+            continue
+        ours = others[name](value) if name in others else {name: value}
+        for key in ours.keys() & result.keys():
+            raise UserError(f"{name} says {key} a second time", fix="give one of them")
+        result |= ours
+    return result
+
+
+def _words(action: argparse.Action, name: str, value: object) -> list[str]:
+    flag = action.option_strings[0]
+    if isinstance(action, argparse._StoreTrueAction):
+        return [flag] if _switch(name, value) else []
+    if name == "device":
+        return [f"{flag}={device_name(value)}"]
+    if isinstance(value, bool):
+        if action.nargs != "?":
+            raise UserError(f"{name} is {value}", fix=f"give {name} its value, or leave it out")
+        return [flag] if value else []
+    if isinstance(value, (list, tuple)):
+        return [flag, *map(str, value)]
+    return [f"{flag}={value}"]
+
+
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is {value!r:.60}", fix="it must be True or False")
+    return value
+
+
+def device_name(value: object) -> str:
+    """``0``, ``[0, 1]``, ``"cuda:0"`` or a torch.device as the command line has it.
+
+    Raises:
+        UserError: it names no device that can be used.
+    """
+    if isinstance(value, (bool, float, PathLike)):
+        raise UserError(f"device is {value!r:.60}", fix="use 'cpu', or GPU numbers such as 0 or [0, 1]")
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    try:
+        return device(text) if text else ""
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"device {error}") from None
