@@ -27,6 +27,7 @@ DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --b
 TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime debootstrap
 
 FUZZ_SECONDS ?= 600
+MUTANTS ?=
 
 SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -36,7 +37,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo packages test test-slow fuzz check fmt clean
+.PHONY: help setup demo packages test test-slow fuzz mutants check fmt clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +85,9 @@ test-slow: setup  ## the slow tests
 
 fuzz: setup  ## broken and hostile files for FUZZ_SECONDS (600), new ones every time
 	end=$$(( $$(date +%s) + $(FUZZ_SECONDS) )); while [ $$(date +%s) -lt $$end ]; do $(PYTEST) tests/fuzz || exit 1; done
+
+mutants: setup  ## small mistakes in the code, one at a time: does a test see each? MUTANTS="--sample 30 losses"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(MUTANTS)
 
 check: setup  ## lint, format, types, spelling, shell scripts, Dockerfiles
 	$(BIN)/ruff check .

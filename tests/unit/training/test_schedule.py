@@ -70,10 +70,17 @@ def test_accumulation_grows_in_the_warm_up() -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "batches", "expected"),
-    [(3.0, 50, 150), (3.0, 5, LEAST_WARMUP_BATCHES), (0.0, 50, 0), (0.01, 1, LEAST_WARMUP_BATCHES)],
+    [
+        (3.0, 50, 150),
+        (3.0, 5, LEAST_WARMUP_BATCHES),
+        (0.0, 50, 0),
+        (0.01, 1, LEAST_WARMUP_BATCHES),
+        (0.7, 301, 211),
+    ],
 )
 def test_length_of_the_warm_up(epochs: float, batches: int, expected: int) -> None:
-    assert replace(PLAN, warmup_epochs=epochs, batches_per_epoch=batches).warmup_batches == expected
+    length = replace(PLAN, warmup_epochs=epochs, batches_per_epoch=batches).warmup_batches
+    assert length == expected and isinstance(length, int)
 
 
 def test_rates_at_the_first_batch() -> None:
