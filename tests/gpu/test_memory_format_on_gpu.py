@@ -34,9 +34,12 @@ def gradient(precision: Precision) -> Tensor:
     """The whole gradient of yolov5n at its first step."""
     stepper = make_stepper(precision)
     found: list[Tensor] = []
+    # Copies: on a GPU, Nesterov's step adds the momentum to the gradients in place.
     stepper.optimizer.register_step_pre_hook(
         lambda *_: found.extend(
-            p.grad.double().flatten() for p in stepper.model.parameters() if p.grad is not None
+            p.grad.flatten().to(torch.float64, copy=True)
+            for p in stepper.model.parameters()
+            if p.grad is not None
         )
     )
     stepper.step(iter([random_batch(16, 320)]), [1.0])
@@ -51,7 +54,7 @@ def exact() -> Tensor:
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize(
     ("dtype", "name", "most"),
-    [(torch.float32, "fp32", 5e-3), (torch.float32, "tf32", 0.5), (torch.bfloat16, "bf16", 2.0)],
+    [(torch.float32, "fp32", 1e-3), (torch.float32, "tf32", 0.5), (torch.bfloat16, "bf16", 2.0)],
     ids=["fp32", "tf32", "bf16"],
 )
 def test_gradient_and_time_of_a_memory_format(
