@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
-from horovod_yolo.assembly.build import round_to_stride, together
+from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
 from horovod_yolo.assembly.run import new_run, train
 from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
@@ -23,6 +23,7 @@ from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.core.errors import StoppedError, UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.given import Given, one_by_one, pixels
+from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.launched import connect
 from horovod_yolo.distributed.local import LocalCommunicator

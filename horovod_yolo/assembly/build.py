@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from horovod_yolo.assembly.datasets import raise_together, shared_index
-from horovod_yolo.assembly.device import choose_device, choose_precision
+from horovod_yolo.assembly.datasets import shared_index
+from horovod_yolo.assembly.device import agreed_device, choose_precision
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import Hyp, TrainConfig
@@ -26,6 +25,7 @@ from horovod_yolo.data.index import Index
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
 from horovod_yolo.data.spec import DataSpec
+from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.evaluation.evaluator import Evaluator
@@ -42,7 +42,6 @@ from horovod_yolo.training.schedule import Schedule
 from horovod_yolo.training.step import Precision, Stepper
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 FP16_FIRST_SCALE = 2.0**16
 
 
@@ -59,19 +58,6 @@ class Data:
         return Data(
             replace(self.spec, root=root), replace(self.train, root=root), replace(self.val, root=root)
         )
-
-
-def together(comm: Communicator, make: Callable[[], T]) -> T:
-    """Run something on every rank; where it is a `UserError` on any, raise it on all. *Collective.*
-
-    ``make`` itself must not be collective.
-    """
-    try:
-        value, problem = make(), None
-    except UserError as error:
-        value, problem = None, str(error)
-    raise_together(comm, problem)
-    return value  # type: ignore[return-value]  # raise_together has raised where it is None for an error
 
 
 def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
@@ -292,7 +278,7 @@ def build_trainer(
 ) -> Trainer:
     """Everything of a run, with equal state on all ranks. *Collective.*"""
     stop = stop or StopRequest()
-    device = together(comm, lambda: choose_device(config.device, comm))
+    device = agreed_device(config.device, comm)
     precision = choose_precision(config.precision, device)
     start = replace(config, cfg=resumed["model_name"], weights="", noautoanchor=True) if resumed else config
     model = together(comm, lambda: build_model_for(start, data))

@@ -26,12 +26,14 @@ from horovod_yolo.data.index import (
     scan,
 )
 from horovod_yolo.data.spec import DataSpec
-from horovod_yolo.distributed.communicator import Communicator, agree
+from horovod_yolo.distributed.agreement import require_same, together
+from horovod_yolo.distributed.communicator import Communicator
 
 log = logging.getLogger(__name__)
 MOST_PROBLEMS_SHOWN = 20
 LARGEST_LOST_SHARE = 10  # a tenth of the images may vanish while the job runs
 MOST_NAMED = 3
+SAME_FILES = "give every host the same files"
 
 
 def shared_index(spec: DataSpec, split: str, comm: Communicator, cache_dir: Path) -> Index:
@@ -50,7 +52,7 @@ def shared_index(spec: DataSpec, split: str, comm: Communicator, cache_dir: Path
     cached = cache.load_index(cache_dir, key, spec.root)
     if all(comm.allgather_object(cached is not None)) and cached is not None:
         index, problems = cached
-        require_same(comm, index.digest, what, spec.file)
+        require_same(comm, index.digest, what, where=spec.file, fix=SAME_FILES)
     else:
         index, problems = _scan_together(spec, split, comm, entries)
         if comm.local_rank == 0:
@@ -84,7 +86,8 @@ def _look(spec: DataSpec, split: str, comm: Communicator, what: str) -> tuple[li
         raise UserError(bad[0].problem + where)
     for other in looks:
         if other.fingerprint.content != looks[0].fingerprint.content:
-            raise _difference(f"{what} differ between hosts, {looks[0].host} and {other.host}", spec.file)
+            differ = f"{what} differ between hosts, {looks[0].host} and {other.host}"
+            raise UserError(differ, where=spec.file, fix=SAME_FILES)
     keys = {look.fingerprint.exact for look in looks if look.host == host}
     # Where hosts share a name, nobody can tell whose look is whose: no key, no shortcut.
     return entries, mine.fingerprint.exact if mine else keys.pop() if len(keys) == 1 else ""
@@ -94,16 +97,11 @@ def _scan_together(
     spec: DataSpec, split: str, comm: Communicator, entries: list[Entry] | None
 ) -> tuple[Index, list[Problem]]:
     """Each rank opens its part of the images. *Collective.*"""
-    listed, problem = entries or [], None
-    if entries is None:
-        try:
-            listed = list_entries(spec, split)
-        except UserError as error:
-            problem = str(error)
-    raise_together(comm, problem)
+    listed = together(comm, lambda: list_entries(spec, split) if entries is None else entries)
     names = "\0".join(relative_name(entry.image, spec.root) for entry in listed)
     digest = hashlib.sha256(os.fsencode(names)).hexdigest()
-    require_same(comm, digest, f"the {split} images change while they are listed: they", spec.file)
+    changing = f"the {split} images change while they are listed: they"
+    require_same(comm, digest, changing, where=spec.file, fix=SAME_FILES)
     low, high = (len(listed) * r // comm.size for r in (comm.rank, comm.rank + 1))
     parts = comm.allgather_object(scan(listed[low:high], spec.names, spec.root))
     problems = [problem for _, found in parts for problem in found]
@@ -113,13 +111,6 @@ def _scan_together(
         shown = f" The first: {problems[0]}" if problems else ""
         raise UserError(str(error) + "." + shown) from None
     return index, problems
-
-
-def raise_together(comm: Communicator, problem: str | None) -> None:
-    """Raise `UserError` on all ranks where any rank has a problem. *Collective.*"""
-    agreed = agree(comm, problem)
-    if agreed is not None:
-        raise UserError(agreed)
 
 
 def require_images(comm: Communicator, lost: int, of: int, seen: Iterable[LostImage], where: object) -> None:
@@ -136,17 +127,6 @@ def require_images(comm: Communicator, lost: int, of: int, seen: Iterable[LostIm
         where=where,
         fix="is the data set still mounted and whole? Mend it, then go on with --resume",
     )
-
-
-def require_same(comm: Communicator, value: str, what: str, where: Path) -> None:
-    """Raise `UserError` on all ranks where a value differs between them. *Collective.*"""
-    versions = set(comm.allgather_object(value))
-    if len(versions) > 1:
-        raise _difference(f"{what} differ between ranks: {len(versions)} versions", where)
-
-
-def _difference(what: str, where: Path) -> UserError:
-    return UserError(what, where=where, fix="give every host the same files")
 
 
 def _report(split: str, index: Index, problems: list[Problem]) -> None:

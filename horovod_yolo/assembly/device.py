@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,9 +11,11 @@ import torch
 from torch.utils import deterministic as torch_deterministic
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.training.step import Precision
 
+MOST_NAMED = 3
 DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -20,6 +23,34 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp64": torch.float64,
 }
+
+
+def agreed_device(wanted: str, comm: Communicator) -> torch.device:
+    """This rank's device, of the same kind on all ranks. *Collective.*
+
+    Without a wish each host takes what it finds, and where a GPU's driver is broken torch finds none: its
+    ranks would train on the CPU, and the others' first exchange would fail for no visible reason.
+
+    Raises:
+        UserError: on all ranks alike, also where only one rank has no such device.
+    """
+    device = together(comm, lambda: choose_device(wanted, comm))
+    found = comm.allgather_object((device.type, socket.gethostname()))
+    hosts = {kind: list(dict.fromkeys(host for of, host in found if of == kind)) for kind, _ in found}
+    if len(hosts) > 1:
+        without = hosts.pop("cpu")
+        having = [host for others in hosts.values() for host in others]
+        raise UserError(
+            f"no GPU can be used on {_named(without)}, and {_named(having)} would train on GPUs",
+            fix="mend the driver (does nvidia-smi work there?), leave the host out, or use --device cpu",
+        )
+    return device
+
+
+def _named(hosts: list[str]) -> str:
+    return ", ".join(hosts[:MOST_NAMED]) + (
+        f" and {len(hosts) - MOST_NAMED} more" if len(hosts) > MOST_NAMED else ""
+    )
 
 
 def choose_device(wanted: str, comm: Communicator) -> torch.device:

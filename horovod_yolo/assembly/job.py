@@ -49,7 +49,7 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     other exception is this rank's own: it says who it is and leaves without another collective call,
     upon which the launcher ends the job.
     """
-    from horovod_yolo.assembly.build import together
+    from horovod_yolo.distributed.agreement import together
     from horovod_yolo.distributed.launched import connect
 
     outlive_lost_output()
@@ -208,7 +208,7 @@ def _end_of(error: Exception) -> tuple[int, str]:
 
 def log_to_files(comm: Any, folder: str) -> None:
     """Write each rank's messages to a file of its own from here on; empty for none. *Collective.*"""
-    from horovod_yolo.assembly.build import together
+    from horovod_yolo.distributed.agreement import together
 
     if folder:
         together(comm, lambda: logs.set_up(comm.rank, comm.size, folder))

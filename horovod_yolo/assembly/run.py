@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from horovod_yolo.assembly.build import Data, build_data, build_trainer, round_to_stride, together
-from horovod_yolo.assembly.datasets import raise_together
+from horovod_yolo.assembly.build import Data, build_data, build_trainer, round_to_stride
 from horovod_yolo.assembly.device import arithmetic
 from horovod_yolo.assembly.elastic import SECONDS_BETWEEN_SAVES, Elastic
 from horovod_yolo.assembly.run_folder import new_run_folder, versions, write_config, write_json
@@ -19,6 +18,7 @@ from horovod_yolo.config.load import config_from_flags, load_hyp
 from horovod_yolo.config.schema import TrainConfig, from_dict, to_dict
 from horovod_yolo.core.errors import StoppedError, UnwrittenError, UserError
 from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.distributed.agreement import on_rank_0, raise_together, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.models.zoo import find_model
 from horovod_yolo.process.stop import StopRequest
@@ -142,20 +142,6 @@ def _with_place_of_this_job(saved: dict[str, Any], given: dict[str, Any]) -> dic
                 fix="leave the flag out, or start a new run from its weights with --weights",
             )
     return saved
-
-
-def on_rank_0(comm: Communicator, make: Callable[[], Any]) -> Any:
-    """What rank 0 makes, on all ranks; its `UserError` too. *Collective.*"""
-    value, problem = None, None
-    if comm.rank == 0:
-        try:
-            value = make()
-        except UserError as error:
-            problem = str(error)
-    value, problem = comm.broadcast_object((value, problem))
-    if problem is not None:
-        raise UserError(problem)
-    return value
 
 
 def _check_before_start(config: TrainConfig, comm: Communicator) -> None:

@@ -12,15 +12,15 @@ from horovod_yolo.assembly.build import (
     build_loss,
     index_cache,
     load_weights,
-    together,
 )
 from horovod_yolo.assembly.datasets import shared_index
-from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
+from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_precision
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.index import Index
 from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.evaluation.evaluator import Evaluation, Evaluator, as_arrays
 from horovod_yolo.metrics.coco_results import write_results
@@ -86,7 +86,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     spec = together(comm, lambda: load_data_yaml(Path(data)))
     together(comm, lambda: _require_classes(options, data, names, spec.names))
     together(comm, lambda: _require_folder(options.save_json if comm.rank == 0 else ""))
-    device = together(comm, lambda: choose_device(options.device, comm))
+    device = agreed_device(options.device, comm)
     index = shared_index(spec, options.task, comm, index_cache(options.cache_dir))
     imgsz = options.imgsz or trained.imgsz
     loader = build_evaluation_loader(

@@ -6,12 +6,10 @@ further collective call is made: the others would wait for this rank.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -107,40 +105,3 @@ class Communicator(Protocol):
 
     def close(self) -> None:
         """Leave the job in order."""
-
-
-def agree(comm: Communicator, problem: str | None) -> str | None:
-    """The first rank's problem, the same answer on every rank. *Collective.*
-
-    Call it before any branch that a rank might take alone.
-    """
-    problems = comm.allgather_object(problem)
-    bad = [rank for rank, text in enumerate(problems) if text is not None]
-    if not bad:
-        return None
-    first = problems[bad[0]]
-    if len(bad) == comm.size:
-        return first
-    return f"{first} (on rank{'s' if len(bad) > 1 else ''} {_ranges(bad)} of {comm.size})"
-
-
-def _ranges(ranks: Sequence[int]) -> str:
-    shown = ", ".join(str(rank) for rank in ranks[:8])
-    return shown + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-
-
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and bytes: equal on two ranks only where every bit is."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def require_equal(comm: Communicator, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise on all ranks unless the tensors are bitwise equal everywhere. *Collective.*"""
-    sums = comm.allgather_object(checksum(tensors))
-    different = [rank for rank, value in enumerate(sums) if value != sums[0]]
-    if different:
-        raise RuntimeError(f"{what} differ from rank 0's on ranks {_ranges(different)} after the broadcast")

@@ -244,7 +244,9 @@ class Trainer:
         evaluation = self.evaluator.run(self.ema.model) if last or not self.config.noval else None
         best = False
         if evaluation:
-            self.evaluation, self.metrics = evaluation, metrics_of(evaluation, self.names)
+            self.evaluation = evaluation
+            # Rank 0's: what decides about the end must not differ by a last bit between unlike machines.
+            self.metrics = self.comm.broadcast_object(metrics_of(evaluation, self.names))
             best = self.early_stopping.update(epoch, self.metrics["fitness"], self.config.patience)
         self.progress.last_losses = [total / sums[3] for total in sums[:3]]
         if finished:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
-from horovod_yolo.distributed.communicator import require_equal
+from horovod_yolo.distributed.agreement import require_equal
 from horovod_yolo.distributed.sync_batchnorm import set_running_statistics
 from horovod_yolo.training.loop import Trainer
 

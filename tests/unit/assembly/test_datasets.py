@@ -12,9 +12,7 @@ import pytest
 from horovod_yolo.assembly import datasets
 from horovod_yolo.assembly.datasets import (
     MOST_PROBLEMS_SHOWN,
-    raise_together,
     require_images,
-    require_same,
     shared_index,
 )
 from horovod_yolo.core.errors import UserError
@@ -23,9 +21,18 @@ from horovod_yolo.data.index import Fingerprint
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
 
-from ..distributed.test_communicator import Gathers
-
 LOCAL = LocalCommunicator()
+
+
+class Gathers(LocalCommunicator):
+    """Stands for one of several ranks: what the others would say in ``allgather_object`` is given."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = answers
+        self.size = len(answers)
+
+    def allgather_object(self, value: Any) -> list[Any]:
+        return list(self._answers)
 
 
 def copy_of(digits: Path, folder: Path) -> Path:
@@ -94,20 +101,6 @@ def test_a_set_without_a_usable_image_names_the_first_problem(digits: Path, tmp_
         path.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"none of 28 images is usable.*The first: "):
         shared_index(load_data_yaml(data), "train", LOCAL, tmp_path / "cache")
-
-
-@pytest.mark.parametrize("problem", ["p", None])
-def test_a_problem_of_another_rank_is_ours_too(problem: str | None) -> None:
-    raise_together(Gathers(None, None), None)
-    with pytest.raises(UserError, match=r"q \(on rank 1 of 2\)|p"):
-        raise_together(Gathers(problem, "q"), problem)
-
-
-def test_ranks_that_see_different_files(tmp_path: Path) -> None:
-    same: list[Any] = ["k", "k", "k"]
-    require_same(Gathers(*same), "k", "the images", tmp_path)
-    with pytest.raises(UserError, match="the images differ between ranks: 2 versions"):
-        require_same(Gathers("k", "l", "k"), "k", "the images", tmp_path)
 
 
 def look(host: str, content: str = "c", exact: str = "e", problem: str = "") -> datasets._Look:

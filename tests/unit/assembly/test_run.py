@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from horovod_yolo.assembly.build import build_data, build_trainer, together
-from horovod_yolo.assembly.device import choose_device
-from horovod_yolo.assembly.run import new_run, on_rank_0, resumed_run, start_run
+from horovod_yolo.assembly.build import build_data, build_trainer
+from horovod_yolo.assembly.run import new_run, resumed_run, start_run
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.checkpoint import store
 from horovod_yolo.config.load import config_from_flags
@@ -239,47 +238,6 @@ def test_a_run_without_a_whole_checkpoint_begins_anew_and_says_so(
 def test_without_resume_each_run_has_its_own_folder(digits: Path, tmp_path: Path) -> None:
     folders = [start_run("", flags(digits, tmp_path), COMM).folder.name for _ in range(2)]
     assert folders == ["exp", "exp2"]
-
-
-class Rank(LocalCommunicator):
-    """One of two ranks."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = rank, 2, rank, 2
-
-    def broadcast_object(self, value: Any) -> Any:
-        return value if self.rank == 0 else ("made by rank 0", None)
-
-
-def test_what_rank_0_makes_all_have() -> None:
-    assert on_rank_0(Rank(0), lambda: "made by rank 0") == "made by rank 0"
-    assert on_rank_0(Rank(1), lambda: pytest.fail("made on rank 1")) == "made by rank 0"
-
-
-def test_together_raises_what_any_rank_met() -> None:
-    def fail() -> None:
-        raise UserError("wrong", where="here", fix="mend it")
-
-    assert together(COMM, lambda: 3) == 3
-    with pytest.raises(UserError, match=r"here: wrong\. mend it"):
-        together(COMM, fail)
-    with pytest.raises(ZeroDivisionError):
-        together(COMM, lambda: 1 // 0)
-
-
-def test_devices_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert choose_device("cpu", Rank(1)) == torch.device("cpu")
-    assert choose_device("", Rank(1)) == torch.device("cuda", 1)
-    assert choose_device("2,3", Rank(1)) == torch.device("cuda", 3)
-    with pytest.raises(UserError, match="2 ranks on a host for 1 GPUs"):
-        choose_device("2", Rank(1))
-    assert chosen == [torch.device("cuda", 1), torch.device("cuda", 3)]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("", Rank(0)) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,95 +1,13 @@
-"""Agreement, checksums, and the communicator of one rank."""
+"""The communicator of one rank."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from horovod_yolo.distributed.communicator import Communicator, agree, checksum, require_equal
+from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers.contract import check_contract
-
-
-class Gathers(LocalCommunicator):
-    """Stands for one of several ranks: what the others would say in ``allgather_object`` is given."""
-
-    def __init__(self, *answers: Any) -> None:
-        self._answers = answers
-        self.size = len(answers)
-
-    def allgather_object(self, value: Any) -> list[Any]:
-        return list(self._answers)
-
-
-@pytest.mark.parametrize(
-    ("problems", "expected"),
-    [
-        ([None], None),
-        (["p"], "p"),
-        ([None, None, None], None),
-        (["p", "p", "p"], "p"),
-        ([None, "p", None], "p (on rank 1 of 3)"),
-        (["p", "q", None], "p (on ranks 0, 1 of 3)"),
-        ([None, "", None], " (on rank 1 of 3)"),
-        ([None, *["p"] * 11], "p (on ranks 1, 2, 3, 4, 5, 6, 7, 8 and 3 more of 12)"),
-    ],
-)
-def test_agree_gives_the_first_problem(problems: list[str | None], expected: str | None) -> None:
-    assert agree(Gathers(*problems), problems[0]) == expected
-
-
-def test_agree_of_one_rank() -> None:
-    assert agree(LocalCommunicator(), None) is None
-    assert agree(LocalCommunicator(), "p") == "p"
-
-
-def tensors() -> dict[str, Tensor]:
-    return {
-        "a": torch.arange(6.0).reshape(2, 3),
-        "b": torch.tensor(3),
-        "c": torch.zeros(0, 4),
-        "d": torch.tensor([True, False]),
-        "e": torch.tensor([0.5], dtype=torch.bfloat16),
-    }
-
-
-def test_checksum_follows_bits_not_storage() -> None:
-    first = checksum(tensors())
-    again = dict(reversed(tensors().items()))
-    again["a"] = again["a"].t().contiguous().t()  # the same values, laid out the other way round
-    assert checksum(again) == first
-
-
-def test_checksum_sees_each_bit() -> None:
-    sums = {checksum(tensors())}
-    for change in (
-        {"a": torch.arange(6.0).reshape(2, 3) * (1 + 1e-7)},
-        {"a": -torch.arange(6.0).reshape(2, 3)},  # 0.0 becomes -0.0 as well
-        {"b": torch.tensor(4)},
-        {"d": torch.tensor([True, True])},
-        {"f": torch.zeros(0)},
-    ):
-        sums.add(checksum({**tensors(), **change}))
-    minus_zero = tensors()
-    minus_zero["a"][0, 0] = -0.0
-    sums.add(checksum(minus_zero))
-    assert len(sums) == 7
-
-
-def test_checksum_of_a_tensor_that_needs_gradients() -> None:
-    weight = nn.Parameter(torch.ones(3))
-    assert checksum({"w": weight}) == checksum({"w": torch.ones(3)})
-
-
-def test_require_equal_names_the_ranks_that_differ() -> None:
-    values = tensors()
-    own = checksum(values)
-    require_equal(Gathers(own, own, own), values, "parameters")
-    with pytest.raises(RuntimeError, match="parameters differ from rank 0's on ranks 1, 3 after"):
-        require_equal(Gathers(own, "x", own, "y"), values, "parameters")
 
 
 def test_one_rank_is_its_own_sum() -> None:
