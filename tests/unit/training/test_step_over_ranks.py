@@ -14,7 +14,8 @@ import torch
 
 from horovod_yolo.core.errors import NonFiniteError
 from horovod_yolo.core.types import Batch
-from horovod_yolo.distributed.communicator import Communicator, checksum
+from horovod_yolo.distributed.agreement import checksum
+from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.optimizers import apply_rates
