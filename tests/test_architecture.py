@@ -21,7 +21,7 @@ PARTS = {"data", "models", "losses", "metrics"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "io": {"core"},
-    "process": {"core"},
+    "process": {"core", "io"},
     "data": {"core", "io"},
     "models": {"core"},
     "losses": {"core", "models.head"},
@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"core", "process", *PARTS, "distributed", "training.step", "assembly.datasets"},
     "telemetry": {"core", "data", "checkpoint", "report", "training", "evaluation.predict"},
     "assembly": {
-        *("core", "process", *PARTS, "distributed", "checkpoint", "config"),
+        *("core", "io", "process", *PARTS, "distributed", "checkpoint", "config"),
         *("training", "evaluation", "telemetry"),
     },
     "api": {

@@ -15,6 +15,7 @@ import horovod_yolo
 from horovod_yolo.checkpoint.store import write
 from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.private import mode_below, own_folder
 
 MOST_RUNS = 10_000
 
@@ -27,13 +28,13 @@ def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
     """
     try:
         if exist_ok:
-            (project / name / "weights").mkdir(parents=True, exist_ok=True)
+            own_folder(project / name / "weights")
             return project / name
-        project.mkdir(parents=True, exist_ok=True)
+        own_folder(project)
         for number in range(1, MOST_RUNS):
             folder = project / (name if number == 1 else f"{name}{number}")
             try:
-                folder.mkdir()
+                folder.mkdir(mode=mode_below(project))
             except FileExistsError:
                 continue
             (folder / "weights").mkdir()

@@ -28,6 +28,7 @@ from horovod_yolo.core.types import Image
 from horovod_yolo.data.index import FORMAT_VERSION, Index, Problem, Record, relative_name
 from horovod_yolo.data.read import ImageError, read_image
 from horovod_yolo.io.atomic import replacing
+from horovod_yolo.io.private import check_own, own_folder
 
 INDEXES_KEPT = 64  # some 200 bytes an image each
 
@@ -56,6 +57,7 @@ def load_index(folder: Path, key: str, root: Path) -> tuple[Index, list[Problem]
     """What ``save_index`` stored under this key, placed at ``root``; None when there is no sound file."""
     file = _index_file(folder, key)
     try:
+        check_own(folder)
         with file.open("rb") as stream:
             arrays = np.load(stream, allow_pickle=False)
             found = _unpack({name: arrays[name] for name in arrays.files}, key, root)
@@ -122,6 +124,7 @@ class ImageCache:
         self._folder = folder or _cache_home() / "horovod_yolo" / "images"
         self._kept: dict[int, Image] = {}
         self._writable = True
+        self._trusted = kind == "disk" and self._is_own()
 
     def get(self, i: int) -> Image:
         """The i-th image of the index, (H, W, 3) uint8. The caller may change it: the cache will not.
@@ -131,6 +134,14 @@ class ImageCache:
         """
         return self._from_disk(i) if self._kind == "disk" else self._from_ram(i)
 
+    def _is_own(self) -> bool:
+        try:
+            check_own(self._folder)
+        except OSError as error:
+            _log.warning("images are not cached in %s: %s", self._folder, error.strerror)
+            return False
+        return True
+
     def _from_ram(self, i: int) -> Image:
         if i not in self._kept:
             self._kept[i] = read_image(self._index.image_path(i))
@@ -138,8 +149,8 @@ class ImageCache:
 
     def _from_disk(self, i: int) -> Image:
         path = self._index.image_path(i)
-        if not path.is_file():
-            return read_image(path)  # raises, and says why
+        if not path.is_file() or not self._trusted:
+            return read_image(path)  # the first raises, and says why
         file = self._folder / _image_name(path)
         pixels = _load_pixels(file)
         if pixels is None:
@@ -166,7 +177,7 @@ def _cache_home() -> Path:
     try:
         return Path.home() / ".cache"
     except RuntimeError:  # containers run as users without an account
-        return Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+        return Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"  # by `own_folder` only this user's own
 
 
 def _prune(folder: Path) -> None:
@@ -192,7 +203,7 @@ def _index_file(folder: Path, key: str) -> Path:
 
 def _publish(file: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Write a file so that others see all of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    own_folder(file.parent)
     with replacing(file) as stream:
         write(stream)
 

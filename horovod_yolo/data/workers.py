@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Sequence
 from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 
 import cv2
 
-_JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+_JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+_LONGEST_TEMPORARY_FOLDER = (
+    75  # bytes; 107 make a socket's address, `/pymp-xxxxxxxx/listener-xxxxxxxx` ends it
+)
 _LIKELY_CAUSE = {
     signal.SIGKILL: "memory may be short: lower --workers, or leave out --cache ram",
     signal.SIGBUS: "/dev/shm may be full: lower --workers, or give the container more with --shm-size",
@@ -53,6 +58,7 @@ def forkserver_context(preload: list[str]) -> BaseContext:
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(preload)
+    _keep_socket_paths_short()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
     try:
         resource_tracker.ensure_running()  # lifts the block of two of them whenever it starts
@@ -61,6 +67,19 @@ def forkserver_context(preload: list[str]) -> BaseContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _keep_socket_paths_short() -> None:
+    """Let multiprocessing make its folder in /tmp where TMPDIR is too long for the address of a socket.
+
+    It makes one only, at first use, and removes it at the end of this process.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY_FOLDER:
+        before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            get_temp_dir()
+        finally:
+            tempfile.tempdir = before
 
 
 def settle_in(_worker: int) -> None:

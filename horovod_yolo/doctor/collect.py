@@ -25,8 +25,15 @@ Facts = dict[str, Any]
 
 def default_folders(project: str, cache_dir: str | None = None) -> dict[str, str]:
     """Where a job writes: run folders, the caches, temporary files."""
-    caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    caches = os.environ.get("XDG_CACHE_HOME") or _cache_home()
     return {"run": project, "cache": cache_dir or caches, "tmp": tempfile.gettempdir()}
+
+
+def _cache_home() -> str:
+    try:
+        return str(Path.home() / ".cache")
+    except RuntimeError:  # as in containers, whose users have no account
+        return tempfile.gettempdir()
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@
 # has it; launch/discover_hosts.sh is a link to it.
 #
 # Hosts come from the file $HOSTFILE (read anew each time: add or strike out lines while the job runs), else from
-# $HOSTS (host1:4,host2:4), else from Slurm. A host is left out when its ssh port did not answer $PROBE_FAILURES
-# times in a row, and is back with the first answer. horovodrun asks about once a second, and itself never
-# notices a host that fell silent.
+# $HOSTS (host1:4,host2:4), else from Slurm. One host under two names is one. A host is left out when its ssh port did
+# not answer $PROBE_FAILURES times in a row, and is back with the first answer; a line on stderr says so. horovodrun
+# asks about once a second, and itself never notices a host that fell silent.
 #
-#   SSH_PORT=22         the port
+#   SSH_PORT=           the port; default: what `ssh -G HOST` says, as it does of the address and of a way by other hosts
 #   PROBE_SECONDS=2     how long a host may take; all are asked at once
 #   PROBE_FAILURES=2    failures in a row after which a host is out
 #   PROBE_EVERY=3       seconds for which an answer holds; newer sshds shut out who knocks more often
 #
-# What was found last time is kept in $XDG_RUNTIME_DIR, else in a folder of the user's own in /tmp.
+# What was found last time is kept in $XDG_RUNTIME_DIR, else in the user's cache, else in a folder of his own in /tmp.
 # Exit codes: 0, also when no host answers; 2 a mistake (one line says what).
 set -euo pipefail
 export LC_ALL=C
@@ -27,9 +27,9 @@ fail() {
   exit 2
 }
 
-port=${SSH_PORT:-22} seconds=${PROBE_SECONDS:-2} limit=${PROBE_FAILURES:-2} every=${PROBE_EVERY:-3}
-readonly port seconds limit every forget=60
-[[ $port:$seconds:$limit:$every =~ ^([1-9][0-9]{0,4}:){3}(0|[1-9][0-9]{0,4})$ ]] ||
+port=${SSH_PORT:-} seconds=${PROBE_SECONDS:-2} limit=${PROBE_FAILURES:-2} every=${PROBE_EVERY:-3}
+readonly port seconds limit every forget=60 remind=30
+[[ ${port:-22}:$seconds:$limit:$every =~ ^([1-9][0-9]{0,4}:){3}(0|[1-9][0-9]{0,4})$ ]] ||
   fail "SSH_PORT, PROBE_SECONDS, PROBE_FAILURES and PROBE_EVERY are whole numbers; PROBE_EVERY alone may be 0"
 
 # Lines host:slots of a hostfile, in any of the forms of hostfiles/README.md; a host that stands twice adds up.
@@ -80,50 +80,128 @@ else
 fi
 read_hosts "$where" <<<"$text"
 
-# horovodrun needs no ssh to where it runs itself.
-is_here() { [[ $1 == localhost || $1 == 127.0.0.1 || ${1%%.*} == "${HOSTNAME%%.*}" ]]; }
-
-# A folder that someone else made in /tmp is not written to.
-folder=${XDG_RUNTIME_DIR:-/tmp/horovod_yolo-$UID}
-(umask 077 && mkdir -p -- "$folder") 2>/dev/null || true
-[[ -d $folder && -O $folder && -w $folder && ! -L $folder ]] ||
-  fail "$folder is not this user's folder. Set XDG_RUNTIME_DIR to one that is"
+# A folder that someone else made, or a link to elsewhere, is not written to.
+is_own() { [[ -d $1 && -O $1 && -w $1 && ! -L $1 ]]; }
+folder='' tried=()
+cache=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
+for place in "${XDG_RUNTIME_DIR:-}" "${cache:+$cache/horovod_yolo}" "/tmp/horovod_yolo-$UID"; do
+  [[ -n $place ]] || continue
+  tried+=("$place")
+  (umask 077 && mkdir -p -- "$place") 2>/dev/null || true
+  if is_own "$place"; then
+    folder=$place
+    break
+  fi
+done
+[[ -n $folder ]] || fail "no folder of this user's own: ${tried[*]}. Set XDG_RUNTIME_DIR to one"
 # Jobs in one folder with other lists must not forget each other's hosts.
 [[ -n ${HOSTFILE:-} ]] && list= || list=$text
-key=$(printf '%s\n' "$where" "$port" "$PWD" "$list" | cksum)
+key=$(printf '%s\n' "$where" "$port" "$HOSTNAME" "$PWD" "$list" | cksum)
 state=$folder/horovod_yolo-hosts-${key%% *}
 
-# Of each host: failures in a row, and when it was last asked. One never heard of comes in with its first answer.
-declare -A failures=() asked=()
-if [[ -f $state ]]; then
-  while read -r name count when; do
-    ((EPOCHSECONDS - when > forget)) || failures[$name]=$count asked[$name]=$when
+# Seconds since the machine started: a clock may be set back.
+read -r now _ </proc/uptime
+now=${now%%.*}
+
+# Of each host: failures in a row, when it was last asked, and by which address, port and way (tcp or ssh). One never
+# heard of comes in with its first answer.
+declare -A failures=() asked=() address=() ports=() way=()
+if [[ -f $state && -O $state ]]; then
+  while read -r name count when at number how; do
+    ((when <= now && now - when <= forget)) || continue
+    failures[$name]=$count asked[$name]=$when address[$name]=$at ports[$name]=$number way[$name]=$how
   done <"$state"
+elif [[ $where == Slurm && ${SLURM_HET_SIZE:-1} != 1 ]]; then
+  echo "discover_hosts: of this heterogeneous Slurm job only the first component is used: $SLURM_JOB_NODELIST" >&2
 fi
 
-declare -A probes=()
+# This host's own addresses: lines `|-- 10.0.0.1` that are followed by `/32 host LOCAL`.
+declare -A own=()
+last=''
+while read -r mark value _; do
+  [[ $mark != '|--' ]] || last=$value
+  [[ "$mark $value" != '/32 host' ]] || own[$last]=yes
+done 2>/dev/null </proc/net/fib_trie || true
+
+address_of() { # of a name; the name itself where it has none
+  local found
+  found=$(getent ahostsv4 "$1") || found=$1
+  printf '%s' "${found%%[[:space:]]*}"
+}
+
+# horovodrun needs no ssh to where it runs itself. Names count whole: a host may be called 10.0.0.1.
+is_here() { [[ $1 == localhost || $1 == "$HOSTNAME" || -n ${own[$(address_of "$1")]:-} ]]; }
+
+# Where ssh goes, in its own words.
+find_way() {
+  local name=$1 word value
+  address[$name]=$name ports[$name]=22 way[$name]=tcp
+  while read -r word value; do
+    case $word in
+      hostname) address[$name]=$value ;;
+      port) ports[$name]=$value ;;
+      proxyjump | proxycommand) [[ $value == none ]] || way[$name]=ssh ;;
+    esac
+  done < <(ssh -G "$name" </dev/null 2>/dev/null)
+  ports[$name]=${port:-${ports[$name]}}
+  address[$name]=$(address_of "${address[$name]}")
+}
+
+# One host under two names is one, and gets the slots of both.
+declare -A first=()
+others=() lines=()
 for name in "${hosts[@]}"; do
-  is_here "$name" && continue
-  ((${failures[$name]:-1} == 0 && EPOCHSECONDS - ${asked[$name]:-0} < every)) && continue
-  # shellcheck disable=SC2016 # the inner shell's own arguments
-  timeout "$seconds" bash -c ': <>"/dev/tcp/$1/$2"' probe "$name" "$port" 2>/dev/null &
+  if [[ -z ${asked[$name]:-} ]] && is_here "$name"; then
+    identity=here
+  else
+    [[ ${failures[$name]:-1} == 0 ]] || find_way "$name"
+    identity=${address[$name]}:${ports[$name]}
+  fi
+  if [[ -n ${first[$identity]:-} ]]; then
+    ((slots[${first[$identity]}] += slots[$name]))
+    continue
+  fi
+  first[$identity]=$name
+  lines+=("$name")
+  [[ $identity == here ]] || others+=("$name")
+done
+
+probe() { # a host, at most for as long as it may take
+  if [[ ${way[$1]} == ssh ]]; then
+    timeout $((3 * seconds)) ssh -T -o BatchMode=yes "$1" exit </dev/null
+  else
+    # shellcheck disable=SC2016 # the inner shell's own arguments
+    timeout "$seconds" bash -c ': <>"/dev/tcp/$1/$2"' probe "${address[$1]}" "${ports[$1]}"
+  fi
+}
+declare -A probes=()
+for name in "${others[@]}"; do
+  ((${failures[$name]:-1} == 0 && now - ${asked[$name]:-0} < every)) && continue
+  probe "$name" >/dev/null 2>&1 &
   probes[$name]=$!
 done
 for name in "${!probes[@]}"; do
+  before=${failures[$name]:--1} # of one never heard of
+  at="${address[$name]} port ${ports[$name]}"
+  [[ ${way[$name]} == tcp ]] || at="$at, by way of ssh's ProxyJump or ProxyCommand"
   if wait "${probes[$name]}"; then
     failures[$name]=0
+    ((before < limit)) || echo "discover_hosts: $name ($at) answers again" >&2
   else
-    failures[$name]=$((${failures[$name]:-limit} + 1))
+    failures[$name]=$((before < 0 ? limit : before + 1))
+    ((failures[$name] < limit || (failures[$name] - limit) % remind)) ||
+      echo "discover_hosts: $name does not answer ssh at $at; left out until it does" >&2
   fi
-  asked[$name]=$EPOCHSECONDS
+  asked[$name]=$now
 done
 
-trap 'rm -f -- "$state.$$"' EXIT
-for name in "${hosts[@]}"; do
-  if ! is_here "$name"; then
-    printf '%s %s %s\n' "$name" "${failures[$name]}" "${asked[$name]}" >&3
-    ((failures[$name] < limit)) || continue
-  fi
+unfinished=$(mktemp -- "$state.XXXXXX")
+trap 'rm -f -- "$unfinished"' EXIT
+for name in "${others[@]}"; do
+  echo "$name ${failures[$name]} ${asked[$name]} ${address[$name]} ${ports[$name]} ${way[$name]}"
+done >"$unfinished"
+mv -f -- "$unfinished" "$state"
+for name in "${lines[@]}"; do
+  ((${failures[$name]:-0} < limit)) || continue
   printf '%s:%s\n' "$name" "${slots[$name]}"
-done 3>"$state.$$"
-mv -f -- "$state.$$" "$state"
+done

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.private import own_folder
 
 
 def rank_here(rank: int) -> str:
@@ -39,8 +40,8 @@ def set_up(rank: int, size: int, folder: str = "") -> None:
 
 def _file(path: Path, who: str) -> logging.Handler:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        own_folder(path.parent)
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(
             f"no log can be written ({error.strerror})", where=path, fix="name another --log-dir"

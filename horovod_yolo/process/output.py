@@ -23,9 +23,13 @@ class _Forgiving(io.FileIO):
 
 
 def outlive_lost_output() -> None:
-    """Let no full disk and no lost terminal end this process for a line it prints. Pipes stay as they are."""
+    """Let no full disk, no lost terminal and no odd character end this process for a line it prints."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a folder's name may be no text, a terminal's alphabet small
+            stream.reconfigure(errors="backslashreplace")
         if stream is getattr(sys, f"__{name}__") and _may_be_lost(stream):
             setattr(sys, name, _forgiving(stream))
 

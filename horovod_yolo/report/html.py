@@ -85,7 +85,7 @@ def write_report(
     )
     path = run / "report.html"
     with replacing(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))  # a folder's name may be no text
     return path
 
 

@@ -7,6 +7,7 @@ pyplot, so that no display, global state or thread is involved.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,9 +137,23 @@ def plot_samples(
 
 
 @contextmanager
+def _backend(name: str) -> Iterator[None]:
+    """Inside, matplotlib may be imported: a notebook leaves its own backend's name to jobs it starts."""
+    before = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = name
+    try:
+        yield
+    finally:
+        del os.environ["MPLBACKEND"]
+        if before is not None:
+            os.environ["MPLBACKEND"] = before
+
+
+@contextmanager
 def _figure(out: Path, inches: tuple[float, float]) -> Iterator[Any]:
     """A figure that is written to ``out`` at the end, complete or not at all."""
-    import matplotlib
+    with _backend("Agg"):
+        import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():

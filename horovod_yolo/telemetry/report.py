@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,21 +36,31 @@ class ReportWriter(Watcher):
         self._trainer = trainer
 
     def on_end(self, results: dict[str, Any]) -> None:
-        """Draw the curves and examples, and write the report, if the disk takes them."""
-        try:
-            self._write(results)
-        except OSError as error:
-            reason = error.strerror or error
-            log.warning("%s: %s; the report or some of its plots are left out", self._folder, reason)
+        """Draw curves and examples, and write the report. Whatever fails there, the run has not failed."""
+        rows: list[dict[str, float]] = []
+        with self._left_out("the table"):
+            rows = read_rows(self._folder / "results.csv")
+        with self._left_out("results.png"):
+            plots.plot_results(rows, self._folder / "results.png")
+        with self._left_out("PR_curve.png"):
+            self._draw_pr_curves()
+        with self._left_out("train_samples.png"):
+            self._draw_training_samples()
+        with self._left_out("val_predictions.png"):
+            self._draw_predictions()
+        with self._left_out("the report"):
+            self._write_report(results, rows)
 
-    def _write(self, results: dict[str, Any]) -> None:
-        rows = read_rows(self._folder / "results.csv")
-        plots.plot_results(rows, self._folder / "results.png")
-        if self._trainer.evaluation is not None:
-            summary = self._trainer.evaluation.summary
-            plots.plot_pr_curves(summary, self._trainer.names, self._folder / "PR_curve.png")
-        self._draw_training_samples()
-        self._draw_predictions()
+    @contextmanager
+    def _left_out(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the run is finished, and its weights are what counts
+            reason = getattr(error, "strerror", None) or error
+            log.warning("%s: %s; %s is left out", self._folder, reason, what)
+            log.debug("%s is left out", what, exc_info=True)
+
+    def _write_report(self, results: dict[str, Any], rows: list[dict[str, float]]) -> None:
         titles = {
             "results.png": "Training",
             "PR_curve.png": "Validation",
@@ -58,6 +70,11 @@ class ReportWriter(Watcher):
         figures = [(title, self._folder / name) for name, title in titles.items()]
         path = html.write_report(self._folder, results, rows, figures, self._trainer.names)
         log.info("report: %s", path)
+
+    def _draw_pr_curves(self) -> None:
+        if self._trainer.evaluation is not None:
+            summary = self._trainer.evaluation.summary
+            plots.plot_pr_curves(summary, self._trainer.names, self._folder / "PR_curve.png")
 
     def _draw_training_samples(self) -> None:
         """The first batch again, as the network saw it: a sample follows from its key."""

@@ -30,6 +30,7 @@ class Network:
         self._open = open_sockets
         self._listening: dict[str, socket.socket] = {}
         self.port = 0
+        self.said = ""  # by the last call of `found`, on stderr
 
     def up(self, address: str, backlog: int = 50) -> None:
         server = self._open.enter_context(socket.socket())
@@ -68,7 +69,8 @@ class Network:
 
     def found(self, hosts: str = LIST, **variables: str) -> str:
         done = self.call(HOSTS=hosts, **variables)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0 and "line" not in done.stderr
+        self.said = done.stderr
         return done.stdout
 
 
@@ -135,11 +137,29 @@ def test_an_answer_holds_for_a_while(two: Network) -> None:
     assert [two.found() for _ in range(2)] == [BOTH, FIRST]
 
 
+def aged(line: str, seconds: int) -> str:
+    """A line of the state, as if it was from earlier."""
+    name, failures, asked, *way = line.split()
+    return " ".join([name, failures, str(int(asked) - seconds), *way]) + "\n"
+
+
+@pytest.mark.parametrize("seconds", [100, -100])
+def test_a_clock_that_was_set_back_keeps_no_answer_alive(two: Network, seconds: int) -> None:
+    """The state is dated by the time since the machine started."""
+    two.found()
+    two.down("127.0.0.3")
+    (state,) = two.runtime.iterdir()
+    now = float(Path("/proc/uptime").read_text().split()[0])
+    assert all(abs(int(line.split()[2]) - now) < 60 for line in state.read_text().splitlines())
+    state.write_text("".join(aged(line, seconds) for line in state.read_text().splitlines()))
+    assert two.found(PROBE_EVERY="60") == FIRST
+
+
 def test_what_was_found_long_ago_does_not_count(two: Network) -> None:
     two.found()
     two.down("127.0.0.3")
     (state,) = two.runtime.iterdir()
-    state.write_text("".join(f"{line.split()[0]} 0 1700000000\n" for line in state.read_text().splitlines()))
+    state.write_text("".join(aged(line, 100) for line in state.read_text().splitlines()))
     assert two.found(PROBE_EVERY="60") == FIRST
 
 
@@ -155,8 +175,72 @@ def test_jobs_with_other_hosts_do_not_disturb_each_other(two: Network) -> None:
 
 
 def test_this_host_is_not_asked(network: Network) -> None:
+    for here in ("localhost", "127.0.0.1", socket.gethostname()):
+        assert network.found(f"{here}:2") == f"{here}:2\n"
+
+
+def test_one_host_under_two_names_is_one(two: Network) -> None:
     here = socket.gethostname()
-    assert network.found(f"localhost:2,127.0.0.1:1,{here}:3") == f"localhost:2\n127.0.0.1:1\n{here}:3\n"
+    assert two.found(f"localhost:2,127.0.0.1:1,127.0.0.2:4,{here}:3") == "localhost:6\n127.0.0.2:4\n"
+
+
+def test_an_own_name_that_is_an_address_makes_no_other_host_this_one(two: Network) -> None:
+    """Names were compared up to the first dot: of a machine called 127.7.7.7 all others were ranks' homes."""
+    assert two.found(HOSTNAME="127.7.7.7") == BOTH
+    two.down("127.0.0.3")
+    assert [two.found(HOSTNAME="127.7.7.7") for _ in range(2)] == [BOTH, FIRST]
+
+
+def test_what_does_not_answer_is_named_with_its_port_once(two: Network) -> None:
+    assert two.found() == BOTH and two.said == ""
+    two.down("127.0.0.3")
+    assert two.found() == BOTH and two.said == ""
+    assert two.found() == FIRST
+    at = f"127.0.0.3 port {two.port}"
+    assert two.said == f"discover_hosts: 127.0.0.3 does not answer ssh at {at}; left out until it does\n"
+    assert two.found() == FIRST and two.said == ""
+    two.up("127.0.0.3")
+    assert two.found() == BOTH and two.said == f"discover_hosts: 127.0.0.3 ({at}) answers again\n"
+
+
+def ssh_says(folder: Path, script: str) -> None:
+    (folder / "bin").mkdir(exist_ok=True)
+    tool = folder / "bin/ssh"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+
+
+def test_address_and_port_are_those_of_sshs_configuration(two: Network, tmp_path: Path) -> None:
+    """An alias with a HostName and a Port; asked once, and again where the host does not answer."""
+    case = (
+        f"trainbox) echo hostname 127.0.0.2; echo port {two.port};; *) echo hostname $2; echo port 1;; esac"
+    )
+    ssh_says(tmp_path, f'[ "$1" = -G ] || exit 9; echo $2 >> asked; case $2 in {case}')
+    for _ in range(2):
+        assert two.found("trainbox:4,127.0.0.3:2", SSH_PORT="") == "trainbox:4\n"
+    assert sorted((tmp_path / "asked").read_text().split()) == ["127.0.0.3", "127.0.0.3", "trainbox"]
+    assert (
+        two.found("trainbox:4,127.0.0.2:1") == "trainbox:5\n"
+    )  # SSH_PORT wins; the alias and its address are one
+
+
+def test_a_host_behind_another_is_asked_through_ssh(two: Network, tmp_path: Path) -> None:
+    jump = "echo hostname 10.255.255.1; echo port 22; echo proxyjump gate"
+    ssh_says(tmp_path, f'if [ "$1" = -G ]; then {jump}; else [ -e up ] && [ "$5" = exit ]; fi')
+    assert two.found("inner:4") == "" and "inner does not answer ssh at 10.255.255.1 port" in two.said
+    assert "ProxyJump" in two.said
+    (tmp_path / "up").touch()
+    assert two.found("inner:4") == "inner:4\n"
+
+
+def test_without_a_runtime_folder_the_state_is_in_the_cache(two: Network, tmp_path: Path) -> None:
+    """Nobody else can take a name there first, as in /tmp."""
+    assert two.found(XDG_RUNTIME_DIR="", XDG_CACHE_HOME=str(tmp_path / "cache")) == BOTH
+    (tmp_path / "home").mkdir()
+    assert two.found(XDG_RUNTIME_DIR="", HOME=str(tmp_path / "home")) == BOTH
+    for folder in (tmp_path / "cache/horovod_yolo", tmp_path / "home/.cache/horovod_yolo"):
+        (state,) = folder.iterdir()
+        assert state.name.startswith("horovod_yolo-hosts-") and state.stat().st_mode & 0o077 == 0
 
 
 def test_a_hostfile_is_read_anew_each_time(two: Network, tmp_path: Path) -> None:
@@ -173,7 +257,7 @@ def test_a_hostfile_is_read_anew_each_time(two: Network, tmp_path: Path) -> None
         "localhost\n",
         " localhost  slots = 4 max_slots=8 # eight\r\n\n# none\n",
         "localhost max-slots=8 slots=04",
-        "localhost:3\nlocalhost\n127.0.0.1 slots=2\nlocalhost:2",
+        "localhost:3\nlocalhost\nlocalhost slots=2\nlocalhost:2",
     ],
 )
 def test_the_forms_are_those_of_the_launcher(network: Network, tmp_path: Path, text: str) -> None:
@@ -209,14 +293,20 @@ def test_a_line_that_is_no_host_is_named_and_nothing_of_it_is_run(
         ({"HOSTFILE": "absent"}, "absent cannot be read"),
         ({"HOSTS": "localhost", "SSH_PORT": "x[$(touch pwned)]"}, "are whole numbers"),
         ({"HOSTS": "localhost", "PROBE_SECONDS": "0"}, "are whole numbers"),
-        ({"HOSTS": "localhost", "XDG_RUNTIME_DIR": "link"}, "link is not this user's folder"),
     ],
 )
 def test_mistakes(network: Network, tmp_path: Path, variables: dict[str, str], why: str) -> None:
-    (tmp_path / "link").symlink_to(network.runtime)
     done = network.call(**variables)
     assert (done.returncode, done.stdout) == (2, "") and why in done.stderr
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(two: Network, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    found = two.found(XDG_RUNTIME_DIR=str(tmp_path / "link"), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert found == BOTH
+    assert not list((tmp_path / "elsewhere").iterdir()) and list((tmp_path / "cache/horovod_yolo").iterdir())
 
 
 def test_under_slurm_the_hosts_are_those_of_the_job(two: Network, tmp_path: Path) -> None:

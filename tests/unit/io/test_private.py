@@ -1,0 +1,89 @@
+"""Folders of this user's own, where a second user of the machine was there first. The second user is real."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from horovod_yolo.assembly.run_folder import new_run_folder
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.private import check_own, own_folder
+from horovod_yolo.process import logs
+
+STRANGER = 54321
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder as /tmp is: anyone may write, and remove what is his."""
+    with tempfile.TemporaryDirectory(prefix="shared-") as made:
+        Path(made).chmod(0o1777)
+        yield Path(made)
+
+
+def as_stranger(*command: object) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("LOUD SKIP: a second user needs root; nothing is tested against one")
+    subprocess.run(list(map(str, command)), user=STRANGER, group=STRANGER, extra_groups=[], check=True)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_what_is_made_where_anyone_may_write_is_private(shared: Path, tmp_path: Path) -> None:
+    own_folder(shared / "a" / "b")
+    assert mode(shared / "a") == 0o700
+    own_folder(shared / "a" / "b")  # once more
+    before = os.umask(0o022)
+    try:
+        own_folder(tmp_path / "c" / "d")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "c") == mode(tmp_path / "c/d") == 0o755  # elsewhere the umask decides
+
+
+def test_a_name_that_somebody_took_first_is_refused(shared: Path) -> None:
+    as_stranger("mkdir", "-m", "777", shared / "taken")
+    for look in (own_folder, check_own):
+        with pytest.raises(OSError, match="belongs to another user"):
+            look(shared / "taken" / "mine")
+    assert not list((shared / "taken").iterdir())
+    check_own(shared / "free" / "mine")
+
+
+def test_no_link_of_somebody_else_is_followed(shared: Path, tmp_path: Path) -> None:
+    as_stranger("ln", "-s", tmp_path, shared / "link")
+    with pytest.raises(OSError, match="belongs to another user"):
+        own_folder(shared / "link" / "runs")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_ones_group_is_trusted(shared: Path) -> None:
+    """As projects have on a scratch disk, made by whoever leads them."""
+    (shared / "project").mkdir()
+    (shared / "project").chmod(0o2775)
+    os.chown(shared / "project", STRANGER, os.getegid())
+    own_folder(shared / "project" / "runs")
+    (shared / "project").chmod(0o2755)
+    with pytest.raises(OSError, match="belongs to another user"):
+        own_folder(shared / "project" / "runs")
+
+
+def test_run_folders_and_logs_in_tmp(shared: Path) -> None:
+    assert mode(new_run_folder(shared, "exp", exist_ok=False)) == 0o700
+    assert mode(new_run_folder(shared, "kept", exist_ok=True)) == 0o700
+    as_stranger("mkdir", shared / "theirs")
+    assert new_run_folder(shared, "theirs", exist_ok=False) == shared / "theirs2"
+    for make in (
+        lambda: new_run_folder(shared, "theirs", exist_ok=True),
+        lambda: new_run_folder(shared / "theirs", "exp", exist_ok=False),
+        lambda: logs._file(shared / "theirs/logs/rank-00.log", "rank 0"),
+    ):
+        with pytest.raises(UserError, match="belongs to another user"):
+            make()
