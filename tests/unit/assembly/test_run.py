@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,20 @@ def test_a_resumed_run_ends_as_the_whole_one(digits: Path, whole: Recorder, mome
     for key in ("model", "ema", "optimizer", "metrics", "early_stopping", "rng", "step", "epoch"):
         assert equal(last[key], expected[key]), key
     assert resumed.epochs[-1].losses == whole.epochs[-1].losses
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_what_a_run_begins_from_does_not_change_with_it(digits: Path, optimizer: str) -> None:
+    """An elastic run that loses a rank before its next commit begins from the same state once more."""
+    config = settings(digits, max_steps=1, optimizer=optimizer)
+    trainer, recorder = make_trainer(config)
+    trainer.fit()
+    state, kept = recorder.states[-1], copy.deepcopy(recorder.states[-1])
+    trainer, _ = make_trainer(replace(config, max_steps=2), state=state)
+    trainer.fit()
+    assert trainer.progress.step == 2
+    for key, value in state.items():
+        assert equal(value, kept[key]), key
 
 
 def test_torchs_generator_goes_on_where_it_was(digits: Path, whole: Recorder) -> None:

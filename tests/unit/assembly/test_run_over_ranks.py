@@ -1,0 +1,221 @@
+"""Whole runs over ranks in one process: the real data, loop, validation, checkpoints and files.
+
+28 images in batches of 13: no world size divides them, and the last batch holds two images, so that two
+of four ranks have an empty slice. Half of the images have no box, and the augmentations are on, so some
+ranks have images but not one object.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from horovod_yolo.assembly.build import build_data
+from horovod_yolo.assembly.run import Run, elastic_run, resumed_run, train
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import StoppedError
+from horovod_yolo.data.augment import AugmentParams, augment
+from horovod_yolo.data.cache import image_loader
+from horovod_yolo.data.sampler import StepSampler
+from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.step import Stepper
+from tests.helpers.runs import (
+    checkpoint,
+    largest_loss_difference,
+    same_bits,
+    steps,
+    weight_difference,
+)
+from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.world import RankLostError, run_world, world_outcomes
+from tests.parallel.test_vanishing_data import break_images
+
+from .test_run import COMM, settings
+
+AUGMENTED = "mosaic: 0.4\nmixup: 0.3\ndegrees: 5.0\nflipud: 0.2\n"
+COMPARED = ("model", "ema", "optimizer", "early_stopping", "metrics", "step", "epoch", "sampler")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        add_tiny(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def half_empty(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half_empty") / "digits"
+    shutil.copytree(digits.parent, folder)
+    for label in sorted((folder / "labels" / "train").glob("*.txt"))[::2]:
+        label.write_text("")
+    return folder / "data.yaml"
+
+
+def config_of(data: Path, folder: Path, **changes: Any) -> TrainConfig:
+    """In float64, where YOLOv5's own rates leave room for the growth of a rounding error."""
+    (folder / "hyp.yaml").write_text(AUGMENTED)
+    given = {"cfg": NAME, "batch_size": 13, "precision": "fp64", "sync_bn": True, "noplots": True, **changes}
+    return settings(data, hyp=str(folder / "hyp.yaml"), cache_dir=str(folder / "cache"), **given)
+
+
+def job(config: TrainConfig, folder: Path, **parts: Any) -> Callable[[Communicator], dict[str, Any]]:
+    """What each rank does to make a new run in ``folder``."""
+    (folder / "weights").mkdir(parents=True)
+    return lambda comm: train(Run(config, folder, None), comm, **parts)
+
+
+def test_the_data_has_slices_without_objects_and_without_images(half_empty: Path, tmp_path: Path) -> None:
+    index = build_data(load_data_yaml(half_empty), config_of(half_empty, tmp_path), COMM).train
+    load = image_loader(index)
+    params = AugmentParams(mosaic=0.4, mixup=0.3, degrees=5.0, flipud=0.2)
+    boxes_of_slices = []
+    for rank in range(4):
+        plan = StepSampler(len(index), 13, rank, 4, seed=0, shuffle=True, shape=(64, 64))
+        for batch in range(plan.batches_per_epoch):
+            keys = plan.rank_keys(0, batch)
+            boxes = sum(len(augment(key, index, load, params, 0).classes) for key in keys)
+            boxes_of_slices.append((len(keys), boxes))
+    assert sum(images == 0 for images, _ in boxes_of_slices) == 2
+    assert sum(images > 0 and boxes == 0 for images, boxes in boxes_of_slices) >= 1
+
+
+@pytest.fixture(scope="module")
+def alone(half_empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of one rank."""
+    folder = tmp_path_factory.mktemp("alone")
+    run_world(1, job(config_of(half_empty, folder), folder / "run"))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_ranks_agree_with_one(half_empty: Path, alone: Path, tmp_path: Path, size: int) -> None:
+    results = run_world(size, job(config_of(half_empty, tmp_path), tmp_path / "run"))
+    assert [row["images"] for row in steps(tmp_path / "run")] == [13, 13, 2] * 2
+    assert largest_loss_difference(tmp_path / "run", alone) < 1e-9
+    assert weight_difference(tmp_path / "run", alone) < 1e-9
+    expected = checkpoint(alone)["metrics"]["val_loss"]
+    assert [result["metrics"]["val_loss"] for result in results] == [pytest.approx(expected, rel=1e-5)] * size
+    assert [result["world_size"] for result in results] == [size] * size
+
+
+class StopsAt:
+    """Asks one rank to stop in its n-th step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int, step: int) -> None:
+        self.request = StopRequest()
+        whole, made = Stepper.step, []
+
+        def counted(stepper: Stepper, *arguments: Any) -> Any:
+            if stepper._comm.rank == rank:
+                made.append(None)
+                if len(made) == step:
+                    self.request.ask()
+            return whole(stepper, *arguments)
+
+        monkeypatch.setattr(Stepper, "step", counted)
+
+
+def test_stopped_and_resumed_ends_with_the_bits_of_the_undisturbed_run(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without synchronised batch norm, so that each of three ranks has statistics of its own."""
+    config = config_of(digits, tmp_path, precision="fp32", sync_bn=False, epochs=2)
+    run_world(3, job(config, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stops = StopsAt(patch, 1, 2)
+        (tmp_path / "stopped" / "weights").mkdir(parents=True)
+
+        def stopped(comm: Communicator) -> None:
+            stop = stops.request if comm.rank == 1 else StopRequest()
+            train(Run(config, tmp_path / "stopped", None), comm, stop)
+
+        outcomes = world_outcomes(3, stopped)
+    assert [type(outcome) for outcome in outcomes] == [StoppedError] * 3
+    assert len({str(outcome) for outcome in outcomes}) == 1
+    assert checkpoint(tmp_path / "stopped")["step"] == 2
+    run_world(3, lambda comm: train(resumed_run(str(tmp_path / "stopped"), {}, comm), comm))
+    a, b = checkpoint(tmp_path / "stopped"), checkpoint(tmp_path / "whole")
+    for part in COMPARED:
+        assert same_bits(a[part], b[part]), part
+    assert steps(tmp_path / "stopped") == steps(tmp_path / "whole")
+
+
+def test_broken_images_are_replaced_alike_on_any_number_of_ranks(
+    digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many as may be: a tenth of 28, and one of 7."""
+    shutil.copytree(digits.parent, tmp_path / "digits")
+    config = config_of(tmp_path / "digits" / "data.yaml", tmp_path)
+    broken = break_images(Path(config.data), tmp_path / "cache")
+    results = []
+    for size in (1, 3):
+        caplog.clear()
+        results += run_world(size, job(config, tmp_path / str(size)))[:1]
+        assert [row["images"] for row in steps(tmp_path / str(size))] == [13, 13, 2] * 2, "none is missing"
+        for path in broken:
+            said = [r.threadName for r in caplog.records if f"image lost: {path}: " in r.getMessage()]
+            assert 1 <= len(said) == len(set(said)), "each rank that meets it says so once"
+    assert largest_loss_difference(tmp_path / "3", tmp_path / "1") < 1e-9
+    assert weight_difference(tmp_path / "3", tmp_path / "1") < 1e-9
+    losses = [result["metrics"]["val_loss"] for result in results]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+class Memory:
+    """Stands for `elastic.Kept` without Horovod: what one rank remembers."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, Any] | None = None
+        self.order = (-1, -1, -1)
+
+    def keep(self, content: dict[str, Any], order: tuple[int, int, int]) -> None:
+        self.content, self.order = content, order
+
+    def check_hosts(self) -> None:
+        """No host comes or goes."""
+
+
+def test_survivors_go_on_from_the_last_commit_and_end_as_the_undisturbed_run(
+    half_empty: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ranks lose one in their fifth step; newcomers take part in the world of four that follows."""
+    config = config_of(half_empty, tmp_path, commit_every=2, elastic=True)
+    memories = [Memory() for _ in range(4)]
+    whole, made = Stepper.step, []
+
+    def step(stepper: Stepper, *arguments: Any) -> Any:
+        if stepper._comm.rank == 1:
+            made.append(None)
+            if len(made) == 5:
+                raise OSError("the host is gone")
+        return whole(stepper, *arguments)
+
+    def start() -> Run:
+        return Run(config, tmp_path / "run", None)
+
+    def elastic(kept: Memory, comm: Communicator) -> dict[str, Any]:
+        return train(elastic_run(start, kept, comm), comm)  # type: ignore[arg-type]
+
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", step)
+        outcomes = world_outcomes(3, lambda comm: elastic(memories[comm.rank], comm))
+    assert [type(outcome) for outcome in outcomes] == [RankLostError, OSError, RankLostError]
+    survivors = [memories[0], memories[2], Memory(), Memory()]
+    newest = max(survivors, key=lambda memory: memory.order)
+    assert newest.order[:2] == (4, 1), "the step before is committed"
+    for memory in survivors:  # what `Kept.agree` does
+        memory.keep(copy.deepcopy(newest.content or {}), newest.order)
+    run_world(4, lambda comm: elastic(survivors[comm.rank], comm))
+    assert [row["step"] for row in steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert [row["images"] for row in steps(tmp_path / "run")] == [13, 13, 2] * 2
+    assert largest_loss_difference(tmp_path / "run", alone) < 1e-9
+    assert weight_difference(tmp_path / "run", alone) < 1e-9
