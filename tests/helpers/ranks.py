@@ -62,6 +62,8 @@ def finish(job: subprocess.Popen[str], timeout: float) -> Finished:
         output, _ = job.communicate(timeout=timeout)
     except subprocess.TimeoutExpired as error:
         kill(job)
+        if job.stdout is not None:
+            job.stdout.close()
         printed = error.stdout or b""
         text = printed.decode(errors="replace") if isinstance(printed, bytes) else printed
         raise AssertionError(f"the job did not end within {timeout} s; it printed:\n{text}") from None

@@ -18,7 +18,7 @@ from tests.helpers.world import WorldCommunicator, run_world
 def exit_codes(size: int, command: Callable[[], int]) -> list[int]:
     """What ``command`` gives on each rank.
 
-    Left out is what is a process's own: handlers of signals, the number of threads, the format of messages.
+    Left out is what is a process's own: handlers of signals, output and its format, the number of threads.
     """
     ranks: dict[threading.Thread, WorldCommunicator] = {}
 
@@ -35,6 +35,7 @@ def exit_codes(size: int, command: Callable[[], int]) -> list[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launched, "connect", connect)
         patch.setattr(job, "listening", deaf)
-        patch.setattr(job, "_set_threads", lambda: None)
+        patch.setattr(job, "outlive_lost_output", lambda: None)
+        patch.setattr(job, "_set_threads", lambda *_: None)
         patch.setattr(logs, "set_up", lambda *_: None)
         return run_world(size, rank)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from horovod_yolo.cli import train_main
 from tests.helpers import ranks
+from tests.helpers.world_command import exit_codes
 
 SECONDS = 30  # generous for a loaded machine; a hang would last until Horovod's own time-out
 
@@ -91,12 +93,34 @@ def nothing_to_resume(data: Path, folder: Path) -> tuple[list[object], str]:
     return ["--resume", folder], "resume"
 
 
-CASES: list[Callable[[Path, Path], tuple[list[object], str]]] = [
-    missing_data, missing_images, unreadable_images, unknown_flag, batch_below_ranks, weights_of_nothing,
-    nothing_to_resume,
+Case = Callable[[Path, Path], tuple[list[object], str]]
+# Before the ranks say anything to each other, and in the middle of their agreement.
+WITH_REAL_RANKS: list[Case] = [unknown_flag, unreadable_images]
+ALIKE: list[Case] = [
+    missing_data, missing_images, batch_below_ranks, weights_of_nothing, nothing_to_resume,
+    only_wrong_classes, only_nan_boxes, empty_set, unknown_hyperparameter, no_epochs, unknown_model,
 ]  # fmt: skip
-# Found at the same places of the program as those.
-ALIKE = [only_wrong_classes, only_nan_boxes, empty_set, unknown_hyperparameter, no_epochs, unknown_model]
+
+
+def words(case: Case, data: Path, folder: Path) -> tuple[list[str], str]:
+    """Arguments with the mistake in them, and what must be named."""
+    flags, named = case(data, folder)
+    defaults = [] if "--resume" in flags else ["--img", "64", "--workers", "0", "--noplots"]
+    place = [] if "--resume" in flags else ["--project", folder / "runs"]
+    model = [] if {"--cfg", "--resume", "--weights"} & set(map(str, flags)) else ["--cfg", "yolov5n"]
+    return [str(word) for word in [*flags, *model, *defaults, *place]], named
+
+
+@pytest.mark.parametrize("case", [*WITH_REAL_RANKS, *ALIKE], ids=lambda case: case.__name__)
+def test_one_line_and_exit_code_2_on_every_rank(
+    case: Case, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given, named = words(case, digits, tmp_path)
+    assert exit_codes(2, lambda: train_main(given)) == [2, 2]
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1, said
+    assert said[0].startswith("error: ") and named in said[0]
+
 
 # Each rank leaves its exit code in a file: horovodrun itself ends with 1 whatever its ranks' code is.
 RANK = """
@@ -111,18 +135,13 @@ leave(code)
 
 @pytest.mark.parametrize(
     "case",
-    [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in ALIKE)],
+    [*WITH_REAL_RANKS, *(pytest.param(case, marks=pytest.mark.slow) for case in ALIKE)],
     ids=lambda case: case.__name__,
 )
-def test_one_line_and_exit_code_2_on_every_rank(
-    case: Callable[[Path, Path], tuple[list[object], str]], digits: Path, tmp_path: Path
-) -> None:
-    flags, named = case(digits, tmp_path)
-    defaults = ["--img", "64", "--workers", "0", "--noplots", "--project", str(tmp_path / "runs")]
-    model = [] if "--cfg" in flags or "--resume" in flags or "--weights" in flags else ["--cfg", "yolov5n"]
+def test_so_it_is_with_real_ranks(case: Case, digits: Path, tmp_path: Path) -> None:
+    given, named = words(case, digits, tmp_path)
     start = time.monotonic()
-    words = [str(flag) for flag in [*flags, *model, *([] if "--resume" in flags else defaults)]]
-    job = ranks.run(["-c", RANK, tmp_path, *words], 2, timeout=SECONDS)
+    job = ranks.run(["-c", RANK, tmp_path, *given], 2, timeout=SECONDS)
     assert time.monotonic() - start < SECONDS
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"], job.output
     said = [line for line in job.output.splitlines() if line.startswith(("[0]<stderr>", "[1]<stderr>"))]
@@ -130,8 +149,8 @@ def test_one_line_and_exit_code_2_on_every_rank(
     assert "error: " in said[0] and named in said[0]
 
 
-def test_another_models_checkpoint(digits: Path, tmp_path: Path) -> None:
-    tiny = [
+def test_another_models_checkpoint(digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = [
         "--img",
         "64",
         "--workers",
@@ -143,14 +162,16 @@ def test_another_models_checkpoint(digits: Path, tmp_path: Path) -> None:
         "--project",
         tmp_path,
     ]
-    made = ranks.run(["train.py", "--data", digits, "--cfg", "yolov5n", "--name", "n", *tiny], 1, "plain")
-    assert made.code == 0, made.output
+
+    def code_of(*more: str | Path) -> tuple[int, str]:
+        """On one rank, and the last line of what it said."""
+        argv = [str(word) for word in more]
+        codes = exit_codes(1, lambda: train_main(argv))
+        return codes[0], (capfd.readouterr().err.splitlines() or [""])[-1]
+
+    assert code_of("--data", digits, "--cfg", "yolov5n", "--name", "n", *given)[0] == 0
     weights = tmp_path / "n" / "weights" / "last.pt"
-    job = ranks.run(
-        ["train.py", "--data", digits, "--cfg", "yolov5s", "--weights", weights, *tiny], 1, "plain"
-    )
-    assert job.code == 2
-    assert "yolov5n" in job.output.splitlines()[-1] and "yolov5s" in job.output.splitlines()[-1]
-    changed = ranks.run(["train.py", "--resume", tmp_path / "n", "--epochs", "7"], 1, "plain")
-    assert changed.code == 2
-    assert "--epochs 7" in changed.output.splitlines()[-1]
+    code, said = code_of("--data", digits, "--cfg", "yolov5s", "--weights", weights, *given)
+    assert code == 2 and "yolov5n" in said and "yolov5s" in said
+    code, said = code_of("--resume", tmp_path / "n", "--epochs", "7")
+    assert code == 2 and "--epochs 7" in said

@@ -17,7 +17,7 @@ from horovod_yolo.data.digits import make_digits
 from tests.helpers import ranks
 from tests.helpers.runs import checkpoint, same_bits, steps
 
-WORLD_SIZE = 4
+WORLD_SIZE = 2  # three, of which the order of additions matters: unit/assembly/test_run_over_ranks.py
 SECONDS = 10  # the promise
 COMPARED = ("model", "ema", "optimizer", "early_stopping", "metrics", "step", "epoch", "sampler")
 
@@ -73,7 +73,7 @@ def test_stopped_anywhere_and_resumed_equals_undisturbed(data: Path, tmp_path: P
 
     job = ranks.start(arguments(data, tmp_path, "stopped"), WORLD_SIZE)
     wait_until(job, lambda: (run / "steps.csv").exists() and len(steps(run)) >= 2, "step 2")
-    printed = stop(job, signal.SIGUSR1, ranks.rank_processes(job)[2:3])  # only one rank hears of it
+    printed = stop(job, signal.SIGUSR1, ranks.rank_processes(job)[1:])  # only one rank hears of it
     (line,) = re.findall(r"stopped on request after step (\d+), checkpoint (\S+); go on with", printed)
     state = checkpoint(run)
     assert (state["step"], str(run / "weights" / "last.pt")) == (int(line[0]), line[1])

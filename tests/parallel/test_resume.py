@@ -36,7 +36,7 @@ def wait_for_step(job: ranks.subprocess.Popen[str], run: Path, step: int) -> Non
 @pytest.mark.parametrize(
     "sync_bn",
     [
-        pytest.param(False, id="local", marks=pytest.mark.slow),  # as test_preemption.py on four ranks
+        pytest.param(False, id="local", marks=pytest.mark.slow),  # as unit/assembly/test_run_over_ranks.py
         pytest.param(True, id="sync"),
     ],
 )

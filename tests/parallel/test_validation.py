@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from horovod_yolo.cli import train_main, val_main
 from horovod_yolo.data.index import assemble, list_entries, scan
 from horovod_yolo.data.spec import load_data_yaml
 from tests.helpers import ranks
+from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.world_command import exit_codes
 
 
 @pytest.fixture(scope="module")
@@ -25,46 +28,65 @@ def one_class(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data.yaml"
 
 
-@pytest.fixture(scope="module")
-def weights(one_class: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that has learned just enough to hit something."""
-    folder = tmp_path_factory.mktemp("weights")
-    flags = (
-        "--cfg yolov5n --img 128 --batch 7 --epochs 15 --noval --noplots --workers 0 --optimizer AdamW "
-        "--hyp horovod_yolo/config/hyp.digits.yaml --name run"
-    )
-    job = ranks.run(["train.py", "--data", one_class, "--project", folder, *flags.split()], 1, "plain")
-    assert job.code == 0, job.output
+def trained(folder: Path, data: Path, flags: str) -> Path:
+    """The last checkpoint of a run on one rank, in this process."""
+    words = "--img 128 --batch 7 --noval --noplots --workers 0 --optimizer AdamW --hyp"
+    place = ["horovod_yolo/config/hyp.digits.yaml", "--data", data, "--project", folder, "--name", "run"]
+    argv = [str(word) for word in [*words.split(), *place, *flags.split()]]
+    assert exit_codes(1, lambda: train_main(argv)) == [0]
     return folder / "run" / "weights" / "last.pt"
 
 
-def validate(weights: Path, world_size: int, detections: Path) -> tuple[str, list[dict[str, object]]]:
-    job = ranks.run(
-        ["-m", "horovod_yolo.cli", "val", "--weights", weights, "--task", "train", "--batch", "8",
-         "--workers", "0", "--save-json", detections],
-        world_size,
-        "plain" if world_size == 1 else "gloo",
-    )  # fmt: skip
+def arguments(weights: Path, detections: Path) -> list[str]:
+    return ["--weights", str(weights), "--task", "train", "--batch", "8", "--workers", "0", "--save-json",
+            str(detections)]  # fmt: skip
+
+
+def summary(printed: str) -> str:
+    """The head of the table and its first rows."""
+    table = printed[printed.index("class ") :].replace("[0]<stdout>:", "")
+    return "\n".join(line.rstrip() for line in table.splitlines()[:3])
+
+
+def test_one_and_three_ranks_give_the_same_numbers(
+    one_class: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        add_tiny(patch)
+        weights = trained(tmp_path, one_class, f"--cfg {NAME} --epochs 15")  # enough to hit something
+        files, tables = {}, {}
+        for size in (1, 3):
+            files[size] = tmp_path / f"{size}.json"
+            capsys.readouterr()
+            argv = arguments(weights, files[size])
+            assert exit_codes(size, lambda argv=argv: val_main(argv)) == [0] * size
+            tables[size] = summary(capsys.readouterr().out)
+    assert tables[1] == tables[3]
+    found = {size: json.loads(file.read_text()) for size, file in files.items()}
+    assert len(found[1]) > 100
+    assert len(found[1]) == len(found[3])
+    for a, b in zip(found[1], found[3], strict=True):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        assert [a["score"], *a["bbox"]] == pytest.approx([b["score"], *b["bbox"]], rel=1e-4, abs=1e-3)
+    ap = {size: _coco_numbers(one_class, file) for size, file in files.items()}
+    assert ap[1]["AP"] > 0, "the network finds nothing, so the comparison says nothing"
+    assert ap[3] == pytest.approx(ap[1], abs=1e-6)
+    assert f"{ap[1]['AP50']:.3f}"[1:] in tables[1]
+
+
+def test_so_it_is_with_real_ranks(
+    one_class: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One in this process, two under horovodrun."""
+    weights = trained(tmp_path, one_class, "--cfg yolov5n --epochs 1")
+    capsys.readouterr()
+    assert exit_codes(1, lambda: val_main(arguments(weights, tmp_path / "1.json"))) == [0]
+    alone = summary(capsys.readouterr().out)
+    job = ranks.run(["-m", "horovod_yolo.cli", "val", *arguments(weights, tmp_path / "2.json")], 2)
     assert job.code == 0, job.output
-    table = job.output[job.output.index("class ") :].replace("[0]<stdout>:", "")
-    return "\n".join(line.rstrip() for line in table.splitlines()[:3]), json.loads(detections.read_text())
-
-
-def test_one_and_three_ranks_give_the_same_numbers(weights: Path, one_class: Path, tmp_path: Path) -> None:
-    alone, found_alone = validate(weights, 1, tmp_path / "1.json")
-    three, found_three = validate(weights, 3, tmp_path / "3.json")
-    assert alone == three
-    spec = load_data_yaml(one_class)
-    records, _ = scan(list_entries(spec, "train"), spec.names, spec.root)
-    images = {record.image_id for record in assemble(spec.root, spec.names, records).records}
-    assert {row["image_id"] for row in found_alone} <= images
-    assert len(found_alone) > 100
-    assert len(found_alone) == len(found_three)
-    ap_alone, ap_three = (
-        _coco_numbers(one_class, file) for file in (tmp_path / "1.json", tmp_path / "3.json")
-    )
-    assert ap_alone["AP"] > 0, "the network finds nothing, so the comparison says nothing"
-    assert ap_three == pytest.approx(ap_alone, abs=1e-6)
+    assert summary(job.output) == alone
+    found = [json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2)]
+    assert len(found[0]) > 100 and len(found[0]) == len(found[1])
 
 
 def _coco_numbers(data: Path, detections: Path) -> dict[str, float]:

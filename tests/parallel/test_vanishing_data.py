@@ -1,4 +1,7 @@
-"""Images that break or vanish and data workers that die while two ranks train."""
+"""Images that break or vanish and data workers that die while two ranks train.
+
+That any number of ranks makes the same of broken images: tests/unit/assembly/test_run_over_ranks.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from horovod_yolo.assembly.datasets import shared_index
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers import ranks
-from tests.helpers.runs import largest_loss_difference, steps, weight_difference
+from tests.helpers.runs import steps
 from tests.parallel.test_bad_input import RANK
 
 FLAGS = (
@@ -39,7 +42,7 @@ def break_images(data: Path, cache: Path) -> list[Path]:
     return broken
 
 
-def arguments(folder: Path, name: str, epochs: int = 4) -> list[str | Path]:
+def arguments(folder: Path, name: str, epochs: int = 3) -> list[str | Path]:
     return [
         "--data", folder / "digits" / "data.yaml", "--hyp", folder / "hyp.yaml",
         "--cache-dir", folder / "cache", "--project", folder, "--name", name,
@@ -57,32 +60,17 @@ def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 @pytest.fixture(scope="module")
-def two_ranks(place: tuple[Path, list[Path]]) -> tuple[Path, str]:
-    """A run on two ranks, and what it printed."""
-    folder, _ = place
+def two_ranks(place: tuple[Path, list[Path]]) -> Path:
+    """A run on two ranks, in which no sample is missing and each rank says once what it replaced."""
+    folder, broken = place
     job = ranks.run(["train.py", *arguments(folder, "two")], 2)
     assert job.code == 0, job.output
-    return folder / "two", job.output
-
-
-def test_broken_images_are_replaced_alike_on_any_number_of_ranks(
-    place: tuple[Path, list[Path]], two_ranks: tuple[Path, str]
-) -> None:
-    folder, broken = place
-    two, said_by_two = two_ranks
-    job = ranks.run(["train.py", *arguments(folder, "one")], 1, "plain")
-    assert job.code == 0, job.output
-    one = folder / "one"
-    assert [row["images"] for row in steps(one)] == [13, 13, 2] * 4, "no sample is missing"
-    assert largest_loss_difference(two, one) < 1e-4
-    assert weight_difference(two, one) < 1e-3
-    losses = [ranks.results(run)["metrics"]["val_loss"] for run in (one, two)]  # type: ignore[index]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert [row["images"] for row in steps(folder / "two")] == [13, 13, 2] * 3
     for path in broken:
-        assert job.output.count(f"image lost: {path}: ") == 1
-        lines = [line for line in said_by_two.splitlines() if f"image lost: {path}: " in line]
+        lines = [line for line in job.output.splitlines() if f"image lost: {path}: " in line]
         by_rank = [sum(line.startswith(f"[{rank}]<stdout>:") for line in lines) for rank in (0, 1)]
         assert len(lines) == sum(by_rank) and max(by_rank) == 1, lines
+    return folder / "two"
 
 
 def wait_until(
@@ -104,9 +92,7 @@ def data_workers(rank: int) -> list[psutil.Process]:
     return [worker for server in psutil.Process(rank).children() for worker in server.children()]
 
 
-def test_a_killed_data_worker_changes_no_bit(
-    place: tuple[Path, list[Path]], two_ranks: tuple[Path, str]
-) -> None:
+def test_a_killed_data_worker_changes_no_bit(place: tuple[Path, list[Path]], two_ranks: Path) -> None:
     folder, _ = place
     shutil.rmtree(folder / "killed", ignore_errors=True)
     job = ranks.start(["train.py", *arguments(folder, "killed")], 2)
@@ -116,7 +102,7 @@ def test_a_killed_data_worker_changes_no_bit(
     finished = ranks.finish(job, 120)
     assert finished.code == 0, finished.output
     assert finished.output.count(f"data worker {victim.pid} was killed by SIGKILL") == 1
-    assert steps(folder / "killed") == steps(two_ranks[0])
+    assert steps(folder / "killed") == steps(two_ranks)
 
 
 def test_workers_that_go_on_dying_end_the_job_and_are_named(place: tuple[Path, list[Path]]) -> None:
