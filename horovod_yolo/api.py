@@ -24,8 +24,8 @@ from horovod_yolo.core.errors import StoppedError, UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.given import Given, one_by_one, pixels
 from horovod_yolo.distributed.agreement import together
+from horovod_yolo.distributed.backends import connect
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.distributed.launched import connect
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.evaluation.predict import predict_images
 from horovod_yolo.models.zoo import find_model

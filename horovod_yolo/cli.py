@@ -27,7 +27,7 @@ from horovod_yolo.config import foreign
 from horovod_yolo.config.load import Parser, add_shared_flags, config_from_flags, nearest, train_parser
 from horovod_yolo.config.schema import Precision, TrainConfig
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.distributed.launched import launched_elastic
+from horovod_yolo.distributed.launchers.found import launcher
 
 if TYPE_CHECKING:
     from horovod_yolo.launch.plan import LaunchPlan
@@ -70,7 +70,7 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
         if given.get("resume", "auto") == "auto":
             config_from_flags({name: value for name, value in given.items() if name != "resume"})
         _check_elastic(given.get("elastic", False))
-        return {"elastic_wait": TrainConfig.elastic_wait, **given} if launched_elastic() else given
+        return {"elastic_wait": TrainConfig.elastic_wait, **given} if launcher().restarts_ranks else given
 
     def start(comm: Any, given: dict[str, Any]) -> Any:
         from horovod_yolo.assembly.run import start_run
@@ -99,17 +99,19 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
             if not run.config.noplots:
                 print(f"curves  {run.folder}/results.png  report {run.folder}/report.html", flush=True)
 
-    return on_elastic_ranks(parse, elastic_job) if launched_elastic() else on_ranks_until_stopped(parse, job)
+    if launcher().restarts_ranks:
+        return on_elastic_ranks(parse, elastic_job)
+    return on_ranks_until_stopped(parse, job)
 
 
 def _check_elastic(wanted: bool) -> None:
     """Raise where launcher and flag do not fit: only some ranks would know that the world may change."""
-    if wanted and not launched_elastic():
+    if wanted and not launcher().restarts_ranks:
         raise UserError(
             "--elastic without horovodrun's elastic launch over Gloo",
             fix="start it with horovod-yolo launch --elastic, or leave --elastic out",
         )
-    if launched_elastic() and not wanted:
+    if launcher().restarts_ranks and not wanted:
         raise UserError(
             "horovodrun's elastic launch without --elastic",
             fix="add --elastic, or launch with -H host1:4",

@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from horovod_yolo.core.errors import DataWorkerError, NonFiniteError, StoppedError, UnwrittenError, UserError
-from horovod_yolo.distributed.launched import first_here, launched_rank, ranks_here
+from horovod_yolo.distributed.backends import connect, refuse_stranger
+from horovod_yolo.distributed.launchers.alone import Alone
+from horovod_yolo.distributed.launchers.found import launcher
+from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.process import logs
 from horovod_yolo.process.cores import Cores, own_cores, threads
 from horovod_yolo.process.environment import check_numbers
@@ -50,16 +53,17 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     upon which the launcher ends the job.
     """
     from horovod_yolo.distributed.agreement import together
-    from horovod_yolo.distributed.launched import connect
 
     outlive_lost_output()
     _set_threads()
+    launched = launcher()
     try:
+        refuse_stranger(launched)
         check_numbers()
-        _start_guard()
+        _start_guard(launched)
         comm = connect()
     except UserError as error:  # the same on all ranks of a host
-        if first_here():
+        if not launched.local_rank:
             complain(str(error))
         return MISTAKE
     logs.set_up(comm.rank, comm.size)
@@ -69,14 +73,13 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
     return code
 
 
-def _start_guard() -> None:
+def _start_guard(launched: Launcher) -> None:
     """Where there are other ranks, let a process beside this one end it when it hangs: they would wait."""
     from horovod_yolo.distributed import heartbeat
 
-    rank, size = launched_rank() or (0, 1)
-    if size > 1:
+    if launched.size > 1:
         os.environ[heartbeat.VARIABLE] = os.environ.get(heartbeat.VARIABLE) or SECONDS_OF_SILENCE
-        heartbeat.start_guard(rank)
+        heartbeat.start_guard(launched.rank, launched.address)
 
 
 def _get_to_know(comm: Any) -> None:
@@ -98,20 +101,20 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
     rank talks to the others only once it has the newest state: they may be in the middle of the run.
     """
     from horovod_yolo.distributed import elastic, heartbeat
-    from horovod_yolo.distributed.launched import connect
 
     outlive_lost_output()
     _set_threads()
-    rank, size = launched_rank() or (0, 1)
-    logs.set_up(rank, size)
+    launched = launcher()
+    logs.set_up(launched.rank, launched.size)
     try:
         check_numbers()
         given = parse()
     except UserError as error:
-        if rank == 0:
+        if launched.rank == 0:
             complain(str(error))
         return MISTAKE
-    pulse, stop = heartbeat.start_guard(rank), StopRequest(_leave_on_request)
+    pulse = heartbeat.start_guard(launched.rank, launched.address)
+    stop = StopRequest(_leave_on_request)
     kept = elastic.Kept(
         given["elastic_wait"],
         on_wait=lambda content: _save_while_waiting(content, stop),
@@ -212,6 +215,8 @@ def log_to_files(comm: Any, folder: str) -> None:
 
     if folder:
         together(comm, lambda: logs.set_up(comm.rank, comm.size, folder))
+        started = launcher()
+        log.debug("started by %s%s", started.name, f", job {started.job_id}" if started.job_id else "")
 
 
 def leave(code: int) -> NoReturn:
@@ -220,7 +225,7 @@ def leave(code: int) -> NoReturn:
     Ranks that failed together leave at once: a slow end of the interpreter on one would let horovodrun see
     the other's end first and kill it, and its exit code would be lost.
     """
-    if code != DONE and launched_rank() is not None:
+    if code != DONE and not isinstance(launcher(), Alone):
         _end_at_once(code)
     sys.exit(code)
 
@@ -239,8 +244,7 @@ def _end_at_once(code: int) -> NoReturn:
 
 def _leave_on_request(words: str) -> None:
     """End this process, from whatever thread: nothing is lost, and the launcher ends the other ranks."""
-    rank, _ = launched_rank() or (0, 1)
-    print(f"{logs.rank_here(rank)} stopped on request {words}")
+    print(f"{logs.rank_here(launcher().rank)} stopped on request {words}")
     _end_at_once(STOPPED)
 
 
@@ -285,7 +289,7 @@ def _set_threads(neighbours: Sequence[Cores] = ()) -> None:
 
     if not os.environ.get("OMP_NUM_THREADS"):
         mine = own_cores()
-        torch.set_num_threads(threads(mine, neighbours or [mine] * ranks_here()))
+        torch.set_num_threads(threads(mine, neighbours or [mine] * (launcher().local_size or 1)))
 
 
 def complain(text: str) -> None:

@@ -50,8 +50,12 @@ class Pulse:
             time.sleep(SECONDS_BETWEEN_BEATS)
 
 
-def start_guard(rank: int) -> Pulse:
+def start_guard(rank: int, launcher: tuple[str, int] | None = None) -> Pulse:
     """Start the guard of this process, and its pulse.
+
+    Args:
+        rank: of this process, when it starts.
+        launcher: address of its launcher, where that can be called.
 
     Raises:
         UserError: the variable that sets its patience holds no number.
@@ -59,10 +63,9 @@ def start_guard(rank: int) -> Pulse:
     from horovod_yolo.process.environment import number  # not for the guard, which is this file alone
 
     seconds = number(VARIABLE, SECONDS_WITHOUT_BEAT)
-    address = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "")
-    port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "0")
     read, write = os.pipe()
-    guard = [sys.executable, "-I", "-S", __file__, *map(str, (os.getpid(), read, seconds)), address, port]
+    told = (os.getpid(), read, seconds, *(launcher or ("", 0)))
+    guard = [sys.executable, "-I", "-S", __file__, *map(str, told)]
     # A session of its own: what is meant for the rank, such as Ctrl-C, must not end its guard first.
     subprocess.Popen(guard, pass_fds=(read,), stdin=subprocess.DEVNULL, start_new_session=True)
     os.close(read)

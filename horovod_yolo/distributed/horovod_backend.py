@@ -15,7 +15,9 @@ from horovod.common.exceptions import HorovodInternalError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.communicator import GradientExchange, Pending
+from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.distributed.local import Ready
 
 T = TypeVar("T")
@@ -44,6 +46,8 @@ class HorovodCommunicator:
     to the bit.
     """
 
+    lost_errors: tuple[type[Exception], ...] = (HorovodInternalError,)
+
     def __init__(self) -> None:
         initialise()
         self.rank: int = hvd.rank()
@@ -51,7 +55,21 @@ class HorovodCommunicator:
         self.local_rank: int = hvd.local_rank()
         self.local_size: int = hvd.local_size()
         self.wait_s = 0.0
-        self.lost_errors: tuple[type[Exception], ...] = (HorovodInternalError,)
+
+    @classmethod
+    def join(cls, launched: Launcher) -> HorovodCommunicator:
+        """Find the other ranks of the job. *Collective.*
+
+        Raises:
+            UserError: Horovod finds fewer than were launched.
+        """
+        comm = cls()
+        if comm.size != launched.size and not launched.restarts_ranks:
+            raise UserError(
+                f"launched as rank {launched.rank} of {launched.size}, but Horovod finds {comm.size} ranks",
+                fix="its MPI is not the launcher's: use `horovod-yolo launch` or this environment's mpirun",
+            )
+        return comm
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from horovod_yolo.distributed.communicator import GradientExchange, Pending
+from horovod_yolo.distributed.launchers.launcher import Launcher
 
 T = TypeVar("T")
 
@@ -48,6 +49,11 @@ class LocalCommunicator:
     local_size = 1
     wait_s = 0.0
     lost_errors: tuple[type[Exception], ...] = ()
+
+    @classmethod
+    def join(cls, launched: Launcher) -> LocalCommunicator:
+        """Nobody else to find."""
+        return cls()
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """The tensor itself."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from horovod_yolo.distributed.backends import connect
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.distributed.launched import connect
 
 BIG = 2**53 + 1  # the smallest whole number that float64 does not hold
 

@@ -175,7 +175,7 @@ from pathlib import Path
 from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.elastic import Kept
-from horovod_yolo.distributed.launched import connect
+from horovod_yolo.distributed.backends import connect
 from horovod_yolo.assembly.build import build_data
 from horovod_yolo.assembly.run import Run, elastic_run
 comm, kept = connect(), Kept(1, print, print, print)

@@ -24,7 +24,7 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from horovod_yolo.cli import train_main
-from horovod_yolo.distributed.launched import launched_rank
+from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.training.step import Stepper
 from horovod_yolo.assembly.job import leave
 
@@ -39,7 +39,7 @@ whole, steps = Stepper.step, []
 
 def step(*arguments):
     steps.append(None)
-    if len(steps) == 2 and launched_rank()[0] == 1:
+    if len(steps) == 2 and launcher().rank == 1:
         (folder / "moment").write_text(str(time.time()))
         faults[fault]()
     return whole(*arguments)

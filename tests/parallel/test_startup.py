@@ -13,7 +13,7 @@ RANK = """
 import sys, time
 from pathlib import Path
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.distributed.launched import connect
+from horovod_yolo.distributed.backends import connect
 from horovod_yolo.assembly.datasets import shared_index
 comm = connect()
 spec = load_data_yaml(Path(sys.argv[1]))

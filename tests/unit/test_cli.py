@@ -13,7 +13,7 @@ import pytest
 
 import horovod_yolo
 from horovod_yolo import cli
-from horovod_yolo.distributed.launched import LAUNCHERS
+from horovod_yolo.distributed.launchers.found import LAUNCHERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 10  # of processor time: other jobs on the machine do not count
@@ -23,7 +23,7 @@ def call(*arguments: str | Path, cwd: Path) -> tuple[subprocess.CompletedProcess
     """Run ``train.py`` or ``horovod-yolo``; also the processor time it took."""
     first = [REPOSITORY / "train.py"] if arguments[0] == "train.py" else ["-m", "horovod_yolo.cli"]
     rest = arguments[1:] if arguments[0] == "train.py" else arguments
-    launched = {name for names in LAUNCHERS for name in names}
+    launched = {name for kind in LAUNCHERS for name in (kind.rank_name, kind.size_name)}
     environment = {k: v for k, v in os.environ.items() if k not in launched} | {"OMP_NUM_THREADS": "1"}
     before = os.times()
     done = subprocess.run(

@@ -30,7 +30,7 @@ class Closed(LocalCommunicator):
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Closed:
     comm = Closed()
-    monkeypatch.setattr("horovod_yolo.distributed.launched.connect", lambda: comm)
+    monkeypatch.setattr(job_module, "connect", lambda: comm)
     monkeypatch.setattr(job_module, "_set_threads", lambda *_: None)
     monkeypatch.setattr(logs, "set_up", lambda *_: None)
     return comm
@@ -146,7 +146,8 @@ def test_ranks_that_share_a_cpuset_share_its_cores(
 ) -> None:
     """Before they know of each other, and after."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setenv("HOROVOD_LOCAL_SIZE", "4")
+    for name, value in {"RANK": "1", "SIZE": "8", "LOCAL_SIZE": "4"}.items():
+        monkeypatch.setenv(f"HOROVOD_{name}", value)
     monkeypatch.setenv("OMP_NUM_THREADS", omp or "")
     if omp is None:
         monkeypatch.delenv("OMP_NUM_THREADS")

@@ -198,10 +198,10 @@ def test_a_real_job(tmp_path: Path, launcher: str) -> None:
     script.parent.mkdir()
     script.write_text(
         "import os, pathlib, sys\n"
-        "from horovod_yolo.distributed.launched import launched_rank\n"
-        "rank = launched_rank()\n"
-        "found = f'{rank} {sys.argv[1:]} {\"HF_TOKEN\" in os.environ}'\n"
-        "pathlib.Path(__file__).with_name(f'{rank[0]}.txt').write_text(found)\n"
+        "from horovod_yolo.distributed.launchers.found import launcher\n"
+        "rank, size = launcher().rank, launcher().size\n"
+        "found = f'{(rank, size)} {sys.argv[1:]} {\"HF_TOKEN\" in os.environ}'\n"
+        "pathlib.Path(__file__).with_name(f'{rank}.txt').write_text(found)\n"
     )
     command = [PYTHON, "-m", "horovod_yolo.cli", "launch"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Whether this process is one of several is read from the launcher's variables alone."""
+"""Who launched this process is read from the launcher's variables alone."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ import sys
 import pytest
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.distributed.launched import (
-    LAUNCHERS,
-    STRANGERS,
-    connect,
-    first_here,
-    launched_rank,
-    ranks_here,
-    refuse_strangers,
-)
+from horovod_yolo.distributed.backends import connect, refuse_stranger
+from horovod_yolo.distributed.launchers.alone import Alone
+from horovod_yolo.distributed.launchers.found import LAUNCHERS, STRANGERS, launcher
 from horovod_yolo.distributed.local import LocalCommunicator
 
 HOROVODRUN = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
@@ -35,32 +29,31 @@ def without(environment: dict[str, str], *names: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, None),
-        ({"PATH": "/bin", **SLURM_ALLOCATION}, None),  # `python train.py` inside salloc is alone
-        (HOROVODRUN, (3, 4)),
-        (OPEN_MPI, (0, 16)),
-        (MPICH, (7, 8)),
-        ({**OPEN_MPI, **HOROVODRUN}, (3, 4)),  # horovodrun started from inside an MPI job
-        (SLURM_TASK, (5, 8)),
-        ({**SLURM_TASK, **OPEN_MPI}, (0, 16)),  # mpirun starts its daemons with srun
-        ({**OPEN_MPI, "OMPI_MCA_ess_base_jobid": "1175584769"}, (0, 16)),
-        ({"HOROVOD_RANK": "3"}, None),
-        ({"HOROVOD_RANK": "", "HOROVOD_SIZE": ""}, None),
-        ({"HOROVOD_RANK": "-1", "HOROVOD_SIZE": "4"}, None),
-        ({"HOROVOD_RANK": "x", "HOROVOD_SIZE": "4", **MPICH}, (7, 8)),
+        ({}, ("no launcher", 0, 1)),
+        ({"PATH": "/bin", **SLURM_ALLOCATION}, ("no launcher", 0, 1)),  # inside salloc it is alone
+        (HOROVODRUN, ("horovodrun", 3, 4)),
+        (OPEN_MPI, ("Open MPI", 0, 16)),
+        (MPICH, ("MPICH", 7, 8)),
+        ({**OPEN_MPI, **HOROVODRUN}, ("horovodrun", 3, 4)),  # horovodrun started from inside an MPI job
+        (SLURM_TASK, ("srun", 5, 8)),
+        ({**SLURM_TASK, **OPEN_MPI}, ("Open MPI", 0, 16)),  # mpirun starts its daemons with srun
+        ({**OPEN_MPI, "OMPI_MCA_ess_base_jobid": "1175584769"}, ("Open MPI", 0, 16)),
+        ({"HOROVOD_RANK": "3"}, ("no launcher", 0, 1)),
+        ({"HOROVOD_RANK": "", "HOROVOD_SIZE": ""}, ("no launcher", 0, 1)),
+        ({"HOROVOD_RANK": "-1", "HOROVOD_SIZE": "4"}, ("no launcher", 0, 1)),
+        ({"HOROVOD_RANK": "x", "HOROVOD_SIZE": "4", **MPICH}, ("MPICH", 7, 8)),
     ],
 )
-def test_rank_and_size(environment: dict[str, str], expected: tuple[int, int] | None) -> None:
-    assert launched_rank(environment) == expected
+def test_who_launched_which_rank(environment: dict[str, str], expected: tuple[str, int, int]) -> None:
+    found = launcher(environment)
+    assert (found.name, found.rank, found.size) == expected
+    assert found.ranks_meet
 
 
 @pytest.mark.parametrize(
     "environment",
     [
-        TORCHRUN,
         {"OMPI_COMM_WORLD_SIZE": "16"},
-        without(OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_RANK"),
-        without(OPEN_MPI, "PMIX_RANK"),  # no server behind it: MPI_Init would make a job of one
         {**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "16"},
         {**HOROVODRUN, "HOROVOD_RANK": "4"},
         {**HOROVODRUN, "HOROVOD_RANK": "٣"},
@@ -73,7 +66,7 @@ def test_rank_and_size(environment: dict[str, str], expected: tuple[int, int] | 
     ],
 )
 def test_what_is_left_over_does_not_hijack_a_single_process(environment: dict[str, str]) -> None:
-    assert launched_rank(environment) is None
+    assert isinstance(launcher(environment), Alone)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +74,9 @@ def test_what_is_left_over_does_not_hijack_a_single_process(environment: dict[st
     [
         (TORCHRUN, "rank 1 of 4 (RANK, WORLD_SIZE: torchrun"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "job-master-0"}, "rank 0 of 2 (RANK, WORLD_SIZE"),
+        # No server behind it: MPI_Init would make a job of one.
         (without(OPEN_MPI, "PMIX_RANK"), "rank 0 of 16 (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE"),
+        (without(OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_RANK"), "rank 0 of 16 (OMPI_COMM_WORLD_RANK"),
         ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, "MVAPICH2"),
         ({"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"}, "jsrun"),
         ({"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2"}, "Flux"),
@@ -92,9 +87,9 @@ def test_several_processes_that_do_not_find_each_other_are_refused(
     environment: dict[str, str], names: str
 ) -> None:
     with pytest.raises(UserError) as raised:
-        refuse_strangers(environment)
+        refuse_stranger(launcher(environment))
     assert names in str(raised.value) and "horovod-yolo launch --hosts localhost:" in str(raised.value)
-    refuse_strangers({**environment, **HOROVODRUN})  # left over around a job of ours
+    refuse_stranger(launcher({**environment, **HOROVODRUN}))  # left over around a job of ours
 
 
 @pytest.mark.parametrize(
@@ -111,13 +106,36 @@ def test_several_processes_that_do_not_find_each_other_are_refused(
     ],
 )
 def test_a_process_alone_and_a_rank_of_ours_are_not(environment: dict[str, str]) -> None:
-    refuse_strangers(environment)
+    refuse_stranger(launcher(environment))
 
 
 def test_places_on_a_host() -> None:
-    assert ranks_here({}) == 1 and ranks_here(HOROVODRUN) == 2
-    assert ranks_here({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}) == 4
-    assert first_here({}) and first_here(OPEN_MPI) and not first_here(HOROVODRUN) and not first_here(TORCHRUN)
+    def places(environment: dict[str, str]) -> tuple[int | None, int | None]:
+        found = launcher(environment)
+        return found.local_rank, found.local_size
+
+    assert places({}) == (0, 1)
+    assert places(HOROVODRUN) == (1, 2)
+    assert places({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}) == (0, 4)
+    assert places({**MPICH, "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}) == (1, 2)
+    assert places(MPICH) == (None, None)
+    assert places(TORCHRUN) == (1, None)
+
+
+@pytest.mark.parametrize(("node", "ranks"), [("0", 4), ("1", 4), ("2", 3), ("3", None), ("", None)])
+def test_slurm_tells_how_many_ranks_share_a_node(node: str, ranks: int | None) -> None:
+    task = {**SLURM_TASK, "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": node}
+    assert (launcher(task).local_rank, launcher(task).local_size) == (1, ranks)
+
+
+def test_what_else_a_launcher_tells() -> None:
+    assert not launcher(HOROVODRUN).restarts_ranks and launcher(HOROVODRUN).address is None
+    meeting = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT": "4242"}
+    found = launcher({**HOROVODRUN, "HOROVOD_ELASTIC": "1", **meeting})
+    assert found.restarts_ranks and found.address == ("10.0.0.1", 4242)
+    assert not launcher({**OPEN_MPI, "HOROVOD_ELASTIC": "1", **meeting}).restarts_ranks  # left over
+    assert launcher({**HOROVODRUN, "PBS_JOBID": "7.server"}).job_id == "7.server"
+    assert launcher(SLURM_TASK).job_id == "1" and launcher(OPEN_MPI).job_id == ""
 
 
 @pytest.mark.usefixtures("alone")
@@ -130,8 +148,8 @@ def test_torchrun_is_told_how_to_launch(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for names in (*LAUNCHERS, *(names for _, *names in STRANGERS)):
-        for name in names:
+    for kind in (*LAUNCHERS, *STRANGERS):
+        for name in (kind.rank_name, kind.size_name):
             monkeypatch.delenv(name, raising=False)
 
 

@@ -1,0 +1,75 @@
+"""Which back end connects this process to the other ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.launchers.alone import Alone
+from horovod_yolo.distributed.launchers.found import launcher
+from horovod_yolo.distributed.launchers.launcher import Launcher
+
+if TYPE_CHECKING:
+    from horovod_yolo.distributed.communicator import Communicator
+
+
+class Backend(Protocol):
+    """A class of communicators. It knows how ranks find each other, how they talk, and what a lost one is."""
+
+    @classmethod
+    def join(cls, launched: Launcher) -> Communicator:
+        """Find the other ranks of the job. *Collective.*
+
+        Raises:
+            UserError: they are not those that were launched.
+        """
+
+
+def connect() -> Communicator:
+    """Join the job this process was launched into, or be a job of one.
+
+    Raises:
+        UserError: launched on several ranks, but not so that they find each other.
+    """
+    launched = launcher()
+    refuse_stranger(launched)
+    return backend_for(launched).join(launched)
+
+
+def backend_for(launched: Launcher) -> type[Backend]:
+    """The back end of the ranks that this launcher starts.
+
+    Raises:
+        UserError: it does not load.
+    """
+    from horovod_yolo.distributed.local import LocalCommunicator  # brings torch, which looking does not need
+
+    if isinstance(launched, Alone):
+        return LocalCommunicator
+    try:
+        from horovod_yolo.distributed.horovod_backend import HorovodCommunicator
+    except ImportError as error:
+        if launched.size == 1:
+            return LocalCommunicator
+        raise UserError(
+            f"launched on {launched.size} ranks, but Horovod does not load ({error})",
+            fix="build it for this Python and torch with launch/install_horovod.sh",
+        ) from None
+    return HorovodCommunicator
+
+
+def refuse_stranger(launched: Launcher) -> None:
+    """Raise where several processes were launched that do not find each other.
+
+    Raises:
+        UserError: says how to launch.
+    """
+    if launched.ranks_meet:
+        return
+    rank, size, names = launched.rank, launched.size, (launched.rank_name, launched.size_name)
+    raise UserError(
+        f"the environment says that this is rank {rank} of {size} ({', '.join(names)}: {launched.name}), "
+        "but ranks do not find each other that way, and each would train alone",
+        fix=f"start them with `horovod-yolo launch --hosts localhost:{size} -- train ...`, mpirun or "
+        f"`srun --mpi=pmix`; for a single process `unset {' '.join(names)}`",
+    )

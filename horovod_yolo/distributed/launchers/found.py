@@ -1,0 +1,37 @@
+"""Which launcher started this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from horovod_yolo.distributed.launchers.alone import Alone
+from horovod_yolo.distributed.launchers.horovodrun import Horovodrun
+from horovod_yolo.distributed.launchers.launcher import Launcher
+from horovod_yolo.distributed.launchers.mpi import Mpich, OpenMpi
+from horovod_yolo.distributed.launchers.slurm import Slurm
+from horovod_yolo.distributed.launchers.strangers import (
+    Flux,
+    Jsrun,
+    Mvapich,
+    OpenMpiWithoutServer,
+    SlurmWithoutPmix,
+    Torchrun,
+)
+
+# The innermost first: horovodrun may be called inside an MPI job, and mpirun starts its daemons with srun.
+LAUNCHERS: tuple[type[Launcher], ...] = (Horovodrun, OpenMpi, Mpich, Slurm)
+STRANGERS: tuple[type[Launcher], ...] = (
+    Torchrun,
+    OpenMpiWithoutServer,
+    Mvapich,
+    Jsrun,
+    Flux,
+    SlurmWithoutPmix,
+)
+
+
+def launcher(environ: Mapping[str, str] = os.environ) -> Launcher:
+    """The launcher of the process whose environment it is; `Alone` for none."""
+    found = (kind.find(environ) for kind in (*LAUNCHERS, *STRANGERS))
+    return next((one for one in found if one is not None), Alone.find(environ))
