@@ -1,7 +1,9 @@
 """The same from Python: ``YOLO("yolov5n").train(data="digits/data.yaml", epochs=3)``.
 
 A script that calls this may be launched on several ranks, as ``train.py`` is; `YOLO.train` and `YOLO.val`
-are then *collective*. Mistakes are `UserError`, on all ranks alike.
+are then *collective*. What they raise is raised on all ranks alike, and a script may catch it: `UserError`
+(a mistake in flags, files or data), `StoppedError`, `NonFiniteError`, `UnwrittenError`. A rank that fails by
+itself, also in the script's own lines, says so and ends the job.
 """
 
 from __future__ import annotations
@@ -9,23 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
 from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
+from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
 from horovod_yolo.assembly.run import new_run, train
 from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
 from horovod_yolo.config.keywords import device_name, prediction_options, training_argv, validation_options
 from horovod_yolo.config.load import config_from_flags, train_parser
-from horovod_yolo.core.errors import StoppedError, UserError
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.given import Given, one_by_one, pixels
 from horovod_yolo.distributed.agreement import together
-from horovod_yolo.distributed.backends import connect
-from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.evaluation.predict import predict_images
 from horovod_yolo.models.zoo import find_model
@@ -33,11 +34,7 @@ from horovod_yolo.process.signals import listening
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.loop import metrics_of
 
-
-@cache
-def _ranks() -> Communicator:
-    """Join the launched job, once: Horovod leaves it when the process ends and cannot join it again."""
-    return connect()
+__all__ = ["YOLO", "NonFiniteError", "StoppedError", "UnwrittenError", "UserError"]
 
 
 class YOLO:
@@ -75,22 +72,28 @@ class YOLO:
                 tells whether ``train.py --resume`` has the checkpoint of that moment. Where the request came
                 after the last step, the run is complete.
         """
+        with join_as_script().on_ranks() as comm:
+            config = together(comm, lambda: self._settings({**flags, "data": data}))
+            log_to_files(comm, config.log_dir, as_script=True)
+            stop = StopRequest()
+            with listening(stop) if current_thread() is main_thread() else nullcontext():
+                run = new_run(config, comm)
+                results = train(run, comm, stop)
+            # After this rank 0 has written the weights that another rank may read.
+            asked = comm.allgather_object(stop.asked)
+            self.weights = run.folder / "weights" / "best.pt"
+            if any(asked):
+                raise StoppedError(f"after the last step; the run is complete: {run.folder}", saved=True)
+            return results
+
+    def _settings(self, flags: dict[str, Any]) -> TrainConfig:
         if flags.get("resume"):
             raise UserError("resume is not for a new run", fix="use train.py --resume")
         start = {"weights": str(self.weights)} if self.weights else {"cfg": self.name}
-        argv = training_argv(train_parser("train"), {**start, **flags, "data": data})
-        comm = _ranks()
-        config = together(comm, lambda: config_from_flags(vars(train_parser("train").parse_strictly(argv))))
-        stop = StopRequest()
-        with listening(stop) if current_thread() is main_thread() else nullcontext():
-            run = new_run(config, comm)
-            results = train(run, comm, stop)
-        # After this rank 0 has written the weights that another rank may read.
-        asked = comm.allgather_object(stop.asked)
-        self.weights = run.folder / "weights" / "best.pt"
-        if any(asked):
-            raise StoppedError(f"after the last step; the run is complete: {run.folder}", saved=True)
-        return results
+        parser = train_parser("train")
+        config = config_from_flags(vars(parser.parse_strictly(training_argv(parser, {**start, **flags}))))
+        require_fitting_launch(config.elastic)
+        return config
 
     def val(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         """Score the weights on ``data``, by default the set trained on. *Collective.*
@@ -106,11 +109,14 @@ class YOLO:
         Raises:
             UserError: a mistake in the options or the data, or no weights yet.
         """
+        with join_as_script().on_ranks() as comm:
+            evaluation, names = validate(together(comm, lambda: self._options(data, options)), comm)
+        return metrics_of(evaluation, names)
+
+    def _options(self, data: str | Path | None, options: dict[str, Any]) -> ValOptions:
         known = {f.name for f in fields(ValOptions)} - {"weights", "data"}
         named = validation_options(options, known)
-        weights = str(self._trained())
-        evaluation, names = validate(ValOptions(weights=weights, data=str(data or ""), **named), _ranks())
-        return metrics_of(evaluation, names)
+        return ValOptions(weights=str(self._trained()), data=str(data or ""), **named)
 
     def predict(
         self, images: Given | Iterable[Given], *, imgsz: int = 0, device: Any = "", **options: Any

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from horovod_yolo import __version__
+from horovod_yolo.assembly.elastic_job import on_elastic_ranks
+from horovod_yolo.assembly.ending import DONE, MISTAKE, complain, leave
 from horovod_yolo.assembly.job import (
-    DONE,
-    MISTAKE,
-    complain,
-    leave,
     log_to_files,
-    on_elastic_ranks,
     on_ranks,
     on_ranks_until_stopped,
+    require_fitting_launch,
 )
 from horovod_yolo.config import foreign
 from horovod_yolo.config.load import Parser, add_shared_flags, config_from_flags, nearest, train_parser
@@ -69,7 +67,7 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
         given = vars(train_parser(prog).parse_strictly(argv))
         if given.get("resume", "auto") == "auto":
             config_from_flags({name: value for name, value in given.items() if name != "resume"})
-        _check_elastic(given.get("elastic", False))
+        require_fitting_launch(given.get("elastic", False))
         return {"elastic_wait": TrainConfig.elastic_wait, **given} if launcher().restarts_ranks else given
 
     def start(comm: Any, given: dict[str, Any]) -> Any:
@@ -102,20 +100,6 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
     if launcher().restarts_ranks:
         return on_elastic_ranks(parse, elastic_job)
     return on_ranks_until_stopped(parse, job)
-
-
-def _check_elastic(wanted: bool) -> None:
-    """Raise where launcher and flag do not fit: only some ranks would know that the world may change."""
-    if wanted and not launcher().restarts_ranks:
-        raise UserError(
-            "--elastic without horovodrun's elastic launch over Gloo",
-            fix="start it with horovod-yolo launch --elastic, or leave --elastic out",
-        )
-    if launcher().restarts_ranks and not wanted:
-        raise UserError(
-            "horovodrun's elastic launch without --elastic",
-            fix="add --elastic, or launch with -H host1:4",
-        )
 
 
 def val_main(argv: Sequence[str]) -> int:

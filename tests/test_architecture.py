@@ -70,7 +70,9 @@ MAY_IMPORT_HOROVOD = {
     "distributed/sync_batchnorm.py",
 }
 MAY_IMPORT_EVERYTHING = {"assembly/build.py", "assembly/run.py", "assembly/validate.py"}
-MAY_PRINT = {f"{PACKAGE}/cli.py", f"{PACKAGE}/assembly/job.py"}
+MAY_PRINT = {
+    f"{PACKAGE}/{name}.py" for name in ("cli", "assembly/job", "assembly/ending", "assembly/elastic_job")
+}
 SLOW_IMPORTS = {"torch", "horovod", "albumentations", "matplotlib", "cv2", "sklearn", "skimage"}
 
 

@@ -24,7 +24,7 @@ def server() -> BaseContext:
 
 def train(argv: Sequence[str], output: Path) -> None:
     """What ``train.py`` does; to be the target of a process."""
-    from horovod_yolo.assembly.job import leave
+    from horovod_yolo.assembly.ending import leave
     from horovod_yolo.cli import train_main
 
     with output.open("ab", buffering=0) as file:

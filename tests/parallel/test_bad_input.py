@@ -126,7 +126,7 @@ def test_one_line_and_exit_code_2_on_every_rank(
 RANK = """
 import os, pathlib, sys
 from horovod_yolo.cli import train_main
-from horovod_yolo.assembly.job import leave
+from horovod_yolo.assembly.ending import leave
 code = train_main(sys.argv[2:])
 pathlib.Path(sys.argv[1], os.environ["HOROVOD_RANK"]).write_text(str(code))
 leave(code)

@@ -17,7 +17,7 @@ LATE = """
 import os, sys, time
 from horovod_yolo.cli import train_main
 from horovod_yolo.training.step import Stepper
-from horovod_yolo.assembly.job import leave
+from horovod_yolo.assembly.ending import leave
 import horovod.torch as hvd
 
 os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "2"

@@ -26,7 +26,7 @@ import torch
 from horovod_yolo.cli import train_main
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.training.step import Stepper
-from horovod_yolo.assembly.job import leave
+from horovod_yolo.assembly.ending import leave
 
 folder, fault = Path(sys.argv[1]), sys.argv[2]
 faults = {

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from horovod_yolo.assembly import ending
 from horovod_yolo.assembly import job as job_module
 from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
 from horovod_yolo.distributed.local import LocalCommunicator
@@ -31,8 +32,8 @@ class Closed(LocalCommunicator):
 def job(monkeypatch: pytest.MonkeyPatch) -> Closed:
     comm = Closed()
     monkeypatch.setattr(job_module, "connect", lambda: comm)
-    monkeypatch.setattr(job_module, "_set_threads", lambda *_: None)
-    monkeypatch.setattr(logs, "set_up", lambda *_: None)
+    monkeypatch.setattr(job_module, "share_cores", lambda *_: None)
+    monkeypatch.setattr(logs, "set_up", lambda *_, **__: None)
     return comm
 
 
@@ -90,8 +91,8 @@ def test_a_fault_ends_this_rank_at_once_and_names_it(
     codes: list[int] = []
     temporary = tmp_path / "of multiprocessing"
     temporary.mkdir()
-    monkeypatch.setattr(job_module, "get_temp_dir", lambda: str(temporary))
-    monkeypatch.setattr(job_module, "_ending", threading.Lock())
+    monkeypatch.setattr(ending, "get_temp_dir", lambda: str(temporary))
+    monkeypatch.setattr(ending, "_ending", threading.Lock())
 
     def leave(code: int) -> None:
         codes.append(code)
@@ -134,9 +135,9 @@ def test_which_rank_is_where_is_said_once(
     hosts: list[str],
     said: list[str],
 ) -> None:
-    monkeypatch.setattr(job_module, "_set_threads", lambda *_: None)
+    monkeypatch.setattr(job_module, "share_cores", lambda *_: None)
     with caplog.at_level(logging.INFO):
-        job_module._get_to_know(Spread(rank, hosts))
+        job_module.get_to_know(Spread(rank, hosts))
     assert [record.getMessage() for record in caplog.records] == said
 
 
@@ -154,10 +155,10 @@ def test_ranks_that_share_a_cpuset_share_its_cores(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        job_module._set_threads()
+        job_module.share_cores()
         assert torch.get_num_threads() == expected
         torch.set_num_threads(1)
-        job_module._get_to_know(Spread(1, [socket.gethostname()] * 4))
+        job_module.get_to_know(Spread(1, [socket.gethostname()] * 4))
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)

@@ -21,8 +21,9 @@ def loggers_as_before() -> Iterator[None]:
     handlers, levels = root.handlers[:], (root.level, own.level)
     root.handlers = []
     yield
-    for handler in root.handlers:
+    for handler in (*root.handlers, *own.handlers):
         handler.close()
+    own.handlers = []
     root.handlers, logging.raiseExceptions = handlers, True
     root.setLevel(levels[0])
     own.setLevel(levels[1])
@@ -69,3 +70,28 @@ def test_a_folder_that_cannot_be_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"{tmp_path}/file/rank-00-.*no log can be written.*--log-dir"):
         logs.set_up(0, 1, str(tmp_path / "file"))
+
+
+def test_a_script_has_the_same_on_its_console(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger().handlers = []  # but for pytest's
+    for _ in range(2):  # as with two trainings
+        logs.set_up(0, 1, as_script=True)
+    say()
+    assert capsys.readouterr().out == "news\nbeware\n"
+    assert not logging.getLogger().handlers
+
+
+def test_what_a_script_has_set_up_for_logging_stays(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="MINE %(message)s", handlers=[logging.StreamHandler()], force=True
+    )
+    (own,) = logging.getLogger().handlers
+    own.setLevel(logging.WARNING)
+    logs.set_up(0, 2, str(tmp_path), as_script=True)
+    say()
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "MINE beware\n")
+    assert logging.getLogger().handlers == [own] and logging.getLogger().level == logging.WARNING
+    assert len((tmp_path / f"rank-00-{HOST}.log").read_text().splitlines()) == 3

@@ -1,0 +1,112 @@
+"""How a rank ends: its exit code, its words, and what must not wait.
+
+Exit codes: 0 done, 2 the user's mistake (one line, no traceback), 1 a fault of ours, 3 stopped on request
+with a checkpoint written: put me back into the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from multiprocessing.util import get_temp_dir
+from typing import TYPE_CHECKING, NoReturn
+
+from horovod_yolo.core.errors import DataWorkerError, NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.distributed.launchers.alone import Alone
+from horovod_yolo.distributed.launchers.found import launcher
+from horovod_yolo.process import logs
+
+if TYPE_CHECKING:
+    from horovod_yolo.distributed.communicator import Communicator
+
+log = logging.getLogger("horovod_yolo")
+DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
+AGREED = (UserError, NonFiniteError, UnwrittenError, StoppedError)  # all ranks raise these together
+_ending = threading.Lock()
+
+
+def end_of(error: Exception) -> tuple[int, str]:
+    """Exit code and words for how all ranks ended."""
+    if isinstance(error, StoppedError):
+        return STOPPED if error.saved else FAULT, f"stopped on request {error}"
+    if isinstance(error, NonFiniteError):
+        return FAULT, f"training stopped: {error}"
+    return MISTAKE if isinstance(error, UserError) else FAULT, f"error: {error}"
+
+
+def say_end(comm: Communicator, error: Exception) -> int:
+    """Let rank 0 say how all ranks ended; the exit code."""
+    code, words = end_of(error)
+    if comm.rank == 0:
+        print(words, file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process.
+
+    Ranks that failed together leave at once: a slow end of the interpreter on one would let horovodrun see
+    the other's end first and kill it, and its exit code would be lost.
+    """
+    if code != DONE and not isinstance(launcher(), Alone):
+        end_at_once(code)
+    sys.exit(code)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End this process, from whatever thread, without what the interpreter does at its end."""
+    _ending.acquire()  # for good: while one thread ends it, another may see that the other ranks have left
+    with suppress(OSError):  # into a pipe that nobody reads; who holds the lock must come to the end
+        sys.stdout.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
+    with suppress(OSError):
+        shutil.rmtree(get_temp_dir())  # with the address of the data workers' fork server
+    os._exit(code)
+
+
+def leave_on_request(words: str) -> None:
+    """End this process, from whatever thread: nothing is lost, and the launcher ends the other ranks."""
+    print(f"{logs.rank_here(launcher().rank)} stopped on request {words}")
+    end_at_once(STOPPED)
+
+
+def leave_alone(comm: Communicator, error: Exception) -> NoReturn:
+    """End this process at once: an orderly shutdown would wait for ranks that wait for this one.
+
+    Where another rank's end is the cause, that one's words are what matters: this one has but a line.
+    """
+    who = logs.rank_here(comm.rank)
+    if isinstance(error, comm.lost_errors):
+        print(f"{who}: another rank left or does not answer ({_first_line(error)})", file=sys.stderr)
+    elif isinstance(error, (DataWorkerError, UserError)):
+        complain(f"{who}: {error}")
+    else:
+        print(f"{who} failed: {advice(error) or repr(error)}", file=sys.stderr)
+        traceback.print_exception(error)
+    log.debug("%s failed", who, exc_info=error)  # for the file of this rank
+    end_at_once(MISTAKE if isinstance(error, UserError) else FAULT)
+
+
+def advice(error: Exception) -> str | None:
+    """What to lower where memory was short."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return f"the GPU is out of memory: lower --batch-size or --imgsz ({_first_line(error)})"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's on a CPU
+        lower = "lower --batch-size, --imgsz or --workers, or leave out --cache ram"
+        return f"this host is out of memory: {lower} ({_first_line(error)})"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def complain(text: str) -> None:
+    """Print a mistake of the user's."""
+    print(f"error: {text}", file=sys.stderr, flush=True)
