@@ -19,7 +19,7 @@ DEMO_DATA ?= datasets/digits
 DEMO_RUN ?= runs/demo
 DEMO_LAUNCH ?= horovodrun --gloo -np $(DEMO_RANKS) python
 DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --batch-size 16 --epochs $(DEMO_EPOCHS) \
-	--hyp horovod_yolo/config/hyp.digits.yaml --optimizer AdamW --cos-lr --workers 0 --cache ram \
+	--hyp horovod_yolo/config/hyp.digits.yaml --optimizer AdamW --cos-lr --workers 0 --cache ram --device cpu \
 	--project $(dir $(DEMO_RUN)) --name $(notdir $(DEMO_RUN)) --exist-ok
 
 # Without them the tests that need them are skipped, loudly. libpmix-dev is for `srun --mpi=pmix`, faketime for a

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.utils import deterministic as torch_deterministic
@@ -16,6 +17,8 @@ from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.training.step import Precision
 
 MOST_NAMED = 3
+CPU = torch.device("cpu")
+GPU_FILE = Path("/dev/nvidia0")  # the driver makes it, before and without PyTorch
 DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -44,7 +47,33 @@ def agreed_device(wanted: str, comm: Communicator) -> torch.device:
             f"no GPU can be used on {_named(without)}, and {_named(having)} would train on GPUs",
             fix="mend the driver (does nvidia-smi work there?), leave the host out, or use --device cpu",
         )
+    if device.type == "cuda" and comm.one_rank_a_gpu:
+        _require_own_gpus(device, comm)
     return device
+
+
+def _require_own_gpus(device: torch.device, comm: Communicator) -> None:
+    """Raise where two ranks have one GPU. *Collective.*
+
+    It is known by its UUID: ranks in containers of their own, or started with one visible GPU each, all say
+    GPU 0, and one host may have two names.
+    """
+    found = comm.allgather_object((gpu_uuid(device), socket.gethostname()))
+    ranks = {uuid: [rank for rank, (of, _) in enumerate(found) if of == uuid] for uuid, _ in found}
+    shared = next((of for of in ranks.values() if len(of) > 1), None)
+    if shared:
+        listed = ", ".join(map(str, shared[:MOST_NAMED]))
+        raise UserError(
+            f"ranks {listed} on {found[shared[0]][1]} would share a GPU, which NCCL cannot",
+            fix=f"launch one rank a GPU (-np {len(ranks)}), use --device cpu, or build Horovod without NCCL: "
+            "then ranks share GPUs",
+        )
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """What tells a GPU from all others, whatever number and host name it goes by."""
+    properties = torch.cuda.get_device_properties(device)
+    return str(getattr(properties, "uuid", f"{socket.gethostname()} {device.index}"))  # torch < 2.4 has none
 
 
 def _named(hosts: list[str]) -> str:
@@ -54,37 +83,69 @@ def _named(hosts: list[str]) -> str:
 
 
 def choose_device(wanted: str, comm: Communicator) -> torch.device:
-    """The device of this rank: the GPU of its local rank, or the CPU.
+    """The device of this rank: the GPU of its local rank, or the CPU. Ranks that are too many share GPUs.
+
+    ``wanted`` is ``--device``: empty for GPUs where PyTorch finds some, else the CPU; ``cpu``; numbers of
+    GPUs, ``0,1`` or ``cuda:0,1``; or another kind of device that PyTorch has, ``xpu`` or ``xpu:0,1``.
 
     Raises:
-        UserError: a GPU that is not there, or fewer GPUs than ranks on this host.
+        UserError: a device that is not there.
     """
     if wanted == "cpu" or (not wanted and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    numbers = [part.strip() for part in wanted.split(",")] if wanted else []
-    if not all(part.isdigit() for part in numbers):
-        raise UserError(f"--device is {wanted!r}", fix="use cpu, or GPU numbers such as 0 or 0,1")
-    here = torch.cuda.device_count()
-    gpus = [int(part) for part in numbers] or list(range(here))
-    missing = [gpu for gpu in gpus if gpu >= here]
-    if missing:
+        _require_no_lost_gpu(wanted)
+        return CPU
+    kind, numbers = _parsed(wanted)
+    module = getattr(torch, kind)
+    here = module.device_count() if module.is_available() else 0
+    devices = numbers or list(range(here))
+    missing = [number for number in devices if number >= here]
+    if missing or not devices:
+        what = "GPU" if kind == "cuda" else kind
         raise UserError(
-            f"--device names GPU {missing[0]}, this host has {here}", fix="use --device cpu, or fewer"
+            f"--device names {what} {missing[0] if missing else ''}".rstrip() + f", this host has {here}",
+            fix="use --device cpu, or fewer",
         )
-    if comm.local_rank >= len(gpus):
-        raise UserError(
-            f"{comm.local_size} ranks on a host for {len(gpus)} GPUs",
-            fix="launch one rank a GPU, or use --device cpu",
-        )
-    device = torch.device("cuda", gpus[comm.local_rank])
-    torch.cuda.set_device(device)
+    device = torch.device(kind, devices[comm.local_rank % len(devices)])
+    module.set_device(device)
     return device
+
+
+def _parsed(wanted: str) -> tuple[str, list[int]]:
+    """Kind and numbers of devices in ``--device``; no numbers where it names none."""
+    head, colon, tail = wanted.partition(":")
+    kind, listed = (head, tail) if colon or head.isalpha() else ("cuda", wanted)
+    numbers = [part.strip() for part in listed.split(",")] if listed else []
+    known = hasattr(getattr(torch, kind, None), "device_count")
+    if not known or not all(part.isascii() and part.isdigit() for part in numbers):
+        raise UserError(f"--device is {wanted!r}", fix="use cpu, or GPU numbers such as 0 or 0,1")
+    return kind, [int(part) for part in numbers]
+
+
+def _require_no_lost_gpu(wanted: str) -> None:
+    """Raise where this host has an NVIDIA GPU that PyTorch cannot use, and nobody asked for the CPU."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if not wanted and not hidden and GPU_FILE.exists():
+        why = (
+            "this torch is built without CUDA" if torch.version.cuda is None else "the driver does not answer"
+        )
+        raise UserError(
+            f"this host has a GPU ({GPU_FILE}) that PyTorch cannot use: {why}",
+            fix="mend that, or use --device cpu",
+        )
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """``auto`` is fp16 on GPUs and fp32 on CPUs."""
-    name = wanted if wanted != "auto" else ("fp16" if device.type == "cuda" else "fp32")
+    name = wanted if wanted != "auto" else ("fp32" if device.type == "cpu" else "fp16")
     return Precision(device=device, dtype=DTYPES[name])
+
+
+def pinned(device: torch.device) -> bool:
+    """Whether batches for it belong in page-locked memory: copies from there run beside the computation.
+
+    For a GPU only: to pin is to make a CUDA context, some hundred MB on a GPU that may be another's.
+    """
+    return device.type == "cuda"
 
 
 @contextmanager

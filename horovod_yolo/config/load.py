@@ -100,7 +100,11 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--noautoanchor", action="store_true", help="keep the model's anchors")
     add("--noval", action="store_true", help="validate after the last epoch only")
     add("--noplots", action="store_true", help="no plots and no report at the end")
-    add("--compression", choices=get_args(Compression), help="of gradients on the wire; auto: fp16 on GPUs")
+    add(
+        "--compression",
+        choices=get_args(Compression),
+        help="of gradients on the wire; auto: fp16 on GPUs, with a scaler",
+    )
     add("--fusion-mb", dest="fusion_mb", type=float, help="size of the groups that gradients travel in")
     add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too")
     add("--elastic", action="store_true", help="go on when ranks are lost or come; commits are in memory")

@@ -89,7 +89,7 @@ class Loader:
         sample_fn: makes the sample of a key. Picklable where there are workers.
         sampler: the plan of this rank.
         workers: processes; 0 makes the batches in the caller's own process, when asked for.
-        pin_memory: give tensors in page-locked memory. Without a GPU this has no effect.
+        pin_memory: give tensors in page-locked memory, which needs CUDA and makes a context on its device.
 
     Attributes:
         wait_s: seconds the consumer has waited for data since the start of the epoch.
@@ -202,7 +202,7 @@ def _dataloader(batches: _Batches, requests: _Requests, count: int, pin_memory: 
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=count,
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # so that iterating leaves torch's global generator alone
         multiprocessing_context=workers.forkserver_context(_PRELOAD) if count else None,
         prefetch_factor=PREFETCH_PER_WORKER if count else None,

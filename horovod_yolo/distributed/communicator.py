@@ -56,6 +56,10 @@ class Communicator(Protocol):
         """Processes on this host."""
 
     @property
+    def one_rank_a_gpu(self) -> bool:
+        """Whether two ranks cannot compute on one GPU, as over NCCL."""
+
+    @property
     def wait_s(self) -> float:
         """Seconds spent waiting for other ranks since the start."""
 

@@ -54,6 +54,7 @@ class HorovodCommunicator:
         self.size: int = hvd.size()
         self.local_rank: int = hvd.local_rank()
         self.local_size: int = hvd.local_size()
+        self.one_rank_a_gpu = bool(hvd.nccl_built())
         self.wait_s = 0.0
 
     @classmethod

@@ -47,6 +47,7 @@ class LocalCommunicator:
     size = 1
     local_rank = 0
     local_size = 1
+    one_rank_a_gpu = False
     wait_s = 0.0
     lost_errors: tuple[type[Exception], ...] = ()
 

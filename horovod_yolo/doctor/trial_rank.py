@@ -19,7 +19,7 @@ def main(seconds: int) -> None:
     """Sum ones over all ranks, a few times; rank 0 prints the best time."""
     signal.alarm(seconds)  # where a host is cut off, the others do not wait for it for ever
     comm = HorovodCommunicator()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(comm)
     times = []
     for i in range(TIMES):
         ones = torch.ones(ELEMENTS, device=device)
@@ -29,10 +29,21 @@ def main(seconds: int) -> None:
         if not torch.equal(total, torch.full((ELEMENTS,), float(comm.size))):
             raise RuntimeError(f"a sum of ones over {comm.size} ranks is {total.min():g} to {total.max():g}")
     if comm.rank == 0:
-        result = {"seconds": min(times), "bytes": ELEMENTS * 4, "device": device}
+        result = {"seconds": min(times), "bytes": ELEMENTS * 4, "device": device.type}
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
     comm.close()
+
+
+def _device(comm: HorovodCommunicator) -> torch.device:
+    """A GPU on every rank, its own where NCCL wants that; else the CPU on every rank. *Collective.*"""
+    gpus = torch.cuda.device_count()
+    needed = comm.local_size if comm.one_rank_a_gpu else 1
+    if not all(comm.allgather_object(gpus >= needed)):
+        return torch.device("cpu")
+    device = torch.device("cuda", comm.local_rank % gpus)
+    torch.cuda.set_device(device)
+    return device
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ class Stepper:
         if self.skipped_in_a_row > MOST_SKIPS_IN_A_ROW:
             raise NonFiniteError(
                 f"gradients were infinite or NaN for {self.skipped_in_a_row} steps in a row; "
-                "lower lr0 or warmup_bias_lr, or use --precision fp32"
+                "lower lr0 or warmup_bias_lr, or use --precision fp32 with --compression none"
             )
         return not finite
 

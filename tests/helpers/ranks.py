@@ -42,8 +42,9 @@ def command(arguments: Sequence[str | Path], ranks: int, launcher: str = "gloo")
 def start(
     arguments: Sequence[str | Path], ranks: int, launcher: str = "gloo", **variables: str
 ) -> subprocess.Popen[str]:
-    """Start a job in a session of its own, one thread a rank."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}", **variables}
+    """Start a job in a session of its own, one thread a rank, on the CPU also where there are GPUs."""
+    place = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = {**os.environ, **place, **variables}
     return subprocess.Popen(
         command(arguments, ranks, launcher),
         cwd=REPOSITORY,

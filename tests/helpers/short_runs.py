@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from horovod_yolo.assembly.build import build_trainer
-from horovod_yolo.assembly.data import build_data
+from horovod_yolo.assembly.build import build_data, build_trainer
 from horovod_yolo.assembly.run import new_run, train
 from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.config.schema import TrainConfig
@@ -22,7 +21,14 @@ ALONE = LocalCommunicator()
 
 def settings(data: Path, device: str, **flags: Any) -> TrainConfig:
     """yolov5n at 64 px, two steps an epoch of the 28 images that `digits` trains on, two epochs."""
-    values = {"cfg": "yolov5n", "imgsz": 64, "batch_size": 14, "epochs": 2, "workers": 0}
+    values = {
+        "cfg": "yolov5n",
+        "imgsz": 64,
+        "batch_size": 14,
+        "epochs": 2,
+        "workers": 0,
+        "noautoanchor": True,
+    }
     return config_from_flags({"data": str(data), **values, "device": device, **flags})
 
 

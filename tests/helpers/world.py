@@ -70,6 +70,7 @@ class WorldCommunicator:
                 break
             first += ranks_here
         self.local_rank, self.local_size = rank - first, ranks_here
+        self.one_rank_a_gpu = False
         self.wait_s = 0.0
         self.lost_errors: tuple[type[Exception], ...] = (RankLostError,)
         self.calls = turns.ranks[rank].calls

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from threading import current_thread
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from horovod_yolo.assembly.device import agreed_device, choose_device
+from horovod_yolo.assembly.build import compressed
+from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_device
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers.world import WorldCommunicator, run_world, world_outcomes
@@ -28,9 +31,13 @@ def test_devices_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cpu", Rank(1)) == torch.device("cpu")
     assert choose_device("", Rank(1)) == torch.device("cuda", 1)
     assert choose_device("2,3", Rank(1)) == torch.device("cuda", 3)
-    with pytest.raises(UserError, match="2 ranks on a host for 1 GPUs"):
-        choose_device("2", Rank(1))
-    assert chosen == [torch.device("cuda", 1), torch.device("cuda", 3)]
+    assert choose_device("2", Rank(1)) == torch.device("cuda", 2), "shared with rank 0"
+    assert choose_device("cuda:3", Rank(0)) == choose_device("3", Rank(0)) == torch.device("cuda", 3)
+    assert choose_device("cuda", Rank(1)) == torch.device("cuda", 1)
+    for wrong in ("cuda:7", "4", "cpu:1", "nn", "gpu", "0,x", "xpu"):
+        with pytest.raises(UserError, match="--device"):
+            choose_device(wrong, Rank(0))
+    assert chosen == [torch.device("cuda", index) for index in (1, 3, 2, 3, 3, 1)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("", Rank(0)) == torch.device("cpu")
 
@@ -61,3 +68,77 @@ def test_a_host_whose_driver_is_broken_is_named(monkeypatch: pytest.MonkeyPatch)
     assert run_world(3, device, alone) == [torch.device("cuda", 0)] * 3
     give_gpus(monkeypatch, dict.fromkeys(("rank 0", "rank 1", "rank 2"), 0))
     assert run_world(3, device, alone) == [torch.device("cpu")] * 3
+
+
+def test_over_nccl_two_ranks_have_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told apart by UUID: number 0 of two containers, or of a host with two names, may be one GPU or two."""
+
+    def device(comm: WorldCommunicator) -> torch.device:
+        comm.one_rank_a_gpu = nccl
+        return agreed_device("", comm)
+
+    everyone = {f"rank {rank}": 1 for rank in range(3)}
+    give_gpus(monkeypatch, everyone)
+    uuids = {"rank 0": "a", "rank 1": "b", "rank 2": "a"}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuids[current_thread().name])
+    )
+    nccl = True
+    for error in world_outcomes(3, device):
+        assert isinstance(error, UserError)
+        assert str(error).startswith("ranks 0, 2 on host of rank 0 would share a GPU, which NCCL cannot")
+        assert "-np 2" in str(error) and "--device cpu" in str(error)
+    uuids["rank 2"] = "c"
+    assert run_world(3, device) == [torch.device("cuda", 0)] * 3, "one visible GPU a rank"
+    nccl, uuids["rank 2"] = False, "a"
+    assert run_world(3, device) == [torch.device("cuda", 0)] * 3
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_reason_for_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("horovod_yolo.assembly.device.GPU_FILE", tmp_path / "nvidia0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert choose_device("", Rank(0)) == torch.device("cpu")
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(UserError, match=r"PyTorch cannot use.*--device cpu"):
+        choose_device("", Rank(0))
+    assert choose_device("cpu", Rank(0)) == torch.device("cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose_device("", Rank(0)) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("auto", False), ("tf32", True)])
+def test_tf32_is_what_is_asked_for_and_only_inside(precision: str, tf32: bool) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with arithmetic(precision):
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (tf32, tf32)
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_deterministic_kernels_end_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with pytest.raises(RuntimeError, match="as asked"), arithmetic("fp32", deterministic=True):
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        raise RuntimeError("as asked")
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+
+
+@pytest.mark.parametrize(
+    ("wanted", "scaled", "device", "expected"),
+    [
+        ("auto", True, "cuda", True),
+        ("auto", False, "cuda", False),
+        ("auto", True, "cpu", False),
+        ("none", True, "cuda", False),
+        ("fp16", False, "cuda", True),
+    ],
+)
+def test_gradients_are_rounded_on_the_wire_where_a_scaler_guards_them(
+    wanted: str, scaled: bool, device: str, expected: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    assert compressed(wanted, scaler, torch.device(device)) == expected
+    assert bool(caplog.records) == (wanted == "fp16" and not scaled)

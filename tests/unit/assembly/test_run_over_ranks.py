@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from horovod_yolo.assembly.data import build_data
+from horovod_yolo.assembly.build import build_data
 from horovod_yolo.assembly.run import Run, elastic_run, resumed_run, train
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import StoppedError

@@ -94,7 +94,7 @@ WRONG_FLAGS: list[tuple[str, Any]] = [
     ("cache", "disc"),
     ("optimizer", "sgd"),
     ("compression", "fp8"),
-    ("precision", "tf32"),
+    ("precision", "fp8"),
     ("scale_lr", "cubic"),
 ]
 
@@ -169,3 +169,8 @@ def test_every_field_is_in_the_dict() -> None:
     assert set(values) == {f.name for f in fields(TrainConfig)}
     assert set(values["hyp"]) == {f.name for f in fields(Hyp)}
     assert (values["seed"], values["hyp"]["lr0"]) == (7, 0.5)
+
+
+def test_deterministic_kernels_leave_no_room_for_tf32() -> None:
+    with pytest.raises(UserError, match=r"--precision is 'tf32'.*--deterministic"):
+        TrainConfig(data="d.yaml", cfg="yolov5n", precision="tf32", deterministic=True)

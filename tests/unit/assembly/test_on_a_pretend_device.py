@@ -1,0 +1,187 @@
+"""Runs on a device that is not the CPU: all tensors are there, and steps wait as seldom as they can."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from horovod_yolo.assembly.device import choose_precision, pinned
+from horovod_yolo.assembly.run import new_run, resumed_run, train
+from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
+from horovod_yolo.checkpoint.state import copied
+from horovod_yolo.core.errors import StoppedError
+from horovod_yolo.data.read import read_image
+from horovod_yolo.evaluation.predict import predict_images
+from horovod_yolo.process.stop import StopRequest
+from tests.helpers.pretend_device import NAME, Log, PretendTensor, pretend_device
+from tests.helpers.runs import checkpoint, largest_loss_difference, same_bits
+from tests.helpers.short_runs import ALONE, make_trainer, random_batch, settings, trained
+
+# Of the assignment of boxes to cells, the gradient's norm, the step's sums; the scaler looks for infinities.
+WAITS_OF_A_STEP = {"fp32": 8, "fp16": 9}
+COPIES_OF_A_STEP = 24
+SHORT = {"batch_size": 4, "max_steps": 2}  # float16 is slow on a CPU
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    with pretend_device() as log:
+        yield log
+
+
+def test_the_device_is_as_strict_as_a_gpu(log: Log) -> None:
+    there, here = torch.ones(3, device=NAME), torch.ones(3)
+    with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+        there + here
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    assert not log.waits
+    assert float((there + 2 * torch.ones(())).sum()) == 9  # a scalar of the CPU may take part
+    assert there.cpu().tolist() == there.tolist() == [1, 1, 1]
+    assert len(there.nonzero()) == 3
+    here.copy_(there)
+    assert [wait.split()[0] for wait in log.waits] == [
+        *("_local_scalar_dense", "_to_copy", "tolist", "nonzero", "copy_")
+    ]
+    assert not log.copies_to_device
+    there.copy_(here)
+    assert type(here.to(NAME)) is PretendTensor
+    assert len(log.copies_to_device) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_narrows_convolutions_and_their_gradients_are_wide(log: Log, dtype: torch.dtype) -> None:
+    x, weight = torch.ones(1, 2, 4, 4, device=NAME), torch.ones(3, 2, 3, 3, device=NAME, requires_grad=True)
+    with torch.autocast(NAME, dtype):
+        y = F.conv2d(x, weight)
+        both = torch.cat((y, x.expand(3, 2, 4, 4)[:1, :, :2, :2]), dim=1)
+    assert (y.dtype, both.dtype) == (dtype, torch.float32)
+    y.float().sum().backward()
+    assert weight.grad is not None and (weight.grad.dtype, weight.grad.device.type) == (torch.float32, NAME)
+    assert F.conv2d(x, weight).dtype == torch.float32
+
+
+@pytest.fixture(scope="module")
+def on_cpu(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(digits, tmp_path_factory.mktemp("cpu"), "cpu", precision="fp32", **SHORT)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 0.05), ("bf16", 0.2)])
+def test_training_is_that_of_the_cpu(
+    log: Log, digits: Path, tmp_path: Path, on_cpu: Path, precision: str, tolerance: float
+) -> None:
+    run = trained(digits, tmp_path / "there", NAME, precision=precision, **SHORT)
+    assert (largest_loss_difference(run, on_cpu) > 1e-5) == (precision != "fp32")
+    assert largest_loss_difference(run, on_cpu) < tolerance
+    state = checkpoint(run)
+    assert bool(state["scaler"]) == (precision == "fp16")
+    assert {type(tensor) for tensor in tensors(state)} == {Tensor}
+
+
+def test_auto_is_fp16_with_a_scaler_on_what_is_not_the_cpu() -> None:
+    assert choose_precision("auto", torch.device(NAME, 0)).dtype == torch.float16
+    assert choose_precision("auto", torch.device("cpu")).dtype == torch.float32
+
+
+class StopsAtThirdLook(StopRequest):
+    """Asked after the second step: each step looks once."""
+
+    looks = 0
+
+    @property
+    def asked(self) -> bool:
+        self.looks += 1
+        return self.looks > 2
+
+    @asked.setter
+    def asked(self, value: bool) -> None:
+        """Nobody else asks."""
+
+
+def test_a_stopped_run_resumes_to_the_bit(log: Log, digits: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"precision": "fp16", "epochs": 1, "batch_size": 7}
+    whole = trained(digits, tmp_path / "whole", NAME, **flags)
+    flags |= {"project": str(tmp_path), "name": "stopped", "noplots": True, "noval": True}
+    run = new_run(settings(digits, NAME, **flags), ALONE)
+    with pytest.raises(StoppedError):
+        train(run, ALONE, StopsAtThirdLook())
+    assert checkpoint(run.folder)["step"] < 4
+    train(resumed_run(str(run.folder), {}, ALONE), ALONE)
+    for key in ("model", "ema", "optimizer", "scaler", "metrics", "step", "epoch"):
+        assert same_bits(checkpoint(run.folder)[key], checkpoint(whole)[key]), key
+
+
+def test_what_an_elastic_job_keeps_of_a_commit_is_on_the_cpu(log: Log, digits: Path) -> None:
+    config = settings(digits, NAME, noval=True, precision="fp32")
+    trainer = make_trainer(config)
+    trainer.train_epoch()
+    kept = copied(trainer.state())
+    at_commit = copied(kept)
+    trainer.train_epoch()  # goes on in the same tensors
+    assert same_bits(kept, at_commit)
+    assert {type(tensor) for tensor in tensors(kept)} == {Tensor}
+    again = make_trainer(config, kept)
+    again.train_epoch()
+    assert same_bits(copied(again.state())["model"], copied(trainer.state())["model"])
+
+
+def test_validation_and_prediction_find_what_they_find_on_the_cpu(
+    log: Log, digits: Path, on_cpu: Path
+) -> None:
+    weights = on_cpu / "weights" / "best.pt"
+    scores = [
+        validate(ValOptions(weights=str(weights), device=device, workers=0, precision="fp32"), ALONE)[0]
+        for device in (NAME, "cpu")
+    ]
+    assert scores[0].summary.map50_95 == pytest.approx(scores[1].summary.map50_95, abs=1e-6)
+    images = [read_image(path) for path in sorted((digits.parent / "images" / "val").iterdir())[:2]]
+    found = []
+    for device in (torch.device(NAME, 0), torch.device("cpu")):
+        model = load_detector(weights)[0].to(device)
+        precision = choose_precision("fp32", device)
+        found.append(predict_images(model, images, 64, precision, conf_threshold=0.001))
+    for there, here in zip(*found, strict=True):
+        assert len(here.scores) and there.boxes_xyxy.device.type == NAME
+        torch.testing.assert_close(there.boxes_xyxy.cpu(), here.boxes_xyxy)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_waits_for_the_device_a_known_number_of_times(log: Log, digits: Path, precision: str) -> None:
+    """More of them would be a slower step on every GPU. Of copies to it, those of the batch are needed."""
+    config = settings(digits, NAME, precision=precision)
+    stepper = make_trainer(config).stepper
+    for seed in (1, 2):
+        log.clear()
+        stepper.step(iter([random_batch(2, 64, classes=10, seed=seed)]), [1.0])
+    assert 0 < len(log.waits) <= WAITS_OF_A_STEP[precision], Counter(log.waits)
+    assert 0 < len(log.copies_to_device) <= COPIES_OF_A_STEP, Counter(log.copies_to_device)
+
+
+def test_no_page_is_locked_for_what_is_no_gpu(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To lock pages is to make a CUDA context, also where a run is to use the CPU only."""
+    asked = []
+    original = torch.utils.data.DataLoader.__init__
+
+    def remember(self: Any, *args: Any, **kwargs: Any) -> None:
+        asked.append(kwargs["pin_memory"])
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", remember)
+    make_trainer(settings(digits, "cpu"))
+    assert asked == [False, False]  # of training and of validation
+    assert pinned(torch.device("cuda", 0))
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
