@@ -93,7 +93,7 @@ check: setup  ## lint, format, types, spelling, shell scripts, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy launch/horovod_edits.py
+	$(BIN)/mypy launch/horovod_edits.py launch/horovod_rendezvous.py
 	$(BIN)/codespell
 	$(BIN)/shellcheck $(SCRIPTS)
 	$(BIN)/hadolint $(wildcard docker/Dockerfile.*)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from horovod_rendezvous import RENDEZVOUS
+
 
 class Edit(NamedTuple):
     """Replace ``old`` by ``new``, once, in ``file`` (relative to the source folder)."""
@@ -216,6 +218,7 @@ EDITS = (
         "        if self._driver.finished():\n            return self._rendezvous_id\n",
         "a worker that ended while horovodrun gave up was waited for without end",
     ),
+    *(Edit(*one) for one in RENDEZVOUS),
 )
 
 

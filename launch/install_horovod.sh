@@ -162,7 +162,7 @@ cmake_is_recent() {
 build_key() {
   local abi recipe accelerator=cpu
   abi=$(py 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
-  recipe=$({ cat "$here/horovod_edits.py"; declare -f build_wheel; } | sha256sum | cut -c 1-12)
+  recipe=$({ cat "$here/horovod_edits.py" "$here/horovod_rendezvous.py"; declare -f build_wheel; } | sha256sum | cut -c 1-12)
   if ((cuda)); then
     accelerator=cuda$torch_cuda-sm$HOROVOD_BUILD_CUDA_CC_LIST-nccl$(sha256sum "$HOROVOD_NCCL_HOME/include/nccl.h" | cut -c 1-8)
   fi

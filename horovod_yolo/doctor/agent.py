@@ -1,12 +1,13 @@
 """What runs on each host while links are tried out. Sent over ssh like the probe: the standard library only.
 
-It listens on a port of its own, takes orders as lines of JSON from its standard input and answers each with a
-line. It ends when its input does, so nothing is left behind when the other side goes away. Connections must
-begin with the token of this examination; others are closed.
+It listens on the addresses that it is told, takes orders as lines of JSON from its standard input and answers
+each with a line. It ends when its input does, so nothing is left behind when the other side goes away.
+Connections must begin with the token of this examination; others are closed.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 import select
 import socket
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 BLOCK = 1 << 18  # bytes
@@ -46,7 +48,7 @@ def _serve(peer: socket.socket, token: str, name: str) -> None:
         try:
             peer.settimeout(SECONDS)
             head = peer.recv(HEAD, socket.MSG_WAITALL).decode().split()
-            if head[:1] != [token]:
+            if not head or not hmac.compare_digest(head[0].encode(), token.encode()):
                 return
             if head[1] == "who":
                 peer.sendall(name.encode())
@@ -123,11 +125,14 @@ def obey(order: dict[str, Any], token: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Listen, and obey until the input ends. The first line is the token and this host's name."""
-    token, name = json.loads(sys.stdin.readline())
-    with socket.create_server(("", 0), backlog=256) as listener:
-        threading.Thread(target=_accept, args=(listener, token, name), daemon=True).start()
-        answer: dict[str, Any] = {"port": listener.getsockname()[1]}
+    """Listen, and obey until the input ends. The first line is the token, this host's name and addresses."""
+    token, name, addresses = json.loads(sys.stdin.readline())
+    with ExitStack() as stack:
+        answer: dict[str, Any] = {"ports": {}}
+        for address in addresses:
+            listener = stack.enter_context(socket.create_server((address, 0), backlog=256))
+            threading.Thread(target=_accept, args=(listener, token, name), daemon=True).start()
+            answer["ports"][address] = listener.getsockname()[1]
         while True:
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()

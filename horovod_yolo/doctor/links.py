@@ -129,7 +129,7 @@ def try_out(reports: Sequence[Report], seconds: float) -> Network:
     """Let all hosts call each other at all places, then measure each pair. ``seconds`` bounds an answer."""
     if len(reports) < 2:
         return Network()
-    with _agents([report.host for report in reports], seconds) as agents:
+    with _agents(listening_addresses(reports), seconds) as agents:
         answering = [report for report in reports if agents[report.host].lost is None]
         reaches = _reaches(places(answering), agents)
         ways: dict[Pair, str] = {}
@@ -141,6 +141,18 @@ def try_out(reports: Sequence[Report], seconds: float) -> Network:
     return Network(tuple(reaches), bits, lost)
 
 
+def listening_addresses(reports: Sequence[Report]) -> dict[str, list[str]]:
+    """Where each host's agent listens: at its places, and nowhere else.
+
+    A name may stand for an address that none of its interfaces has, as behind a router that translates
+    addresses: then it is all of them, which "" stands for.
+    """
+    found: dict[str, list[str]] = {report.host: [] for report in reports}
+    for place in places(reports):
+        found[place.host].append(place.address if place.interface else "")
+    return {host: [""] if "" in addresses else addresses for host, addresses in found.items()}
+
+
 class _Agent:
     """The program of ``agent.py`` on a host."""
 
@@ -148,16 +160,20 @@ class _Agent:
         self, host: str, token: str, process: subprocess.Popen[bytes], errors: IO[bytes], seconds: float
     ) -> None:
         self.host = host
-        self.port = 0
+        self._ports: dict[str, int] = {}  # by the address that it listens at
         self.lost: str | None = None  # why it answers no more
         self._token = token
         self._process = process
         self._errors = errors
         self._seconds = seconds
 
-    def greet(self, source: str) -> None:
-        """Send the program, and learn its port."""
-        self.port = self._ask(source + json.dumps([self._token, self.host])).get("port", 0)
+    def greet(self, source: str, addresses: Sequence[str]) -> None:
+        """Send the program, and learn its ports."""
+        self._ports = self._ask(source + json.dumps([self._token, self.host, addresses])).get("ports", {})
+
+    def port(self, address: str) -> int:
+        """Where it listens for calls to an address."""
+        return self._ports.get(address) or self._ports.get("", 0)
 
     def ask(self, **order: object) -> dict[str, Any]:
         """Its answer to an order; nothing where it answers no more."""
@@ -188,18 +204,18 @@ class _Agent:
 
 
 @contextmanager
-def _agents(names: Sequence[str], seconds: float) -> Iterator[dict[str, _Agent]]:
-    """An agent on each host; they end with the block."""
+def _agents(addresses: Mapping[str, Sequence[str]], seconds: float) -> Iterator[dict[str, _Agent]]:
+    """An agent on each host, which listens at these addresses; they end with the block."""
     token = secrets.token_hex(16)
     source = AGENT.read_text(encoding="utf-8")
     words = ssh.talking_program(source)
     with ExitStack() as stack:
         agents = {}
-        for name in names:
+        for name in addresses:
             errors = stack.enter_context(tempfile.TemporaryFile())
             process = stack.enter_context(ssh.running(name, words, errors))
             agents[name] = _Agent(name, token, process, errors, seconds)
-        _at_once(lambda agent: agent.greet(source), agents.values())
+        _at_once(lambda agent: agent.greet(source, addresses[agent.host]), agents.values())
         yield agents
 
 
@@ -211,7 +227,7 @@ def _at_once(work: Callable[[Any], Any], items: Collection[Any]) -> list[Any]:
 def _reaches(targets: Sequence[Place], agents: Mapping[str, _Agent]) -> list[Reach]:
     def all_from(agent: _Agent) -> list[Reach]:
         others = [place for place in targets if place.host != agent.host]
-        calls = [[place.address, agents[place.host].port, place.host] for place in others]
+        calls = [[place.address, agents[place.host].port(place.address), place.host] for place in others]
         answers = agent.ask(do="reach", targets=calls).get("reach", [])
         return [Reach(agent.host, place, why) for place, why in zip(others, answers, strict=False)]
 
@@ -228,7 +244,8 @@ def _measure(
     def one_way(source: str, target: str) -> None:
         if (source, target) not in ways or agents[source].lost is not None:
             return
-        order = {"address": ways[source, target], "port": agents[target].port, "seconds": WINDOW_S}
+        address = ways[source, target]
+        order = {"address": address, "port": agents[target].port(address), "seconds": WINDOW_S}
         rate = agents[source].ask(do="send", **order).get("bits", 0.0)
         bits[source, target] = max(rate, bits.get((source, target), 0.0))
 

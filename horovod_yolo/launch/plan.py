@@ -93,7 +93,8 @@ class LaunchPlan:
             network = ["-mca", "btl_tcp_if_include", self.interface]
             if "NCCL_SOCKET_IFNAME" not in self.names:
                 passed += ["-x", f"NCCL_SOCKET_IFNAME={self.interface}"]
-        transport = ["-mca", "pml", "ob1", "-mca", "btl", "tcp,self,vader", *network]
+        between = "tcp,self,vader" if len(self.hosts) > 1 else "self,vader"  # on one host no rank listens
+        transport = ["-mca", "pml", "ob1", "-mca", "btl", between, *network]
         binding = ["-bind-to", "none", "-map-by", "slot"]
         options = [*root, *self._where(), *binding, *transport, *self._mpi_options(), *passed]
         return [self.tool, *options, *self._command()]
@@ -237,7 +238,7 @@ def check_size(plan: LaunchPlan, environ: Mapping[str, str]) -> None:
         return
     written = {name: len(os.fsencode(f"{name}={shlex.quote(value)} ")) for name, value in environ.items()}
     command = shlex.join(plan.program)
-    # Quoted once more for ssh, where each quote becomes five characters.
+    # Quoted once more for another host, where each quote becomes five characters.
     quotes = 4 * (sum(shlex.quote(value).count("'") for value in environ.values()) + command.count("'"))
     size = sum(written.values()) + len(os.fsencode(command)) + quotes + _BYTES_OF_THE_LAUNCHER
     if size > _MOST_BYTES_OF_AN_ARGUMENT:

@@ -22,6 +22,7 @@ from tests.helpers.runs import steps
 
 GO_ON = re.compile(r"(\d+) ranks go on from step (\d+) of epoch (\d+)")
 J = TypeVar("J", bound="ElasticJob")
+_TMPDIR = "/run/scratch/job.42"
 TRAIN = "--cfg yolov5n --workers 0 --noplots --compression none"
 
 
@@ -194,8 +195,8 @@ class ElasticJob:
 class LaunchedJob(ElasticJob):
     """The same by ``horovod-yolo launch --elastic``, which chooses what is not given here.
 
-    Each host has a folder for temporary files of its own: the rest of the file system is shared, and there a
-    file for the ranks of one host would be seen by all of them.
+    Each host has a /tmp of its own: the rest of the file system is shared, and there a file for the ranks of
+    one host would be seen by all of them. TMPDIR is on the launcher's host only.
     """
 
     def _words(self, ranks: tuple[int, int, int], launch: Sequence[str], train: Sequence[str]) -> list[str]:
@@ -207,11 +208,10 @@ class LaunchedJob(ElasticJob):
         return ["--elastic", "-np", count, "--min-np", least, "--max-np", most]
 
     def __enter__(self: J) -> J:
-        temporary = self.folder / "tmp"
-        temporary.mkdir()
         for host in self.cluster:
-            host.mount_tmpfs(temporary, "100m")
-        self._variables["TMPDIR"] = str(temporary)
+            host.own_tmp()
+        next(iter(self.cluster)).run(["mkdir", "-p", _TMPDIR])
+        self._variables["TMPDIR"] = _TMPDIR
         del self._variables["HOSTFILE"]
         return super().__enter__()
 
@@ -223,7 +223,7 @@ class LaunchedJob(ElasticJob):
 
     def stop_folders(self, host: Host) -> list[str]:
         """What lies on a host for ranks that look whether they are asked to stop."""
-        return host.run(["find", self.folder / "tmp", "-name", "horovod_yolo-*"]).stdout.split()
+        return host.run(["find", "/tmp", "-maxdepth", "1", "-name", "horovod_yolo-*"]).stdout.split()
 
 
 class StaticJob(LaunchedJob):

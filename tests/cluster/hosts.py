@@ -24,6 +24,15 @@ from tests.cluster.etc import BOOT, NETWORK, write_etc
 
 PACKAGES = "iproute2 openssh-server openssh-client"
 TOOLS = ("ip", "tc", "unshare", "nsenter", "setpriv", "ssh", "sshd", "ssh-keygen")
+_OWN_TMP = """
+[ ! -d /run/outer ] || exit 0
+mkdir /run/outer && mount --bind /tmp /run/outer && mount -t tmpfs -o mode=1777 tmpfs /tmp
+for path in /run/outer/*; do
+  to=/tmp/${path##*/}
+  case $to in /tmp/horovod_yolo-*) continue ;; esac
+  if [ -d "$path" ]; then mkdir "$to" && mount --bind "$path" "$to"; fi
+done
+"""
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -267,6 +276,12 @@ class Host:
     def mount_tmpfs(self, path: Path | str, size: str) -> None:
         """A file system in memory over ``path``, on this host only."""
         self._mount("mount", "-t", "tmpfs", "-o", f"size={size},mode=1777", "tmpfs", str(path))
+
+    def own_tmp(self) -> None:
+        """A /tmp of the host's own, in which what the machine's holds by now is shown."""
+        done = self.run(["sh", "-ec", _OWN_TMP])
+        if done.returncode:
+            raise RuntimeError(f"{self.name}: {done.stdout}")
 
     def bind(self, source: Path | str, target: Path | str) -> None:
         """Show ``source`` at ``target``, which must exist, on this host only."""

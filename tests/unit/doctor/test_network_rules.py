@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from horovod_yolo.doctor.links import Network, Pair, Place, Reach, places, rounds, slow
+from horovod_yolo.doctor.links import Network, Pair, Place, Reach, listening_addresses, places, rounds, slow
 from horovod_yolo.doctor.network_rules import blame, findings, of_trial, slowest, speed
 from horovod_yolo.doctor.trial import Trial
 from tests.unit.doctor.hosts import cluster
@@ -162,6 +162,14 @@ def test_the_address_of_the_name_comes_first_also_where_no_interface_has_it() ->
     reports[1] = dataclasses.replace(reports[1], address="203.0.113.9")
     first = next(place for place in places(reports) if place.host == "host2")
     assert first == Place("host2", "203.0.113.9")
+    assert listening_addresses(reports) == {"host1": ["10.0.0.1"], "host2": [""]}
+
+
+def test_agents_listen_at_the_places_only() -> None:
+    reports = cluster(3)
+    reports[0].facts["network"]["interfaces"] += [card("docker0", "172.17.0.1", "172.17.0.0/16")]
+    expected = {"host1": ["10.0.0.1"], "host2": ["10.0.0.2"], "host3": ["10.0.0.3"]}
+    assert listening_addresses(reports) == expected
 
 
 def test_a_lost_host_and_a_failed_job() -> None:

@@ -177,7 +177,7 @@ class Agent:
         self.process = subprocess.Popen(
             [sys.executable, str(AGENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.port = self.ask(["secret", name])["port"]
+        self.port = self.ask(["secret", name, ["127.0.0.1"]])["ports"]["127.0.0.1"]
 
     def ask(self, order: Any) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -208,6 +208,8 @@ def test_agents_reach_and_measure_each_other() -> None:
         with socket.create_connection(("127.0.0.1", second.port), timeout=10) as stranger:
             stranger.sendall(b"guess who".ljust(agent.HEAD))
             assert stranger.recv(100) == b""
+        with pytest.raises(ConnectionRefusedError):  # it listens where it was told to, and nowhere else
+            socket.create_connection(("127.0.0.2", second.port), timeout=10)
         assert first.ask(order)["bits"] > 1e6  # both still there
     finally:
         codes = first.close(), second.close()

@@ -66,6 +66,11 @@ def test_mpirun() -> None:
     assert "--allow-run-as-root" not in plan.LaunchPlan("mpirun", "mpirun", HOSTS, TRAIN).argv()
 
 
+def test_on_one_host_ranks_of_mpirun_open_no_port() -> None:
+    argv = plan.LaunchPlan("mpirun", "mpirun", HOSTS[:1], TRAIN).argv()
+    assert argv[argv.index("btl") + 1] == "self,vader"
+
+
 def test_an_interface_that_the_user_gave_nccl_stays() -> None:
     made = plan.LaunchPlan("mpirun", "mpirun", HOSTS, TRAIN, "eth0", ("NCCL_SOCKET_IFNAME",))
     assert [word for word in made.argv() if "NCCL" in word] == ["NCCL_SOCKET_IFNAME"]
@@ -211,4 +216,4 @@ def test_what_passes_fits(environ: dict[str, str]) -> None:
     command = " ".join(
         [*(f"{name}={shlex.quote(value)}" for name, value in environ.items()), shlex.join(TRAIN)]
     )
-    assert len(shlex.quote(f"cd /work ; env {command}").encode()) < 128 * 1024
+    assert len(shlex.quote(f"cd /work ; exec env {command}").encode()) < 128 * 1024
