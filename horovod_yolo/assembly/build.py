@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from horovod_yolo.assembly.datasets import shared_index
+from horovod_yolo.assembly.data import Data
 from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
@@ -19,12 +19,11 @@ from horovod_yolo.config.schema import Hyp, TrainConfig
 from horovod_yolo.core.boxes import xyxy_to_xywh
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Ints
+from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, TrainTransform
-from horovod_yolo.data.cache import default_cache_dir, image_loader
-from horovod_yolo.data.index import Index
+from horovod_yolo.data.cache import image_loader
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
-from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
@@ -43,32 +42,6 @@ from horovod_yolo.training.step import Precision, Stepper
 
 log = logging.getLogger(__name__)
 FP16_FIRST_SCALE = 2.0**16
-
-
-@dataclass(frozen=True)
-class Data:
-    """The two indexes of a run."""
-
-    spec: DataSpec
-    train: Index
-    val: Index
-
-    def at(self, root: Path) -> Data:
-        """The same images in the same order, in another folder."""
-        return Data(
-            replace(self.spec, root=root), replace(self.train, root=root), replace(self.val, root=root)
-        )
-
-
-def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
-    """Index the training and validation images. *Collective.*"""
-    folder = index_cache(config.cache_dir)
-    return Data(spec, shared_index(spec, "train", comm, folder), shared_index(spec, "val", comm, folder))
-
-
-def index_cache(cache_dir: str) -> Path:
-    """The folder of cached indexes."""
-    return Path(cache_dir) / "index" if cache_dir else default_cache_dir()
 
 
 def build_model_for(config: TrainConfig, data: Data) -> Detector:
@@ -120,13 +93,12 @@ def transfer(model: Detector, checkpoint: dict[str, Any], where: str) -> None:
     log.info("weights: %d of %d tensors taken from %s", len(fitting), len(own), where)
 
 
-def _fit_anchors(model: Detector, index: Index, config: TrainConfig) -> None:
+def _fit_anchors(model: Detector, annotations: Annotations, config: TrainConfig) -> None:
     """Replace anchors that miss over 2 % of the boxes at the training size by fitted ones."""
-    boxes = [
-        xyxy_to_xywh(record.boxes_xyxy)[:, 2:] * (config.imgsz / max(record.height, record.width))
-        for record in index.records
-    ]
-    report = check_anchors(np.concatenate(boxes), model.anchors_px.numpy(), config.hyp.anchor_t, config.seed)
+    gains = config.imgsz / np.maximum(annotations.heights, annotations.widths)
+    gain_of_box = np.repeat(gains.astype(np.float32), annotations.counts)[:, None]
+    sizes = xyxy_to_xywh(annotations.boxes_xyxy)[:, 2:] * gain_of_box
+    report = check_anchors(sizes, model.anchors_px.numpy(), config.hyp.anchor_t, config.seed)
     log.info("anchors: best possible recall %.4f", report.recall)
     if report.anchors is not None:
         model.set_anchors(torch.from_numpy(report.anchors))
@@ -150,7 +122,7 @@ def build_loss(hyp: Hyp, config: TrainConfig, model: Detector) -> AnchorLoss:
 
 
 def build_training_data(
-    config: TrainConfig, index: Index, comm: Communicator, stride: int
+    config: TrainConfig, annotations: Annotations, comm: Communicator, stride: int
 ) -> tuple[TrainTransform, StepSampler]:
     """How a training sample is made, and which ones are this rank's."""
     hyp = config.hyp
@@ -160,14 +132,17 @@ def build_training_data(
     order: Ints | None = None
     shapes: Any = (config.imgsz, config.imgsz)
     if config.rect:
-        sizes = [(record.height, record.width) for record in index.records]
-        heights, widths = zip(*sizes, strict=True)
         order, shapes = rect_shapes(
-            heights, widths, imgsz=config.imgsz, stride=stride, batch=config.batch_size, pad=0.0
+            annotations.heights,
+            annotations.widths,
+            imgsz=config.imgsz,
+            stride=stride,
+            batch=config.batch_size,
+            pad=0.0,
         )
         params = replace(params, mosaic=0.0)
     sampler = StepSampler(
-        len(index.records),
+        len(annotations),
         config.batch_size,
         comm.rank,
         comm.size,
@@ -176,12 +151,12 @@ def build_training_data(
         shape=shapes,
         order=order,
     )
-    load = image_loader(index, config.cache, config.cache_dir)
-    return TrainTransform(index, load, params, config.seed, order), sampler
+    load = image_loader(annotations, config.cache, config.cache_dir)
+    return TrainTransform(annotations, load, params, config.seed, order), sampler
 
 
 def build_evaluation_loader(
-    index: Index,
+    annotations: Annotations,
     comm: Communicator,
     *,
     imgsz: int,
@@ -191,14 +166,17 @@ def build_evaluation_loader(
     pin_memory: bool,
 ) -> Loader:
     """This rank's validation batches: rectangular, padded as little as the global batch allows."""
-    heights, widths = zip(*((record.height, record.width) for record in index.records), strict=True)
+    heights, widths = annotations.heights, annotations.widths
     order, shapes = rect_shapes(heights, widths, imgsz=imgsz, stride=stride, batch=batch)
     sampler = StepSampler(
-        len(index.records), batch, comm.rank, comm.size, seed=0, shuffle=False, shape=shapes, order=order
+        len(annotations), batch, comm.rank, comm.size, seed=0, shuffle=False, shape=shapes, order=order
     )
-    load = image_loader(index)
+    load = image_loader(annotations)
     return Loader(
-        EvaluationTransform(index, load, longest_side=imgsz), sampler, workers=workers, pin_memory=pin_memory
+        EvaluationTransform(annotations, load, longest_side=imgsz),
+        sampler,
+        workers=workers,
+        pin_memory=pin_memory,
     )
 
 
@@ -308,7 +286,7 @@ def build_trainer(
     loss = build_loss(config.hyp, config, model)
     stepper = build_stepper(config, model, loss, comm, precision, stop)
     transform, sampler = build_training_data(config, data.train, comm, stride)
-    evaluation_loader = build_evaluation_loader(
+    val_loader = build_evaluation_loader(
         data.val,
         comm,
         imgsz=config.imgsz,
@@ -328,7 +306,7 @@ def build_trainer(
         sampler=sampler,
         loader=Loader(transform, sampler, workers=config.workers, pin_memory=pinned(device)),
         evaluator=Evaluator(
-            index=data.val, loader=evaluation_loader, loss=loss, comm=comm, precision=precision, stop=stop
+            annotations=data.val, loader=val_loader, loss=loss, comm=comm, precision=precision, stop=stop
         ),
         callbacks=callbacks,
         progress=Progress(),

@@ -15,7 +15,7 @@ from horovod_yolo.checkpoint import resume, store
 from horovod_yolo.checkpoint.store import CheckpointError
 
 if TYPE_CHECKING:
-    from horovod_yolo.assembly.build import Data
+    from horovod_yolo.assembly.data import Data
     from horovod_yolo.training.loop import Trainer
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,11 @@ class Elastic:
 
     first_size: int  # ranks when it began: a rank's memory is known to hold the slices of then
     keep: Callable[[dict[str, Any]], None]  # gets each commit, on every rank; may raise to change the world
-    data: Data | None  # what the job was begun with; None where it is still to be scanned
-    keep_data: Callable[[Data], None]  # gets it, on every rank, as soon as it is scanned
+    digests: (
+        tuple[str, str] | None
+    )  # of the data that the job was begun with; None: it is still to be scanned
+    data: Data | None  # this; None on a rank that has not got it yet
+    keep_data: Callable[[Data], None]  # gets it, on every rank, as soon as it has it
 
     def attach(self, trainer: Trainer) -> None:
         """Make a trainer keep its commits, and split slices that are larger than those of the first world.

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from horovod_yolo.assembly.build import Data, build_data, build_trainer, round_to_stride
+from horovod_yolo.assembly.build import build_trainer, round_to_stride
+from horovod_yolo.assembly.data import Data, run_data
 from horovod_yolo.assembly.device import arithmetic
 from horovod_yolo.assembly.elastic import SECONDS_BETWEEN_SAVES, Elastic
 from horovod_yolo.assembly.run_folder import new_run_folder, versions, write_config, write_json
@@ -17,7 +18,6 @@ from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.config.load import config_from_flags, load_hyp
 from horovod_yolo.config.schema import TrainConfig, from_dict, to_dict
 from horovod_yolo.core.errors import StoppedError, UnwrittenError, UserError
-from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.agreement import on_rank_0, raise_together, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.models.zoo import find_model
@@ -162,7 +162,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     stop = stop or StopRequest()
     if run.elastic is None or run.state is None:  # else its last commit may be in memory only
         stop.alone_from_here(f"before the first step; {_kept(run)}")
-    data = _data(run, comm)
+    data = run_data(run.config, run.elastic, comm)
     if run.state is not None:
         raise_together(comm, _mismatch(run.state, list(data.spec.names)))
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
@@ -193,22 +193,6 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     if unwritten:
         raise UnwrittenError("; ".join(unwritten))
     return results
-
-
-def _data(run: Run, comm: Communicator) -> Data:
-    """The run's images. *Collective.*
-
-    An elastic job scans them once. Later the ranks hand the index on: another scan would leave out the images
-    that are gone by then, and the rest of the epoch would be that of another order.
-    """
-    spec = together(comm, lambda: load_data_yaml(Path(run.config.data)))
-    if run.elastic is None:
-        return build_data(spec, run.config, comm)
-    if run.elastic.data is not None:
-        return run.elastic.data.at(spec.root)  # the rank that handed it on may see it elsewhere
-    data = build_data(spec, run.config, comm)
-    run.elastic.keep_data(data)
-    return data
 
 
 def _kept(run: Run) -> str:
@@ -284,11 +268,16 @@ def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run
         now = {**(kept.content or content), **parts}
         kept.keep(now, _order(now))
 
+    def keep_data(data: Data) -> None:
+        kept.local = data
+        renew(data=data.digests)
+
     def keep(state: dict[str, Any]) -> None:
         renew(state=copied(state))
         kept.check_hosts()
 
-    elastic = Elastic(content["ranks"], keep, content["data"], lambda data: renew(data=data))
+    mine = kept.local if kept.local and kept.local.digests == content["data"] else None
+    elastic = Elastic(content["ranks"], keep, content["data"], mine, keep_data)
     return Run(from_dict(content["config"]), Path(content["folder"]), saved, elastic)
 
 

@@ -10,15 +10,15 @@ from typing import NoReturn
 from horovod_yolo.assembly.build import (
     build_evaluation_loader,
     build_loss,
-    index_cache,
     load_weights,
 )
-from horovod_yolo.assembly.datasets import shared_index
+from horovod_yolo.assembly.data import annotation_folder
 from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_precision, pinned
+from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
-from horovod_yolo.data.index import Index
+from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
@@ -87,10 +87,10 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     together(comm, lambda: _require_classes(options, data, names, spec.names))
     together(comm, lambda: _require_folder(options.save_json if comm.rank == 0 else ""))
     device = agreed_device(options.device, comm)
-    index = shared_index(spec, options.task, comm, index_cache(options.cache_dir))
+    annotations = shared_annotations(spec, options.task, comm, annotation_folder(options.cache_dir))
     imgsz = options.imgsz or trained.imgsz
     loader = build_evaluation_loader(
-        index,
+        annotations,
         comm,
         imgsz=imgsz,
         stride=max(model.strides),
@@ -100,7 +100,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     )
     precision = choose_precision(options.precision, device)
     evaluator = Evaluator(
-        index=index,
+        annotations=annotations,
         loader=loader,
         loss=build_loss(trained.hyp, trained, model),
         comm=comm,
@@ -116,7 +116,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     finally:
         loader.close()
     if collected is not None:
-        _save_detections(options.save_json, collected, index, comm)
+        _save_detections(options.save_json, collected, annotations, comm)
     return evaluation, names
 
 
@@ -139,9 +139,11 @@ def _require_folder(file: str) -> None:
         )
 
 
-def _save_detections(path: str, mine: dict[int, Detections], index: Index, comm: Communicator) -> None:
+def _save_detections(
+    path: str, mine: dict[int, Detections], annotations: Annotations, comm: Communicator
+) -> None:
     gathered = comm.allgather_object({i: as_arrays(found) for i, found in mine.items()})
     if comm.rank == 0:
         everything = {i: found for part in gathered for i, found in part.items()}
-        images = ((index.records[i].image_id, everything[i]) for i in sorted(everything))
-        write_results(Path(path), images, list(range(len(index.names))))
+        images = ((annotations.image_id(i), everything[i]) for i in sorted(everything))
+        write_results(Path(path), images, list(range(len(annotations.names))))

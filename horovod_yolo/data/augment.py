@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Floats, Image, Ints, Letterbox, LostImage, SampleKey
-from horovod_yolo.data.index import Index, Record
+from horovod_yolo.data.annotations import Annotations, Record
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox, resize_to_fit
 from horovod_yolo.data.sampler import Stream, epoch_order, keyed_generator
 from horovod_yolo.data.substitutes import Pictures
@@ -81,7 +81,7 @@ class TrainTransform:
     None the one that `StepSampler` shuffles from the same seed.
     """
 
-    index: Index
+    annotations: Annotations
     load: Load
     params: AugmentParams
     seed: int
@@ -93,40 +93,44 @@ class TrainTransform:
         Raises:
             ImageError: neither an image nor any of the `MOST_IN_A_ROW` from it on can be read.
         """
-        pictures = Pictures(self.index, self.load, partial(self._order, key.epoch))
-        sample = augment_pictures(key, pictures, len(self.index), self.params, self.seed)
+        pictures = Pictures(self.annotations, self.load, partial(self._order, key.epoch))
+        sample = augment_pictures(key, pictures, len(self.annotations), self.params, self.seed)
         if not pictures.lost:
             return sample
         lost = tuple(LostImage(str(error.path), error.reason) for error in pictures.lost.values())
         return replace(sample, lost=lost, replaced=key.index in pictures.lost)
 
     def _order(self, epoch: int) -> Ints:
-        return epoch_order(len(self.index), self.seed, epoch, True) if self.order is None else self.order
+        return (
+            epoch_order(len(self.annotations), self.seed, epoch, True) if self.order is None else self.order
+        )
 
 
 @dataclass(frozen=True)
 class EvaluationTransform:
     """`evaluation_sample` with everything but the key bound, for the loader."""
 
-    index: Index
+    annotations: Annotations
     load: Load
     longest_side: int | None = None
 
     def __call__(self, key: SampleKey) -> Sample:
         """Make the validation sample that the key names."""
-        return evaluation_sample(key, self.index, self.load, self.longest_side)
+        return evaluation_sample(key, self.annotations, self.load, self.longest_side)
 
 
-def evaluation_sample(key: SampleKey, index: Index, load: Load, longest_side: int | None = None) -> Sample:
+def evaluation_sample(
+    key: SampleKey, annotations: Annotations, load: Load, longest_side: int | None = None
+) -> Sample:
     """Letterbox one image: nothing random, all its boxes (crowds too), none clipped or dropped.
 
     Args:
         key: names the image and the input's size; the epoch is ignored.
-        index: the data set.
-        load: gives the (H, W, 3) image of a position in the index, at its size or scaled.
+        annotations: the data set.
+        load: gives the (H, W, 3) image of a position in the data set, at its size or scaled.
         longest_side: see `letterbox`; by default the image fills the input.
     """
-    record, image = index.records[key.index], load(key.index)
+    record, image = annotations.records[key.index], load(key.index)
     canvas, fit = letterbox(
         image,
         key.height,
@@ -138,13 +142,13 @@ def evaluation_sample(key: SampleKey, index: Index, load: Load, longest_side: in
     return Sample(canvas, record.classes, boxes_to_input(record.boxes_xyxy, fit), fit, key.index)
 
 
-def augment(key: SampleKey, index: Index, load: Load, params: AugmentParams, seed: int) -> Sample:
+def augment(key: SampleKey, annotations: Annotations, load: Load, params: AugmentParams, seed: int) -> Sample:
     """Make one training sample: a pure function of its arguments and the images on disk.
 
     Args:
-        key: epoch, position in the index, and (height, width) of the input in pixels.
-        index: the data set; partners of mosaic and mixup come from all of it.
-        load: gives the (H, W, 3) image of a position in the index, at its size or scaled.
+        key: epoch, position in the data set, and (height, width) of the input in pixels.
+        annotations: the data set; partners of mosaic and mixup come from all of it.
+        load: gives the (H, W, 3) image of a position in the data set, at its size or scaled.
         params: strengths and probabilities.
         seed: of the run.
 
@@ -154,7 +158,7 @@ def augment(key: SampleKey, index: Index, load: Load, params: AugmentParams, see
     Raises:
         ImageError: from ``load``.
     """
-    return augment_pictures(key, Pictures(index, load), len(index), params, seed)
+    return augment_pictures(key, Pictures(annotations, load), len(annotations), params, seed)
 
 
 def augment_pictures(

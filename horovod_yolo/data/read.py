@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import warnings
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags
 
 from horovod_yolo.core.types import Image
+from horovod_yolo.io.files import opened
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a "decompression bomb": 1 GiB at 6 bytes a pixel
 MAX_FILE_BYTES = 1 << 30
@@ -108,7 +110,7 @@ def read_image(path: Path) -> Image:
     Raises:
         ImageError: the file is missing, no image, broken, truncated or larger than MAX_PIXELS.
     """
-    with _opened(path) as image:
+    with quiet(), _opened(path, path) as image:
         pixels = _decode_ordinary_jpeg(path, image)
         if pixels is None:
             image.load()
@@ -125,7 +127,7 @@ def pixels_of(image: PIL.Image.Image) -> Image:
     """
     path = Path(getattr(image, "filename", "") or f"<{type(image).__name__}>")
     try:
-        _require_supported(path, image)
+        _require_supported(path, image, path if path.is_file() else None)
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         found = _rgb8(image)
@@ -145,7 +147,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: as ``read_image``, but damage behind the header may go unseen.
     """
-    with _opened(path) as image:
+    with quiet(), _opened(path, path) as image:
         if image.format in ("PNG", "TIFF"):
             image.load()
         return _upright_size(image.size, _orientation(image))
@@ -154,13 +156,38 @@ def image_size(path: Path) -> tuple[int, int]:
 def verify_image(path: Path) -> tuple[int, int]:
     """(height, width) of the upright image after decoding all of it: what passes here, ``read_image`` reads.
 
-    JPEGs are decoded at an eighth of their size. That still walks every coefficient, so truncation is
-    found, in about a tenth of the time.
-
     Raises:
         ImageError: as ``read_image``.
     """
-    with _opened(path) as image:
+    with quiet():
+        return verify_content(path, read_content(path))
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ImageError: it is missing, empty, unreadable, no regular file or too large.
+    """
+    try:
+        with opened(path) as (file, size):
+            _require_size(path, size)
+            return file.read(size)
+    except FileNotFoundError as error:
+        raise MissingImageError(path, "no such file") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def verify_content(path: Path, content: bytes) -> tuple[int, int]:
+    """`verify_image` of a file that was read. Call it within ``quiet``.
+
+    JPEGs are decoded at an eighth of their size. That still walks every coefficient, so truncation is
+    found, in about a tenth of the time.
+    """
+    with _opened(path, io.BytesIO(content)) as image:
         if image.format not in ("JPEG", "MPO"):
             image.load()
             return _upright_size(image.size, _orientation(image))
@@ -171,15 +198,28 @@ def verify_image(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[PIL.Image.Image]:
+def quiet() -> Iterator[None]:
+    """Inside, Pillow does not warn of odd EXIF and palettes: not the user's concern.
+
+    Warnings are the whole process's: threads that decode are started and ended within one such block.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[PIL.Image.Image]:
     """The image with its header read and checked; whatever goes wrong inside becomes an ImageError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes: not the user's concern
-            _require_content(path)
-            with PIL.Image.open(path, formats=_FORMATS) as image:
-                _require_supported(path, image)
-                yield image
+        if isinstance(source, Path):
+            status = source.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+                raise ImageError(path, "not a regular file")
+            _require_size(path, status.st_size)
+        with PIL.Image.open(source, formats=_FORMATS) as image:
+            _require_supported(path, image, source)
+            yield image
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -191,18 +231,15 @@ def _opened(path: Path) -> Iterator[PIL.Image.Image]:
         raise ImageError(path, f"cannot be decoded: {reason}") from error
 
 
-def _require_content(path: Path) -> None:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
-        raise ImageError(path, "not a regular file")
-    if status.st_size == 0:
+def _require_size(path: Path, size: int) -> None:
+    if size == 0:
         raise ImageError(path, "the file is empty")
-    if status.st_size > MAX_FILE_BYTES:
-        sizes = f"{status.st_size >> 20} MiB is more than the {MAX_FILE_BYTES >> 20} MiB"
+    if size > MAX_FILE_BYTES:
+        sizes = f"{size >> 20} MiB is more than the {MAX_FILE_BYTES >> 20} MiB"
         raise ImageError(path, f"{sizes} that are read")
 
 
-def _require_supported(path: Path, image: PIL.Image.Image) -> None:
+def _require_supported(path: Path, image: PIL.Image.Image, source: Path | io.BytesIO | None) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(path, f"{width}x{height} pixels are more than the {MAX_PIXELS} that are read")
@@ -212,8 +249,10 @@ def _require_supported(path: Path, image: PIL.Image.Image) -> None:
         raise ImageError(path, f"pixels of kind {image.mode} have no defined conversion to 8-bit RGB")
     if image.mode in _DEEP_GREY_MODES and not 8 <= _declared_bits(image) <= 32:
         raise ImageError(path, f"{_declared_bits(image)} bits a pixel do not fit pixels of kind {image.mode}")
-    if "progressive" in image.info and path.is_file() and path.read_bytes().count(_JPEG_SCAN) > MAX_SCANS:
-        raise ImageError(path, f"it has more than {MAX_SCANS} scans")
+    if "progressive" in image.info and source is not None:
+        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+        if content.count(_JPEG_SCAN) > MAX_SCANS:
+            raise ImageError(path, f"it has more than {MAX_SCANS} scans")
 
 
 def _decode_ordinary_jpeg(path: Path, image: PIL.Image.Image) -> NDArray[np.uint8] | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from horovod_yolo.core.types import Image, Ints
-from horovod_yolo.data.index import Index, Record
+from horovod_yolo.data.annotations import Annotations, Record
 from horovod_yolo.data.read import ImageError
 
 MOST_IN_A_ROW = 100  # images tried before a data set counts as gone
@@ -21,8 +21,8 @@ class Pictures:
     """The images that go into one sample.
 
     Args:
-        index: the data set.
-        load: gives the (H, W, 3) image of a position in the index, at its size or scaled.
+        annotations: the data set.
+        load: gives the (H, W, 3) image of a position in the data set, at its size or scaled.
         order: gives the epoch's order, (count,); asked for only where an image is lost. None: no substitutes.
 
     Attributes:
@@ -30,10 +30,10 @@ class Pictures:
     """
 
     def __init__(
-        self, index: Index, load: Callable[[int], Image], order: Callable[[], Ints] | None = None
+        self, annotations: Annotations, load: Callable[[int], Image], order: Callable[[], Ints] | None = None
     ) -> None:
         self.lost: dict[int, ImageError] = {}
-        self._index = index
+        self._annotations = annotations
         self._load = load
         self._order = order
 
@@ -46,7 +46,7 @@ class Pictures:
         for candidate in self._from(position):
             if candidate not in self.lost:
                 try:
-                    return self._load(candidate), self._index.records[candidate]
+                    return self._load(candidate), self._annotations.records[candidate]
                 except ImageError as error:
                     self.lost[candidate] = error
         raise self.lost[position]

@@ -65,6 +65,7 @@ class Kept:
         on_stuck: Callable[[float], None],
     ) -> None:
         self.content: dict[str, Any] | None = None
+        self.local: Any = None  # what this rank keeps beside it from world to world, and never sends
         self._order = (-1, -1, -1)  # of the content; the highest is the newest
         self._wait_s = wait_s
         self._on_wait = on_wait

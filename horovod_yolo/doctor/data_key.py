@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.data.index import fingerprint, list_entries
+from horovod_yolo.data.listing import list_entries, survey
 from horovod_yolo.data.spec import load_data_yaml
 
 
@@ -27,7 +27,7 @@ def describe(file: Path) -> dict[str, Any]:
     except UserError as error:
         return {"error": str(error)}
     splits = {
-        split: {"key": fingerprint(entries, spec, split).content[:12], "images": len(entries)}
+        split: {"key": survey(entries, spec, split).sizes[:12], "images": len(entries)}
         for split, entries in listed.items()
     }
     return {"splits": splits}

@@ -13,7 +13,7 @@ from horovod_yolo.assembly.datasets import require_images
 from horovod_yolo.core.boxes import xyxy_to_ltwh
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.core.types import Batch, Detections
-from horovod_yolo.data.index import Index, Record
+from horovod_yolo.data.annotations import Annotations, Record
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.losses.anchor_based import AnchorLoss
@@ -41,7 +41,7 @@ class Evaluation:
 class Evaluator:
     """What a pass over a validation set needs besides the model."""
 
-    index: Index
+    annotations: Annotations
     loader: Loader  # of this rank's slices, in a fixed order
     loss: AnchorLoss
     comm: Communicator
@@ -65,7 +65,7 @@ class Evaluator:
             UserError: too many images are lost, on all ranks alike.
         """
         model.eval()
-        accumulator = DetectionAccumulator(len(self.index.names))
+        accumulator = DetectionAccumulator(len(self.annotations.names))
         losses = torch.zeros(4, dtype=torch.float64, device=self.precision.device)
         for batch in self.loader.epoch(0):
             parts = [part for part in batch.split(self.parts) if len(part)] or [batch]
@@ -75,13 +75,15 @@ class Evaluator:
                 predictions = self._forward(model, part)
                 losses += self._losses(predictions, matched, totals, len(part))
                 for index, found in self._found(model, predictions, part):
-                    accumulator.add(index, truths_of(self.index.records[index]), as_arrays(found))
+                    accumulator.add(index, truths_of(self.annotations.records[index]), as_arrays(found))
                     if collected is not None:
                         collected[index] = found
         summary = self._merged(accumulator)
         box, obj, cls, images = self.comm.allreduce_sum(losses, "validation.losses").wait().tolist()
-        lost = len(self.index) - int(images)
-        require_images(self.comm, lost, len(self.index), self.loader.lost.values(), self.index.root)
+        lost = len(self.annotations) - int(images)
+        require_images(
+            self.comm, lost, len(self.annotations), self.loader.lost.values(), self.annotations.root
+        )
         images = max(images, 1.0)
         return Evaluation(summary, box / images, obj / images, cls / images)
 
@@ -115,7 +117,7 @@ class Evaluator:
     def _found(
         self, model: Detector, predictions: list[Tensor], part: Batch
     ) -> Iterator[tuple[int, Detections]]:
-        """Position in the index and detections, in original pixels, of each image."""
+        """Position in the data set and detections, in original pixels, of each image."""
         decoded = decode(predictions, model.anchors_px, model.strides)
         found = non_max_suppression(decoded, self.conf_threshold, self.iou_threshold, self.max_detections)
         for index, letterbox, d in zip(part.indices.tolist(), part.letterboxes, found, strict=True):
@@ -123,7 +125,7 @@ class Evaluator:
 
     def _merged(self, accumulator: DetectionAccumulator) -> DetectionSummary:
         states = self.comm.allgather_object(accumulator.state())
-        return DetectionAccumulator.merged(len(self.index.names), states).summary()
+        return DetectionAccumulator.merged(len(self.annotations.names), states).summary()
 
 
 def truths_of(record: Record) -> ImageTruths:

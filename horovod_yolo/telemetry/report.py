@@ -94,10 +94,12 @@ class ReportWriter(Watcher):
         )
 
     def _draw_predictions(self) -> None:
-        index, evaluator = self._trainer.evaluator.index, self._trainer.evaluator
-        chosen = np.linspace(0, len(index.records) - 1, min(SHOWN_IMAGES, len(index.records))).astype(int)
+        evaluator = self._trainer.evaluator
+        annotations = evaluator.annotations
+        count = len(annotations)
+        chosen = np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(int)
         try:
-            images = [read_image(index.image_path(int(i))) for i in chosen]
+            images = [read_image(annotations.image_path(int(i))) for i in chosen]
         except ImageError as error:
             log.warning("%s; val_predictions.png is left out", error)
             return

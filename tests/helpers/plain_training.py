@@ -17,9 +17,9 @@ from torch import nn
 
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.types import Image, SampleKey
+from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, augment
 from horovod_yolo.data.collate import collate
-from horovod_yolo.data.index import Index
 from horovod_yolo.data.sampler import Stream, keyed_generator
 from horovod_yolo.losses.anchor_based import AnchorLoss, LossWeights
 from horovod_yolo.models.head import Detector
@@ -32,18 +32,18 @@ AUGMENTATIONS = (
 
 
 def train_plainly(
-    index: Index, load: Callable[[int], Image], config: TrainConfig, dtype: torch.dtype
+    annotations: Annotations, load: Callable[[int], Image], config: TrainConfig, dtype: torch.dtype
 ) -> tuple[Detector, Detector]:
     """Train from random weights with SGD; the last weights and their moving average."""
     hyp, imgsz, size, seed = config.hyp, config.imgsz, config.batch_size, config.seed
     torch.manual_seed(seed)
-    model = build_model(config.cfg, len(index.names)).to(dtype).train()
+    model = build_model(config.cfg, len(annotations.names)).to(dtype).train()
     average, updates = copy.deepcopy(model).eval().requires_grad_(False), 0
     loss, optimizer = _loss(model, config), _optimizer(model, config)
     params = AugmentParams(**{name: getattr(hyp, name) for name in AUGMENTATIONS})
-    batches = math.ceil(len(index) / size)
+    batches = math.ceil(len(annotations) / size)
     for epoch in range(config.epochs):
-        order = np.arange(len(index))
+        order = np.arange(len(annotations))
         keyed_generator(seed, Stream.ORDER, epoch).shuffle(order)
         first = 0
         while first < batches:  # a step takes some batches, and never any of the next epoch
@@ -52,7 +52,7 @@ def train_plainly(
             _set_rates(optimizer, epoch, epoch * batches + window[-1], batches, config)
             for k in window:
                 keys = [SampleKey(epoch, i, imgsz, imgsz) for i in order[k * size : (k + 1) * size].tolist()]
-                batch = collate([augment(key, index, load, params, seed) for key in keys], imgsz, imgsz)
+                batch = collate([augment(key, annotations, load, params, seed) for key in keys], imgsz, imgsz)
                 images = batch.images.to(dtype).contiguous(memory_format=torch.channels_last) / 255
                 grids = [(imgsz // stride, imgsz // stride) for stride in model.strides]
                 matches = loss.match(batch.targets, grids, model.anchors_px)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from horovod_yolo.assembly.build import build_data, build_trainer
+from horovod_yolo.assembly.build import build_trainer
+from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.run import new_run, train
 from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.config.schema import TrainConfig

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 
 from horovod_yolo.assembly import job
-from horovod_yolo.distributed import launched
 from horovod_yolo.process import logs
 from horovod_yolo.process.stop import StopRequest
 from tests.helpers.world import WorldCommunicator, run_world
@@ -33,9 +32,9 @@ def exit_codes(size: int, command: Callable[[], int]) -> list[int]:
         return command()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launched, "connect", connect)
+        patch.setattr(job, "connect", connect)
         patch.setattr(job, "listening", deaf)
         patch.setattr(job, "outlive_lost_output", lambda: None)
-        patch.setattr(job, "_set_threads", lambda *_: None)
-        patch.setattr(logs, "set_up", lambda *_: None)
+        patch.setattr(job, "share_cores", lambda *_: None)
+        patch.setattr(logs, "set_up", lambda *_, **__: None)
         return run_world(size, rank)

@@ -123,7 +123,7 @@ def images_of_epochs(run: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_survivors_and_newcomers_have_the_index_of_the_start(place: tuple[Path, list[Path]]) -> None:
+def test_survivors_and_newcomers_have_the_images_of_the_start(place: tuple[Path, list[Path]]) -> None:
     """A rank comes after images have vanished; then it alone is left. The losses tell of the order."""
     folder, broken = place
     flags = "--batch 7 --epochs 4 --commit-every 1 --cache ram"
@@ -176,7 +176,7 @@ from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.elastic import Kept
 from horovod_yolo.distributed.backends import connect
-from horovod_yolo.assembly.build import build_data
+from horovod_yolo.assembly.data import build_data, run_data
 from horovod_yolo.assembly.run import Run, elastic_run
 comm, kept = connect(), Kept(1, print, print, print)
 config = config_from_flags({"data": sys.argv[1], "cfg": "yolov5n"})
@@ -185,7 +185,9 @@ data = build_data(load_data_yaml(Path(config.data)), config, comm)
 if comm.rank == 1:
     elastic.keep_data(data)
 kept.agree()
-known = elastic_run(lambda: None, kept, comm).elastic.data
+again = elastic_run(lambda: None, kept, comm).elastic
+print("had it", again.data is not None, flush=True)
+known = run_data(config, again, comm)
 print("images", len(known.train), len(known.val), known.train.digest == data.train.digest, flush=True)
 comm.close()
 """
@@ -196,3 +198,4 @@ def test_a_world_that_changes_at_the_end_of_the_scan(digits: Path, tmp_path: Pat
     job = ranks.run(["-c", HALF_SCANNED, digits, tmp_path / "run"], 2)
     assert job.code == 0, job.output
     assert job.output.count("images 28 7 True") == 2, job.output
+    assert job.output.count("had it True") == job.output.count("had it False") == 1, job.output

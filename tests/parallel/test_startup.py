@@ -14,13 +14,13 @@ import sys, time
 from pathlib import Path
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.backends import connect
-from horovod_yolo.assembly.datasets import shared_index
+from horovod_yolo.assembly.shared_annotations import shared_annotations
 comm = connect()
 spec = load_data_yaml(Path(sys.argv[1]))
 if comm.rank == int(sys.argv[3]):
     time.sleep(float(sys.argv[4]))
-index = shared_index(spec, "train", comm, Path(sys.argv[2]))
-print("images", len(index), index.digest, flush=True)
+annotations = shared_annotations(spec, "train", comm, Path(sys.argv[2]))
+print("images", len(annotations), annotations.digest, flush=True)
 comm.close()
 """
 
@@ -36,7 +36,7 @@ def starts(data: Path, cache: Path, slow_rank: int, seconds: float) -> list[str]
 def test_ranks_of_a_host_share_one_look_at_the_files(digits: Path, tmp_path: Path) -> None:
     scanned = starts(digits, tmp_path, 0, 0)
     assert len(scanned) == 2 and len(set(scanned)) == 1
-    (cached,) = tmp_path.glob("*.npz")
+    (cached,) = tmp_path.glob("*.columns")
     written = cached.stat().st_ino
     assert starts(digits, tmp_path, 0, 0) == scanned
     assert cached.stat().st_ino == written, "not scanned a second time"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo.cli import train_main, val_main
-from horovod_yolo.data.index import assemble, list_entries, scan
 from horovod_yolo.data.spec import load_data_yaml
 from tests.helpers import ranks
+from tests.helpers.scanned import annotations_of
 from tests.helpers.tiny_zoo import NAME, add_tiny
 from tests.helpers.world_command import exit_codes
 
@@ -98,8 +98,7 @@ def _coco_numbers(data: Path, detections: Path) -> dict[str, float]:
     from pycocotools.cocoeval import COCOeval
 
     spec = load_data_yaml(data)
-    scanned, _ = scan(list_entries(spec, "train"), spec.names, spec.root)
-    records = assemble(spec.root, spec.names, scanned).records
+    records = annotations_of(spec).records
     with redirect_stdout(StringIO()):
         truth = COCO()
         annotations = [

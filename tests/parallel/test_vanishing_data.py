@@ -15,11 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from horovod_yolo.assembly.datasets import shared_index
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers import ranks
 from tests.helpers.runs import steps
+from tests.helpers.scanned import annotations_of, take_as_unchanged
 from tests.parallel.test_bad_input import RANK
 
 FLAGS = (
@@ -30,15 +29,15 @@ BROKEN = {"train": (3, 17), "val": (2,)}  # as many as may be: a tenth of 28, an
 
 
 def break_images(data: Path, cache: Path) -> list[Path]:
-    """After the scan: its cache stays valid, because sizes and times of the files do not change."""
+    """In the moment after the scan: a start from its cache does not see it."""
     spec, broken = load_data_yaml(data), []
     for split, positions in BROKEN.items():
-        index = shared_index(spec, split, LocalCommunicator(), cache / "index")
-        broken += [index.image_path(i) for i in positions]
+        found = annotations_of(spec, split, cache / "annotations")
+        broken += [found.image_path(i) for i in positions]
     for path in broken:
-        before = path.stat()
-        path.write_bytes(bytes(before.st_size))
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        path.write_bytes(bytes(path.stat().st_size))
+    for split in BROKEN:
+        take_as_unchanged(spec, split, cache / "annotations")
     return broken
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from horovod_yolo.assembly.build import build_data
+from horovod_yolo.assembly import data
+from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.elastic import Elastic, save_at_last, save_once
 from horovod_yolo.assembly.run import Run, train
 from horovod_yolo.checkpoint import store
@@ -92,7 +93,7 @@ def test_no_part_is_larger_than_the_first_slices(
         stepper=SimpleNamespace(model=nn.Sequential(nn.BatchNorm2d(3, momentum=0.1))),
         evaluator=Parts(),
     )
-    Elastic(first, lambda _: None, None, lambda _: None).attach(trainer)  # type: ignore[arg-type]
+    Elastic(first, lambda _: None, None, None, lambda _: None).attach(trainer)  # type: ignore[arg-type]
     assert (trainer.stepper.parts, trainer.evaluator.parts) == (parts, in_validation)
     whole, images = nn.BatchNorm2d(3, momentum=0.1), torch.randn(2, 3, 4, 4)
     whole(images)
@@ -102,17 +103,20 @@ def test_no_part_is_larger_than_the_first_slices(
     torch.testing.assert_close(trainer.stepper.model[0].running_var, whole.running_var)
 
 
-def test_an_index_that_was_handed_on_has_its_images_where_this_rank_has_them(
-    digits: Path, tmp_path: Path
+def test_annotations_that_were_handed_on_have_their_images_where_this_rank_has_them(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of them is gone here: it is replaced, and the epoch has as many as before."""
     config = settings(digits, batch_size=28, epochs=1, noplots=True)
-    data = build_data(load_data_yaml(digits), config, COMM).at(tmp_path / "elsewhere")
+    there = build_data(load_data_yaml(digits), config, COMM)
     shutil.copytree(digits.parent, tmp_path / "here")
     spec = load_data_yaml(tmp_path / "here" / "data.yaml")
-    data.at(spec.root).train.image_path(3).unlink()
+    there.train.at(spec.root).image_path(3).unlink()
     here = replace(config, data=str(spec.file))
-    elastic = Elastic(1, lambda _: None, data, lambda _: pytest.fail("the data was scanned again"))
+    kept: list[data.Data] = []
+    elastic = Elastic(1, lambda _: None, there.digests, there, kept.append)
+    monkeypatch.setattr(data, "build_data", lambda *_: pytest.fail("the data was scanned again"))
     train(Run(here, tmp_path / "run", None, elastic), COMM)
     assert [row["images"] for row in steps(tmp_path / "run")] == [28]
     assert "data" not in checkpoint(tmp_path / "run")
+    assert [each.train.root for each in kept] == [spec.root]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from horovod_yolo.assembly.build import build_data, build_trainer
+from horovod_yolo.assembly.build import build_trainer
+from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.run import new_run, resumed_run, start_run
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.checkpoint import store

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from horovod_yolo.assembly.build import build_data
+from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.run import Run, elastic_run, resumed_run, train
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import StoppedError
@@ -175,6 +175,7 @@ class Memory:
     def __init__(self) -> None:
         self.content: dict[str, Any] | None = None
         self.order = (-1, -1, -1)
+        self.local: Any = None
 
     def keep(self, content: dict[str, Any], order: tuple[int, int, int]) -> None:
         self.content, self.order = content, order

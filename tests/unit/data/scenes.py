@@ -10,16 +10,16 @@ import numpy as np
 
 from horovod_yolo.core.boxes import area
 from horovod_yolo.core.types import Image
-from horovod_yolo.data.index import Index, Record
+from horovod_yolo.data.annotations import Annotations, Record
 
 RED = (255, 0, 0)
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """An index and its images, as a cache would hold them."""
+    """Annotations and their images, as a cache would hold them."""
 
-    index: Index
+    annotations: Annotations
     images: tuple[Image, ...]
 
     def load(self, position: int) -> Image:
@@ -27,7 +27,7 @@ class Scenes:
 
 
 def scenes(images: list[Image], classes: list[Any], boxes: list[Any], crowds: list[Any]) -> Scenes:
-    """Put images and their objects, given as arrays, into an index."""
+    """Put images and their objects, given as arrays, into annotations."""
     records = []
     for i, (image, c, b, crowd) in enumerate(zip(images, classes, boxes, crowds, strict=True)):
         boxes_xyxy = np.asarray(b, np.float32).reshape(-1, 4)
@@ -36,7 +36,7 @@ def scenes(images: list[Image], classes: list[Any], boxes: list[Any], crowds: li
         records.append(
             Record(f"{i}.png", height, width, np.asarray(c, np.int64), boxes_xyxy, crowd, areas, i)
         )
-    return Scenes(Index(Path("memory"), tuple("abcdefgh"), tuple(records)), tuple(images))
+    return Scenes(Annotations.of(Path("memory"), "abcdefgh", records), tuple(images))
 
 
 def noise_scenes(count: int = 12, seed: int = 0) -> Scenes:

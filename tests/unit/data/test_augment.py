@@ -41,7 +41,7 @@ def red_extents(image: NDArray[np.uint8], minimum: int = 128) -> Floats:
 
 
 def paint(index: int, params: AugmentParams, height: int = 160, width: int = 192, epoch: int = 0) -> Sample:
-    return augment(SampleKey(epoch, index, height, width), PAINTED.index, PAINTED.load, params, seed=3)
+    return augment(SampleKey(epoch, index, height, width), PAINTED.annotations, PAINTED.load, params, seed=3)
 
 
 def same(a: Sample, b: Sample) -> bool:
@@ -111,7 +111,7 @@ def test_a_mosaics_boxes_end_where_its_canvas_ends() -> None:
     for epoch in range(30):
         key = SampleKey(epoch, 0, height, width)
         rng = np.random.default_rng(epoch)
-        canvas, _, boxes = _mosaic(rng, key, Pictures(everywhere.index, everywhere.load), 1)
+        canvas, _, boxes = _mosaic(rng, key, Pictures(everywhere.annotations, everywhere.load), 1)
         left, top, right, bottom = boxes.T
         assert (left >= 0).all() and (top >= 0).all()
         assert (right <= 2 * width).all() and (bottom <= 2 * height).all()
@@ -156,7 +156,7 @@ def test_mixup_blends_two_mosaics_and_keeps_both_ones_boxes() -> None:
 @given(st.integers(0, 11), st.integers(0, 50), st.sampled_from([(96, 96), (64, 160)]))
 @settings(max_examples=40)
 def test_boxes_lie_inside_and_are_large_enough(index: int, epoch: int, shape: tuple[int, int]) -> None:
-    sample = augment(SampleKey(epoch, index, *shape), NOISE.index, NOISE.load, EVERYTHING, seed=0)
+    sample = augment(SampleKey(epoch, index, *shape), NOISE.annotations, NOISE.load, EVERYTHING, seed=0)
     height, width = shape
     assert sample.image.shape == (height, width, 3)
     assert sample.image.dtype == np.uint8 and sample.image.flags.c_contiguous
@@ -174,7 +174,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("often")
 def test_a_sample_depends_on_its_key_and_the_seed_only() -> None:
     keys = [SampleKey(epoch, index, 96, 128) for epoch in (0, 1) for index in range(6)]
-    make = TrainTransform(NOISE.index, NOISE.load, EVERYTHING, seed=7)
+    make = TrainTransform(NOISE.annotations, NOISE.load, EVERYTHING, seed=7)
     first = [make(key) for key in keys]
     random.seed(99)
     np.random.seed(99)
@@ -187,7 +187,7 @@ def test_a_sample_depends_on_its_key_and_the_seed_only() -> None:
 def test_making_samples_leaves_global_random_state_alone() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     for index in range(6):
-        augment(SampleKey(0, index, 64, 64), NOISE.index, NOISE.load, EVERYTHING, seed=0)
+        augment(SampleKey(0, index, 64, 64), NOISE.annotations, NOISE.load, EVERYTHING, seed=0)
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
@@ -195,7 +195,7 @@ def test_making_samples_leaves_global_random_state_alone() -> None:
 
 def test_epoch_seed_and_index_each_change_the_sample() -> None:
     def make(epoch: int, index: int, seed: int) -> Sample:
-        return augment(SampleKey(epoch, index, 96, 96), NOISE.index, NOISE.load, AugmentParams(), seed)
+        return augment(SampleKey(epoch, index, 96, 96), NOISE.annotations, NOISE.load, AugmentParams(), seed)
 
     here = make(0, 0, 0)
     assert not any(same(here, make(*other)) for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
@@ -232,7 +232,7 @@ def test_the_hue_goes_round_the_circle() -> None:
     round_the_circle = 0
     for epoch in range(40):
         sample = augment(
-            SampleKey(epoch, 0, 40, 40), patches.index, patches.load, replace(STILL, hsv_h=0.4), 0
+            SampleKey(epoch, 0, 40, 40), patches.annotations, patches.load, replace(STILL, hsv_h=0.4), 0
         )
         hue = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)[..., 0].astype(float)
         low, high = hue[5, 5], hue[35, 35]
@@ -244,18 +244,18 @@ def test_the_hue_goes_round_the_circle() -> None:
 
 
 def test_crowds_are_left_out_of_training_and_kept_in_validation() -> None:
-    index = next(i for i, r in enumerate(NOISE.index.records) if r.crowd.any())
-    record = NOISE.index.records[index]
+    index = next(i for i, r in enumerate(NOISE.annotations.records) if r.crowd.any())
+    record = NOISE.annotations.records[index]
     key = SampleKey(0, index, 224, 224)
-    assert len(evaluation_sample(key, NOISE.index, NOISE.load).classes) == len(record.classes)
-    trained = augment(key, NOISE.index, NOISE.load, STILL, seed=0)
+    assert len(evaluation_sample(key, NOISE.annotations, NOISE.load).classes) == len(record.classes)
+    trained = augment(key, NOISE.annotations, NOISE.load, STILL, seed=0)
     assert len(trained.classes) == (~record.crowd).sum()
 
 
 @pytest.mark.parametrize("shape", [(160, 160), (96, 224), (320, 64)])
 def test_validation_maps_boxes_back_exactly(shape: tuple[int, int]) -> None:
-    make = EvaluationTransform(NOISE.index, NOISE.load)
-    for index, record in enumerate(NOISE.index.records):
+    make = EvaluationTransform(NOISE.annotations, NOISE.load)
+    for index, record in enumerate(NOISE.annotations.records):
         sample = make(SampleKey(0, index, *shape))
         assert sample.image.shape == (*shape, 3)
         back = sample.letterbox.to_original(torch.from_numpy(sample.boxes_xyxy))
@@ -265,9 +265,9 @@ def test_validation_maps_boxes_back_exactly(shape: tuple[int, int]) -> None:
 
 def test_validation_boxes_stay_on_their_pixels() -> None:
     for index in range(len(PAINTED.images)):
-        sample = evaluation_sample(SampleKey(5, index, 192, 160), PAINTED.index, PAINTED.load)
+        sample = evaluation_sample(SampleKey(5, index, 192, 160), PAINTED.annotations, PAINTED.load)
         assert np.abs(sample.boxes_xyxy[0] - red_extents(sample.image)).max() <= 1
-        again = evaluation_sample(SampleKey(6, index, 192, 160), PAINTED.index, PAINTED.load)
+        again = evaluation_sample(SampleKey(6, index, 192, 160), PAINTED.annotations, PAINTED.load)
         assert same(sample, again)
 
 

@@ -16,7 +16,7 @@ NOISE = noise_scenes(6, seed=4)
 
 def samples() -> list[Sample]:
     keys = [SampleKey(0, index, HEIGHT, WIDTH) for index in (4, 0, 5, 2)]
-    return [evaluation_sample(key, NOISE.index, NOISE.load) for key in keys]
+    return [evaluation_sample(key, NOISE.annotations, NOISE.load) for key in keys]
 
 
 def test_a_batch_holds_its_samples_in_order() -> None:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from horovod_yolo.core.boxes import pairwise_iou
 from horovod_yolo.data import formats
+from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import Problem, coco, voc, yolo
-from horovod_yolo.data.index import Index, assemble, list_entries, scan
 from horovod_yolo.data.spec import DataSpec
+from tests.helpers.scanned import annotations_of, records_of
 from tests.unit.data.label_files import (
     H,
     W,
@@ -86,10 +87,9 @@ def test_problem_reads_file_line_reason() -> None:
     assert str(Problem("a.txt", None, "why")) == "a.txt: why"
 
 
-def _index(root: Path, item: str, names: Sequence[str]) -> tuple[Index, list[Problem]]:
+def _annotations(root: Path, item: str, names: Sequence[str]) -> tuple[Annotations, list[Problem]]:
     spec = DataSpec(root / "data.yaml", root, (item,), (item,), (), tuple(names))
-    records, problems = scan(list_entries(spec, "train"), spec.names, root)
-    return assemble(root, spec.names, records), problems
+    return annotations_of(spec), records_of(spec)[1]
 
 
 def _voc_tree(folder: Path, images: Path, annotations: Path, stems: Sequence[str]) -> str:
@@ -110,14 +110,14 @@ def test_fruits_nuts_voc_and_coco_agree(tmp_path: Path) -> None:
     shutil.copy(source / "original/coco_trainval.json", tmp_path)
     stems = [path.stem for path in (source / "original/voc").glob("*.xml")]
     item = _voc_tree(tmp_path / "voc", tmp_path / "images", source / "original/voc", stems)
-    from_voc, voc_problems = _index(tmp_path / "voc", item, names)
-    from_coco, coco_problems = _index(tmp_path, "coco_trainval.json", names)
+    from_voc, voc_problems = _annotations(tmp_path / "voc", item, names)
+    from_coco, coco_problems = _annotations(tmp_path, "coco_trainval.json", names)
     assert voc_problems == coco_problems == []
     assert len(from_voc) == len(from_coco) == 18
     extra = 0
     for a, b in zip(from_voc.records, from_coco.records, strict=True):
         assert Path(a.path).name == Path(b.path).name
-        iou = pairwise_iou(torch.from_numpy(a.boxes_xyxy), torch.from_numpy(b.boxes_xyxy)).numpy()
+        iou = pairwise_iou(torch.tensor(a.boxes_xyxy), torch.tensor(b.boxes_xyxy)).numpy()
         iou[a.classes[:, None] != b.classes[None]] = 0
         assert (iou.max(axis=1).round(2) >= 0.79).all()  # the lowest is .788 (date in 9.jpg)
         assert len(set(iou.argmax(axis=1))) == len(a.classes)
@@ -132,8 +132,8 @@ def test_bccd_yolo_and_voc_agree(tmp_path: Path, split: str) -> None:
     names = ("RBC", "WBC", "Platelets")
     stems = (source / f"original/ImageSets/Main/{split}.txt").read_text().split()
     item = _voc_tree(tmp_path, source / "images" / split, source / "original/Annotations", stems)
-    from_voc, problems = _index(tmp_path, item, names)
-    from_yolo, _ = _index(source, f"images/{split}", names)
+    from_voc, problems = _annotations(tmp_path, item, names)
+    from_yolo, _ = _annotations(source, f"images/{split}", names)
     zero_area = [problem for problem in problems if "has no area" in problem.reason]
     assert zero_area == problems
     assert {Path(problem.file).stem for problem in problems} <= {"BloodImage_00338", "BloodImage_00343"}
@@ -147,8 +147,8 @@ def test_coco_ccby_yolo_and_json_agree(split: str) -> None:
     source = SETS / "coco-ccby"
     listing = json.loads((source / f"original/instances_{split}.json").read_text())
     names = [category["name"] for category in sorted(listing["categories"], key=lambda c: c["id"])]
-    from_json, problems = _index(source, f"original/instances_{split}.json", names)
-    from_yolo, _ = _index(source, f"images/{split}", names)
+    from_json, problems = _annotations(source, f"original/instances_{split}.json", names)
+    from_yolo, _ = _annotations(source, f"images/{split}", names)
     assert problems == []
     assert {record.image_id for record in from_json.records} == {image["id"] for image in listing["images"]}
     assert sum(record.crowd.sum() for record in from_json.records) == sum(
@@ -164,13 +164,13 @@ def test_rbc_roboflow_yolo_and_json_agree(tmp_path: Path, split: str, json_name:
     for image in (source / "images" / split).iterdir():
         (tmp_path / image.name).symlink_to(image)
     shutil.copy(source / f"original/{json_name}_annotations.coco.json", tmp_path / "_annotations.coco.json")
-    from_json, problems = _index(tmp_path, "_annotations.coco.json", ("rbc", "wbc"))
-    from_yolo, _ = _index(source, f"images/{split}", ("rbc", "wbc"))
+    from_json, problems = _annotations(tmp_path, "_annotations.coco.json", ("rbc", "wbc"))
+    from_yolo, _ = _annotations(source, f"images/{split}", ("rbc", "wbc"))
     assert problems == []
     _assert_equal_records(from_yolo, from_json)
 
 
-def _assert_equal_records(a: Index, b: Index) -> None:
+def _assert_equal_records(a: Annotations, b: Annotations) -> None:
     """Same images, same boxes but for crowds; the shared YOLO labels have six decimals."""
     assert [Path(r.path).name for r in a.records] == [Path(r.path).name for r in b.records]
     for x, y in zip(a.records, b.records, strict=True):

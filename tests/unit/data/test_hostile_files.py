@@ -29,8 +29,8 @@ from pathlib import Path
 from horovod_yolo.checkpoint import store
 from horovod_yolo.config.load import load_hyp
 from horovod_yolo.data.formats import Folders, coco, voc, yolo
-from horovod_yolo.data.index import list_entries
 from horovod_yolo.data.read import image_size, read_image, verify_image
+from horovod_yolo.data.listing import list_entries
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.launch.hostfile import read_hostfile
 

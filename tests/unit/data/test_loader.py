@@ -25,7 +25,7 @@ from tests.unit.data.scenes import noise_scenes
 COUNT = 10
 NOISE = noise_scenes(COUNT, seed=1)
 PARAMS = AugmentParams(degrees=10, mixup=0.3)
-SAMPLES = TrainTransform(NOISE.index, NOISE.load, PARAMS, seed=0)
+SAMPLES = TrainTransform(NOISE.annotations, NOISE.load, PARAMS, seed=0)
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from horovod_yolo.core.types import Ints, LostImage, SampleKey
 from horovod_yolo.data import substitutes
+from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, Sample, TrainTransform
 from horovod_yolo.data.cache import image_loader
-from horovod_yolo.data.index import Index
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler, epoch_order
@@ -28,20 +28,20 @@ MIXED = AugmentParams(mosaic=1, mixup=1)
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Index:
+def images(tmp_path: Path) -> Annotations:
     """The noise on the disk, where it can be lost."""
     for i, pixels in enumerate(SCENES.images):
         PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    return Index(tmp_path, SCENES.index.names, SCENES.index.records)
+    return SCENES.annotations.at(tmp_path)
 
 
-def without(*lost: int) -> tuple[Index, object]:
+def without(*lost: int) -> tuple[Annotations, object]:
     def load(position: int) -> object:
         if position in lost:
             raise ImageError(Path(f"{position}.png"), "gone")
         return SCENES.images[position]
 
-    return SCENES.index, load
+    return SCENES.annotations, load
 
 
 def taken(position: int, lost: tuple[int, ...], order: list[int]) -> int:
@@ -49,7 +49,7 @@ def taken(position: int, lost: tuple[int, ...], order: list[int]) -> int:
     pictures = Pictures(*without(*lost), lambda: np.array(order))  # type: ignore[arg-type]
     image, record = pictures.take(position)
     found = next(i for i, other in enumerate(SCENES.images) if other is image)
-    assert record is SCENES.index.records[found], "an image comes with its own boxes"
+    assert record.path == f"{found}.png", "an image comes with its own boxes"
     return found
 
 
@@ -88,7 +88,7 @@ def same(a: Sample, b: Sample) -> bool:
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["shuffled", "fixed order"])
-def test_a_deleted_or_truncated_image_is_replaced_in_its_own_sample(images: Index, fixed: bool) -> None:
+def test_a_deleted_or_truncated_image_is_replaced_in_its_own_sample(images: Annotations, fixed: bool) -> None:
     order: Ints = np.arange(COUNT)[::-1].copy() if fixed else epoch_order(COUNT, 3, 2, True)
     make = TrainTransform(images, image_loader(images), STILL, seed=3, order=order if fixed else None)
     before = make(SampleKey(2, int(order[6]), 64, 96))
@@ -103,7 +103,7 @@ def test_a_deleted_or_truncated_image_is_replaced_in_its_own_sample(images: Inde
     assert sample.lost == (LostImage(str(images.image_path(int(order[5]))), "no such file"),)
 
 
-def test_partners_are_replaced_alike_and_counted_as_no_sample(images: Index) -> None:
+def test_partners_are_replaced_alike_and_counted_as_no_sample(images: Annotations) -> None:
     make = TrainTransform(images, image_loader(images), MIXED, seed=0)
     keys = [SampleKey(0, i, 64, 64) for i in range(COUNT)]
     before = [make(key) for key in keys]
@@ -116,7 +116,7 @@ def test_partners_are_replaced_alike_and_counted_as_no_sample(images: Index) -> 
     assert all(same(make(key), sample) for key, sample in zip(keys, after, strict=True))
 
 
-def test_an_image_of_another_size_is_lost_its_boxes_would_lie_elsewhere(images: Index) -> None:
+def test_an_image_of_another_size_is_lost_its_boxes_would_lie_elsewhere(images: Annotations) -> None:
     record = images.records[0]
     PIL.Image.new("RGB", (record.width + 1, record.height)).save(images.image_path(0))
     now = f"{record.width + 1}x{record.height} now"
@@ -124,7 +124,7 @@ def test_an_image_of_another_size_is_lost_its_boxes_would_lie_elsewhere(images: 
         image_loader(images)(0)
 
 
-def test_validation_leaves_out_what_is_lost(images: Index) -> None:
+def test_validation_leaves_out_what_is_lost(images: Annotations) -> None:
     images.image_path(3).unlink()
     plan = StepSampler(COUNT, 5, 0, 1, seed=0, shuffle=False, shape=(64, 64))
     loader = Loader(EvaluationTransform(images, image_loader(images)), plan, workers=0, pin_memory=False)

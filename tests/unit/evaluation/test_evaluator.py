@@ -68,9 +68,9 @@ class WithoutAShare(LocalCommunicator):
 
 
 def test_a_rank_without_images_takes_part(trainer: Trainer) -> None:
-    sizes, index = sizes_of_forwards(trainer), trainer.evaluator.index
+    sizes, annotations = sizes_of_forwards(trainer), trainer.evaluator.annotations
     loader = build_evaluation_loader(
-        index, WithoutAShare(), imgsz=64, stride=32, batch=28, workers=0, pin_memory=False
+        annotations, WithoutAShare(), imgsz=64, stride=32, batch=28, workers=0, pin_memory=False
     )
     evaluator = replace(trainer.evaluator, loader=loader, parts=3)
     with pytest.raises(UserError, match="7 of 7 images cannot be read"):  # no other rank has them here

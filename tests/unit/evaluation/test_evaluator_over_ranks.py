@@ -13,8 +13,8 @@ import torch
 from horovod_yolo.assembly.build import build_evaluation_loader
 from horovod_yolo.core.errors import StoppedError, UserError
 from horovod_yolo.core.types import Detections
+from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.digits import make_digits
-from horovod_yolo.data.index import Index, assemble, list_entries, scan
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
@@ -22,6 +22,7 @@ from horovod_yolo.evaluation.evaluator import Evaluation, Evaluator
 from horovod_yolo.models.head import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.step import Precision
+from tests.helpers.scanned import annotations_of
 from tests.helpers.tiny import CLASSES, STRIDES, tiny_detector, tiny_loss
 from tests.helpers.world import WorldCommunicator, run_world, world_outcomes
 
@@ -32,7 +33,7 @@ FP64 = Precision(device=torch.device("cpu"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
     """27 images, the digits as three classes, which even a tiny network learns to hit."""
     folder = tmp_path_factory.mktemp("three_classes") / "data"
     make_digits(folder, images=34, size=SIZE, seed=1)
@@ -42,46 +43,47 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     names = list("abc"[:CLASSES])
     (folder / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: {names}\n")
     spec = load_data_yaml(folder / "data.yaml")
-    records, _ = scan(list_entries(spec, "train"), spec.names, spec.root)
-    return assemble(spec.root, spec.names, records)
+    return annotations_of(spec)
 
 
-def evaluator_of(index: Index, comm: Communicator) -> Evaluator:
+def evaluator_of(digits: Annotations, comm: Communicator) -> Evaluator:
     loader = build_evaluation_loader(
-        index, comm, imgsz=SIZE, stride=max(STRIDES), batch=BATCH, workers=0, pin_memory=False
+        digits, comm, imgsz=SIZE, stride=max(STRIDES), batch=BATCH, workers=0, pin_memory=False
     )
-    return Evaluator(index=index, loader=loader, loss=tiny_loss(), comm=comm, precision=FP64)
+    return Evaluator(annotations=digits, loader=loader, loss=tiny_loss(), comm=comm, precision=FP64)
 
 
 @pytest.fixture(scope="module")
-def model(index: Index) -> Detector:
+def model(digits: Annotations) -> Detector:
     """A network that has learned just enough to hit something."""
     detector = tiny_detector()
     stepper = make_stepper(detector, name="AdamW", lr=0.01)
-    loader = evaluator_of(index, LocalCommunicator()).loader
+    loader = evaluator_of(digits, LocalCommunicator()).loader
     for _ in range(15):
         for batch in loader.epoch(0):
             stepper.step(iter([batch]), [1.0])
     return detector
 
 
-def scored(index: Index, model: Detector, comm: Communicator) -> tuple[Evaluation, dict[int, Detections]]:
+def scored(
+    digits: Annotations, model: Detector, comm: Communicator
+) -> tuple[Evaluation, dict[int, Detections]]:
     found: dict[int, Detections] = {}
-    return evaluator_of(index, comm).run(copy.deepcopy(model), found), found
+    return evaluator_of(digits, comm).run(copy.deepcopy(model), found), found
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
-def test_any_number_of_ranks_gives_the_same_numbers(index: Index, model: Detector, size: int) -> None:
+def test_any_number_of_ranks_gives_the_same_numbers(digits: Annotations, model: Detector, size: int) -> None:
     """Also where some of them have no share of the last batch."""
-    expected, found_alone = scored(index, model, LocalCommunicator())
+    expected, found_alone = scored(digits, model, LocalCommunicator())
     assert expected.summary.map50 > 0.01, "the network finds nothing, so the comparison says nothing"
-    ranks = run_world(size, lambda comm: scored(index, model, comm))
+    ranks = run_world(size, lambda comm: scored(digits, model, comm))
     for evaluation, _ in ranks:
         np.testing.assert_equal(asdict(evaluation.summary), asdict(expected.summary))
         assert losses(evaluation) == losses(ranks[0][0]), "alike to the bit"
         assert losses(evaluation) == pytest.approx(losses(expected), rel=1e-6)  # in float32
     found = {image: detections for _, of_rank in ranks for image, detections in of_rank.items()}
-    assert sum(len(of_rank) for _, of_rank in ranks) == len(found) == len(index), "each image once"
+    assert sum(len(of_rank) for _, of_rank in ranks) == len(found) == len(digits), "each image once"
     for image, detections in found_alone.items():
         assert torch.equal(detections.scores, found[image].scores)
         assert torch.equal(detections.boxes_xyxy, found[image].boxes_xyxy)
@@ -91,11 +93,13 @@ def losses(evaluation: Evaluation) -> list[float]:
     return [evaluation.box_loss, evaluation.obj_loss, evaluation.cls_loss]
 
 
-def test_a_stop_that_one_rank_was_asked_for_ends_all_in_the_same_batch(index: Index, model: Detector) -> None:
+def test_a_stop_that_one_rank_was_asked_for_ends_all_in_the_same_batch(
+    digits: Annotations, model: Detector
+) -> None:
     def job(comm: WorldCommunicator) -> tuple[list[str], int]:
         stop = StopRequest()
         stop.agree_from_here()
-        evaluator = replace(evaluator_of(index, comm), stop=stop)
+        evaluator = replace(evaluator_of(digits, comm), stop=stop)
         own, batches = copy.deepcopy(model), list[None]()
 
         def count(*_: object) -> None:
@@ -112,9 +116,9 @@ def test_a_stop_that_one_rank_was_asked_for_ends_all_in_the_same_batch(index: In
 
 
 def test_images_that_are_gone_end_all_ranks_with_the_same_words(
-    index: Index, model: Detector, tmp_path: Path
+    digits: Annotations, model: Detector, tmp_path: Path
 ) -> None:
-    elsewhere = replace(index, root=tmp_path)
+    elsewhere = digits.at(tmp_path)
     outcomes = world_outcomes(3, lambda comm: scored(elsewhere, model, comm))
     assert [type(outcome) for outcome in outcomes] == [UserError] * 3
     assert len({str(outcome) for outcome in outcomes}) == 1

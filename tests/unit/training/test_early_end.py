@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from horovod_yolo.assembly.build import build_data, build_trainer
+from horovod_yolo.assembly.build import build_trainer
+from horovod_yolo.assembly.data import build_data
 from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.training import loop

@@ -1,4 +1,4 @@
-"""Copies of a data set on several hosts are told from each other by content, caches by time too."""
+"""Copies of a data set have equal names and sizes; each is told from the others by times and inodes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from horovod_yolo.data.index import fingerprint, list_entries, relative_name
+from horovod_yolo.data.listing import list_entries, relative_name, survey
 from horovod_yolo.data.spec import load_data_yaml
 
 
-def test_copies_differ_in_times_only(tmp_path: Path) -> None:
+def test_sizes_and_times(tmp_path: Path) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     (tmp_path / "images" / "1.jpg").write_bytes(b"not looked at yet")
@@ -19,15 +19,15 @@ def test_copies_differ_in_times_only(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [a]\n")
     spec = load_data_yaml(tmp_path / "data.yaml")
     entries = list_entries(spec, "train")
-    before = fingerprint(entries, spec, "train")
+    before = survey(entries, spec, "train")
     os.utime(tmp_path / "images" / "1.jpg", ns=(1, 1))
-    touched = fingerprint(entries, spec, "train")
-    assert touched.content == before.content and touched.exact != before.exact
+    touched = survey(entries, spec, "train")
+    assert touched.sizes == before.sizes and touched.copy != before.copy
     (tmp_path / "labels" / "1.txt").write_text("0 .5 .5 .12 .1\n")
-    grown = fingerprint(entries, spec, "train")
-    assert grown.content != before.content
+    grown = survey(entries, spec, "train")
+    assert grown.sizes != before.sizes
     (tmp_path / "labels" / "1.txt").unlink()
-    assert fingerprint(entries, spec, "train").content not in (before.content, grown.content)
+    assert survey(entries, spec, "train").sizes not in (before.sizes, grown.sizes)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""The images of a run, the same on all ranks."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from horovod_yolo.assembly.hand_on import hand_on
+from horovod_yolo.assembly.shared_annotations import shared_annotations
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.data.annotations import Annotations
+from horovod_yolo.data.spec import DataSpec, load_data_yaml
+from horovod_yolo.distributed.agreement import together
+from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.io.places import local_cache
+
+if TYPE_CHECKING:
+    from horovod_yolo.assembly.elastic import Elastic
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The annotations of a run."""
+
+    spec: DataSpec
+    train: Annotations
+    val: Annotations
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Name what is in both."""
+        return self.train.digest, self.val.digest
+
+
+def annotation_folder(cache_dir: str) -> Path | None:
+    """The folder of cached annotations; None where there is none on this host's disks."""
+    return Path(cache_dir) / "annotations" if cache_dir else local_cache("annotations")
+
+
+def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
+    """The training and validation images. *Collective.*"""
+    folder = annotation_folder(config.cache_dir)
+    train, val = (shared_annotations(spec, split, comm, folder) for split in ("train", "val"))
+    return Data(spec, train, val)
+
+
+def run_data(config: TrainConfig, elastic: Elastic | None, comm: Communicator) -> Data:
+    """The images of a run. *Collective.*
+
+    An elastic job scans them once. Later the ranks hand the annotations on: another scan would leave out the
+    images that are gone by then, and the rest of the epoch would be that of another order.
+    """
+    spec = together(comm, lambda: load_data_yaml(Path(config.data)))
+    if elastic is None:
+        return build_data(spec, config, comm)
+    data = _handed_on(elastic, spec, annotation_folder(config.cache_dir), comm)
+    if data is None:
+        data = build_data(spec, config, comm)
+    elastic.keep_data(data)
+    return data
+
+
+def _handed_on(elastic: Elastic, spec: DataSpec, folder: Path | None, comm: Communicator) -> Data | None:
+    """The data of the world before, from the ranks that have it; None where none has. *Collective.*"""
+    if elastic.digests is None:
+        return None
+    mine = elastic.data
+    train = hand_on(mine.train.file if mine else None, comm, folder)
+    val = hand_on(mine.val.file if mine else None, comm, folder)
+    if train is None or val is None:
+        log.warning("no rank is left that knows the images of the start: they are scanned again")
+        return None
+    return Data(spec, Annotations(spec.root, train), Annotations(spec.root, val))

@@ -1,0 +1,109 @@
+"""Work that takes a rank long, as reading a slow disk does, while all ranks keep in touch.
+
+A rank that does not come to a collective call for ten minutes ends the job (see `horovod_backend.DEFAULTS`).
+So the work runs in a thread of its own, and the ranks meet every few seconds until all have done theirs. One
+that gets nowhere for those ten minutes still ends the job, with a word about who and where.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.communicator import Communicator
+
+SECONDS_BETWEEN_MEETINGS = 5.0
+SECONDS_WITHOUT_PROGRESS = 600.0
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Background(Generic[T]):
+    """A function that runs in a thread of its own; it is given `advance`, to be called as it gets on.
+
+    Attributes:
+        done: how far it has got, in units of its own.
+    """
+
+    def __init__(self, work: Callable[[Callable[[int], None]], T]) -> None:
+        self.done = 0
+        self._work = work
+        self._moved = time.monotonic()
+        self._value: T | None = None
+        self._error: Exception | None = None
+        self._over = threading.Event()
+        # A daemon: a thread that waits for a disk that is gone must not keep the process.
+        threading.Thread(target=self._run, name="background", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._work(self.advance)
+        except Exception as error:  # noqa: BLE001  # raised again in the main thread
+            self._error = error
+        self._over.set()
+
+    def advance(self, units: int = 1) -> None:
+        """Note that the work gets on."""
+        self.done += units
+        self._moved = time.monotonic()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is over, within so many seconds.
+
+        Raises:
+            Exception: what the function raised, unless it is a `UserError`: that is for `result`.
+        """
+        over = self._over.wait(seconds)
+        if over and self._error is not None and not isinstance(self._error, UserError):
+            raise self._error
+        return over
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has got nowhere for too long."""
+        return not self._over.is_set() and time.monotonic() - self._moved > SECONDS_WITHOUT_PROGRESS
+
+    def result(self) -> T:
+        """What the function returned, or raised, when it is over."""
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # set before the event
+
+
+def meetings(comm: Communicator, work: Background[T], report: Callable[[], R]) -> Iterator[list[R]]:
+    """What each rank reports, every few seconds until the work of all is over. *Collective.*
+
+    A rank's last report is made after the end of its work.
+
+    Raises:
+        UserError: on all ranks, where a rank gets nowhere.
+    """
+    while True:
+        over = work.wait(SECONDS_BETWEEN_MEETINGS)
+        stuck = f"rank {comm.rank} on {socket.gethostname()}" if work.is_stuck else ""
+        said = comm.allgather_object((over, stuck, report()))
+        if where := [stuck for _, stuck, _ in said if stuck]:
+            raise UserError(
+                f"no file could be read for {SECONDS_WITHOUT_PROGRESS:.0f} s",
+                where=", ".join(where[:3]),
+                fix="does the data set's file system still answer there?",
+            )
+        yield [said_by for _, _, said_by in said]
+        if all(over for over, _, _ in said):
+            return
+
+
+def meanwhile(comm: Communicator, work: Callable[[Callable[[int], None]], T]) -> T:
+    """Do something that may take long. *Collective*, but for ``work`` itself.
+
+    Raises:
+        UserError: this rank's own; the others do not know of it.
+    """
+    background = Background(work)
+    for _ in meetings(comm, background, lambda: None):
+        continue
+    return background.result()

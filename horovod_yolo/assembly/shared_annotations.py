@@ -1,0 +1,181 @@
+"""From ``data.yaml`` to annotations that all ranks share; no rank scans more than its share.
+
+One rank of each host, its keeper, lists the files, asks the file system about them and holds the host's
+cache. What no cache knows is scanned by all ranks. The files' times and inodes tell hosts that see the same
+files from hosts that have copies: each copy is read by the ranks that see it. Then contents are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from horovod_yolo.assembly.datasets import MOST_NAMED, SAME_FILES
+from horovod_yolo.assembly.hand_on import hand_on, host_id
+from horovod_yolo.assembly.meetings import meanwhile
+from horovod_yolo.assembly.scanning import Keeper, Part, Plan, Seen, scan_together
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.annotation_cache import AnnotationCache, in_order
+from horovod_yolo.data.annotations import Annotations
+from horovod_yolo.data.formats import Entry, Problem
+from horovod_yolo.data.listing import list_entries, listing_of, survey
+from horovod_yolo.data.scan import problems_of, require_useful
+from horovod_yolo.data.spec import DataSpec
+from horovod_yolo.data.table import Table
+from horovod_yolo.distributed.agreement import raise_together, require_same
+from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.io.columns import ColumnFile
+
+log = logging.getLogger(__name__)
+MOST_PROBLEMS_SHOWN = 20
+
+
+def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: Path | None) -> Annotations:
+    """The annotations of a split: from the cache, or scanned by all ranks together. *Collective.*
+
+    Problems with single images or rows are logged (by rank 0) and left out.
+
+    Args:
+        spec: of the data set.
+        split: "train", "val" or "test".
+        comm: the ranks.
+        folder: of this host's cache; None for none.
+
+    Raises:
+        UserError: on all ranks alike, also where only one rank met the mistake.
+    """
+    keeper = _look(spec, split, comm, AnnotationCache(folder))
+    plan = _plan(comm, keeper, f"the {split} images or labels", spec.file)
+    if all(seen.missing == 0 for seen in plan.seen if seen):
+        file = keeper.known.whole if keeper else None
+    else:
+        file = _scan(spec, split, comm, plan, keeper)
+    contents = comm.allgather_object(str(file.about["content"]) if file else None)
+    _require_copies(plan, contents, f"the {split} images or labels", spec.file)
+    file = hand_on(file, comm, folder)
+    assert file is not None, "rank 0 is a keeper"
+    annotations = Annotations(spec.root, file)
+    require_same(comm, annotations.digest, f"the {split} annotations", where=spec.file, fix=SAME_FILES)
+    if comm.rank == 0 and keeper is not None:
+        _report(split, annotations, [*keeper.survey.entries[0].problems])
+    return annotations
+
+
+def _look(spec: DataSpec, split: str, comm: Communicator, cache: AnnotationCache) -> Keeper | None:
+    """What there is and what is known of it, on the keepers. *Collective.*"""
+
+    def look(advance: Callable[[int], None]) -> Keeper | None:
+        if comm.local_rank != 0:
+            return None
+        surveyed = survey(list_entries(spec, split), spec, split, advance)
+        return Keeper(surveyed, cache.find(surveyed, spec.root, split), cache)
+
+    try:
+        keeper, problem = meanwhile(comm, look), ""
+    except UserError as error:
+        keeper, problem = None, str(error)
+    problems = comm.allgather_object((comm.local_rank == 0, socket.gethostname(), problem))
+    bad = [(host, text) for _, host, text in problems if text]
+    if bad:
+        some = len(bad) < sum(1 for is_keeper, _, _ in problems if is_keeper)
+        where = f" (on {', '.join(host for host, _ in bad[:MOST_NAMED])})" if some else ""
+        raise UserError(bad[0][1] + where)
+    return keeper
+
+
+def _plan(comm: Communicator, keeper: Keeper | None, what: str, where: Path) -> Plan:
+    """Who sees what. *Collective.*"""
+    seen = None
+    if keeper is not None:
+        rows = keeper.known.rows
+        known = hashlib.sha256(np.packbits(rows).tobytes()).hexdigest()
+        missing = int((~rows).sum())
+        seen = Seen(socket.gethostname(), keeper.survey.sizes, keeper.survey.copy, known, missing)
+    everyone = comm.allgather_object((host_id(), seen))
+    plan = Plan.of([host for host, _ in everyone], [seen for _, seen in everyone])
+    _require_copies(plan, [seen and seen.sizes for seen in plan.seen], what, where)
+    return plan
+
+
+def _require_copies(plan: Plan, hashes: Sequence[str | None], what: str, where: Path) -> None:
+    """Raise `UserError`, on all ranks, where the keepers' hashes differ."""
+    stated = [(seen.name, said) for seen, said in zip(plan.seen, hashes, strict=True) if seen and said]
+    for name, said in stated:
+        if said != stated[0][1]:
+            words = f"{what} differ between hosts, {stated[0][0]} and {name}"
+            raise UserError(words, where=where, fix=SAME_FILES)
+
+
+def _scan(
+    spec: DataSpec, split: str, comm: Communicator, plan: Plan, keeper: Keeper | None
+) -> ColumnFile | None:
+    """Scan what is missing; the new annotations, on the keepers. *Collective.*"""
+    entries, listing = _listed(spec, split, comm, keeper)
+    changing = f"the {split} images change while they are listed: they"
+    require_same(comm, listing, changing, where=spec.file, fix=SAME_FILES)
+    parts = scan_together(comm, plan, entries, spec, split, keeper)
+    del entries
+
+    def keep(_advance: Callable[[int], None]) -> ColumnFile | None:
+        return _kept(spec, split, keeper, parts) if keeper else None
+
+    try:
+        file, problem = meanwhile(comm, keep), None
+    except UserError as error:
+        file, problem = None, str(error)
+    raise_together(comm, problem)
+    return file
+
+
+def _listed(
+    spec: DataSpec, split: str, comm: Communicator, keeper: Keeper | None
+) -> tuple[Sequence[Entry], str]:
+    """The entries and the hash of them, on all ranks. *Collective.*"""
+
+    def look(_advance: Callable[[int], None]) -> tuple[Sequence[Entry], str]:
+        if keeper is not None:
+            return keeper.survey.entries, keeper.survey.listing
+        entries = list_entries(spec, split)
+        return entries, listing_of(entries, spec, split)
+
+    found: tuple[Sequence[Entry], str] = ((), "")
+    problem = None
+    try:
+        found = meanwhile(comm, look)
+    except UserError as error:
+        problem = str(error)
+    raise_together(comm, problem)
+    return found
+
+
+def _kept(spec: DataSpec, split: str, keeper: Keeper, parts: Sequence[Part]) -> ColumnFile:
+    table = in_order(parts, len(keeper.survey.entries))
+    paths = [entry.image for entry in keeper.survey.entries]
+    try:
+        require_useful(table, paths, spec.root)
+    except UserError as error:
+        problems = _problems(keeper.survey.entries[0].problems, table, spec.root, 1)
+        shown = f" The first: {problems[0]}" if problems else ""
+        raise UserError(f"{error}.{shown}") from None
+    return keeper.cache.keep(keeper.survey, spec.root, split, spec.names, table)
+
+
+def _report(split: str, annotations: Annotations, listed: Sequence[Problem]) -> None:
+    counts, columns = annotations.counts, annotations.file.columns
+    empty = int((counts == 0).sum())
+    log.info("%s: %d images, %d boxes, %d images without", split, len(counts), counts.sum(), empty)
+    for problem in _problems(listed, columns, annotations.root, MOST_PROBLEMS_SHOWN):
+        log.warning("left out: %s", problem)
+    more = len(listed) + int(columns["problem_count"].sum()) - MOST_PROBLEMS_SHOWN
+    if more > 0:
+        log.warning("left out: %d more like these", more)
+
+
+def _problems(listed: Sequence[Problem], table: Table, root: Path, most: int) -> list[Problem]:
+    """The first problems: those of the listing, then those of the scan."""
+    return [*listed[:most], *problems_of(table, root, most - len(listed[:most]))]

@@ -1,0 +1,217 @@
+"""Listing: which images a split has and where their labels are, before any of them is opened.
+
+``list_entries`` is cheap and gives the same list on every rank. ``survey`` adds what the file system says of
+each file, which tells whether an earlier scan still holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.annotations import FORMAT_VERSION
+from horovod_yolo.data.formats import Entry, Folders, Problem, coco, voc, yolo
+from horovod_yolo.data.read import IMAGE_SUFFIXES
+from horovod_yolo.data.spec import DataSpec
+
+__all__ = ["Entry", "Problem", "States", "Survey", "list_entries", "listing_of", "relative_name", "survey"]
+
+States = NDArray[
+    np.uint64
+]  # (files, 5): size, mtime_ns, ctime_ns, inode, device; all GONE where there is none
+
+GONE = (1 << 64) - 1
+THREADS = 16  # a network file system takes as long for many questions at once as for one
+FILES_AT_ONCE = 256
+
+
+def list_entries(spec: DataSpec, split: str) -> list[Entry]:
+    """The images of a split ("train", "val" or "test") and where their labels are, sorted by path.
+
+    An item of the split is a folder of images, a list file (``.txt``), a VOC list below ``ImageSets``, or a
+    COCO ``.json``. No image is opened. An image named twice is taken once and reported by ``scan``.
+
+    Raises:
+        UserError: the split, a folder or a file is missing, or there is no image.
+    """
+    items: tuple[str, ...] = {"train": spec.train, "val": spec.val, "test": spec.test}[split]
+    if not items:
+        raise UserError(f"has no '{split}'", where=spec.file, fix=f"add '{split}: images/{split}'")
+    folders = Folders()
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    for item in items:
+        try:
+            found, bad = _list_item(_resolve(item, spec), spec, split, folders)
+        except OSError as error:  # no permission, a name too long, a share that is gone
+            reason = error.strerror or str(error)
+            fix = f"correct 'path' or '{split}', or make it readable"
+            raise UserError(f"{item:.200} cannot be read: {reason}", where=spec.file, fix=fix) from error
+        entries += found
+        problems += bad
+    entries.sort(key=lambda entry: relative_name(entry.image, spec.root))
+    unique, repeated = _drop_repeated(entries)
+    problems += repeated
+    if not unique:
+        hint = f"; {problems[0]}" if problems else ""
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(
+            f"no image in {', '.join(items)}{hint}",
+            where=f"{spec.file}, {split}",
+            fix=f"images end in {suffixes}",
+        )
+    numbered = _with_ids(unique)
+    numbered[0] = dataclasses.replace(numbered[0], problems=tuple(problems))
+    return numbered
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """A split as the file system shows it."""
+
+    entries: Sequence[Entry]
+    rules: str  # hash of what the result of a scan depends on beside files
+    listing: str  # hash of the names, ids and label files of the entries: equal for copies of a data set
+    image_states: States
+    label_states: States
+
+    @property
+    def sizes(self) -> str:
+        """Hash of names and sizes: equal for copies of a data set on several hosts."""
+        return _hash_of(self.listing, self.image_states[:, 0], self.label_states[:, 0])
+
+    @property
+    def copy(self) -> str:
+        """Names one copy of a data set, also where hosts have mounted it under different numbers."""
+        return _hash_of(self.listing, self.image_states[:, :4], self.label_states[:, :4])
+
+
+def survey(
+    entries: Sequence[Entry], spec: DataSpec, split: str, advance: Callable[[int], None] = lambda _: None
+) -> Survey:
+    """Look at the size, times and place of images and label files. Each file is looked at once.
+
+    Args:
+        entries: of the split.
+        spec: of the data set.
+        split: its name.
+        advance: told of each lot of entries.
+    """
+    parts = [entries[i : i + FILES_AT_ONCE] for i in range(0, len(entries), FILES_AT_ONCE)]
+    found = np.empty((2, len(entries), 5), np.uint64)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for i, states in enumerate(threads.map(_states, parts)):
+            found[:, i * FILES_AT_ONCE : i * FILES_AT_ONCE + len(states)] = states.swapaxes(0, 1)
+            advance(len(states))
+    return Survey(entries, rules_of(spec), listing_of(entries, spec, split), found[0], found[1])
+
+
+def listing_of(entries: Sequence[Entry], spec: DataSpec, split: str) -> str:
+    """Hash of the names, ids and label files of entries: equal for copies of a data set."""
+    total = hashlib.sha256(canonical(split))
+    for entry in entries:
+        total.update(canonical(*_identity(entry, spec.root)))
+    return total.hexdigest()
+
+
+def rules_of(spec: DataSpec) -> str:
+    """Hash of what the result of a scan depends on beside the files."""
+    return hashlib.sha256(canonical(FORMAT_VERSION, spec.names)).hexdigest()
+
+
+def _identity(entry: Entry, root: Path) -> tuple[object, ...]:
+    named_in = entry.named_in and relative_name(Path(entry.named_in), root)
+    labels = relative_name(entry.labels.file, root)
+    return relative_name(entry.image, root), labels, entry.image_id, named_in, entry.named_at
+
+
+def _states(entries: Sequence[Entry]) -> NDArray[np.uint64]:
+    """(entries, 2, 5): of images and label files."""
+    known: dict[Path, tuple[int, ...]] = {}  # COCO has one label file for all
+    rows = [(_state(entry.image, known), _state(entry.labels.file, known)) for entry in entries]
+    return np.array(rows, np.uint64)
+
+
+def _state(file: Path, known: dict[Path, tuple[int, ...]]) -> tuple[int, ...]:
+    if file not in known:
+        try:
+            found = file.stat()
+        except (OSError, ValueError):
+            known[file] = (GONE,) * 5
+        else:
+            values = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+            known[file] = tuple(value & GONE for value in values)
+    return known[file]
+
+
+def _hash_of(start: str, *columns: States) -> str:
+    total = hashlib.sha256(start.encode())
+    for column in columns:
+        total.update(np.ascontiguousarray(column).data)
+    return total.hexdigest()
+
+
+def canonical(*values: object) -> bytes:
+    """Values as bytes; equal bytes mean equal values."""
+    return json.dumps(values).encode() + b"\n"
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """The posix path below root, or the whole path when it is not below."""
+    folder = root.as_posix().removesuffix("/") + "/"  # text: ``Path.relative_to`` would take most of a start
+    return path.as_posix().removeprefix(folder)
+
+
+def _resolve(item: str, spec: DataSpec) -> Path:
+    path = spec.root / item
+    if not path.exists() and item.startswith("../") and (spec.root / item[3:]).exists():
+        return spec.root / item[3:]  # Roboflow's files say "../train/images" for the folder beside the file
+    return path
+
+
+def _list_item(path: Path, spec: DataSpec, split: str, folders: Folders) -> tuple[list[Entry], list[Problem]]:
+    where = f"{spec.file}, {split}"
+    if path.is_dir():
+        return yolo.list_folder(path)
+    if not path.is_file():
+        fix = f"relative paths start at {spec.root}; correct 'path' or '{split}'"
+        raise UserError(f"there is no folder or file {path}", where=where, fix=fix)
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return coco.list_file(path, spec.root, split, spec.names, folders)
+    if suffix != ".txt":
+        fix = "give a folder of images, a .txt list, a VOC ImageSets list or a COCO .json"
+        raise UserError(f"{path} is none of the known kinds", where=where, fix=fix)
+    if voc.is_image_set(path):
+        return voc.list_file(path, folders)
+    return yolo.list_file(path, spec.root, folders)
+
+
+def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]]:
+    unique: dict[Path, Entry] = {}
+    problems: list[Problem] = []
+    for entry in entries:
+        first = unique.setdefault(entry.image, entry)
+        if first is not entry:
+            named_in, named_at = entry.named_in or str(entry.image), entry.named_at
+            problems.append(
+                Problem(named_in, named_at, f"image {entry.image} is named more than once: taken once")
+            )
+    return list(unique.values()), problems
+
+
+def _with_ids(entries: Sequence[Entry]) -> list[Entry]:
+    """COCO's ids where every entry has its own, else positions (two COCO files may both start at 0)."""
+    stated = [entry.image_id for entry in entries if isinstance(entry.labels, coco.CocoLabels)]
+    if len(set(stated)) == len(entries):
+        return list(entries)
+    return [dataclasses.replace(entry, image_id=i) for i, entry in enumerate(entries)]
