@@ -22,14 +22,17 @@ import torch
 from common import machine
 from torch.profiler import ProfilerActivity, profile
 
-from horovod_yolo.assembly.build import build_loss, build_stepper
+from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.device import arithmetic, choose_precision
+from horovod_yolo.assembly.model import build_criterion
 from horovod_yolo.config.load import config_from_flags
+from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Batch, Targets
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.models.zoo import build_model
+from horovod_yolo.families.zoo import build_model
+from horovod_yolo.losses.criterion import by_name, count
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.step import Precision, Stepper
+from horovod_yolo.training.step import Stepper
 
 SIZE, CLASSES, BOXES_AN_IMAGE = 640, 80, 8
 FORMATS = {True: torch.channels_last, False: torch.contiguous_format}
@@ -88,8 +91,8 @@ def make_stepper(name: str, precision: Precision, batch: int) -> Stepper:
     config = config_from_flags({"data": "none.yaml", "cfg": name, "imgsz": SIZE, "batch_size": batch})
     torch.manual_seed(0)
     model = build_model(name, CLASSES).to(precision.device, precision.of_weights)
-    loss = build_loss(config.hyp, config, model)
-    return build_stepper(config, model, loss, LocalCommunicator(), precision, StopRequest())
+    criterion = build_criterion(model, config)
+    return build_stepper(config, model, criterion, LocalCommunicator(), precision, StopRequest())
 
 
 def random_batch(images: int) -> Batch:
@@ -111,12 +114,12 @@ def loss_alone(stepper: Stepper, precision: Precision, batch: Batch) -> Callable
     with torch.no_grad(), precision.autocast():
         raw = stepper.model(precision.images(there))
     leaves = [level.detach().requires_grad_() for level in raw]
-    shapes = [(SIZE // stride, SIZE // stride) for stride in stepper.model.strides]
+    criterion = stepper.criterion
 
     def run() -> None:
-        matches = stepper.loss.match(there.targets, shapes, stepper.model.anchors_px)
-        totals = stepper.loss.normalisers(matches, len(there))
-        stepper.loss(leaves, matches, totals).total.backward()
+        matches = criterion.match(there.targets, (SIZE, SIZE), None)
+        totals = by_name(criterion, count(criterion, [matches], len(there)))
+        criterion(leaves, matches, totals).total.backward()
 
     return run
 

@@ -18,8 +18,9 @@ from typing import Any
 from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
 from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
+from horovod_yolo.assembly.model import trained_model
 from horovod_yolo.assembly.run import new_run, train
-from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
+from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.config.keywords import device_name, prediction_options, training_argv, validation_options
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.schema import TrainConfig
@@ -29,10 +30,10 @@ from horovod_yolo.data.given import Given, one_by_one, pixels
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.evaluation.predict import predict_images
-from horovod_yolo.models.zoo import find_model
+from horovod_yolo.evaluation.scores import metrics_of
+from horovod_yolo.families import zoo
 from horovod_yolo.process.signals import listening
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.loop import metrics_of
 
 __all__ = ["YOLO", "NonFiniteError", "StoppedError", "UnwrittenError", "UserError"]
 
@@ -46,7 +47,7 @@ class YOLO:
 
     def __init__(self, model: str | Path) -> None:
         self.weights = Path(model) if Path(model).suffix == ".pt" else None
-        self.name = load_detector(self.weights)[0].name if self.weights else find_model(str(model)).name
+        self.name = trained_model(self.weights)[0].name if self.weights else zoo.model_name(str(model))
 
     def train(self, *, data: str | Path, **flags: Any) -> dict[str, Any]:
         """Train, from the weights where there are some, and go on with the best of the run. *Collective.*
@@ -134,7 +135,7 @@ class YOLO:
             UserError: an unknown option, an unusable image, or no weights yet.
         """
         named = prediction_options(options)
-        model, trained, _ = load_detector(self._trained())
+        model, trained, _ = trained_model(self._trained())
         precision = choose_precision("auto", choose_device(device_name(device), LocalCommunicator()))
         side = round_to_stride(imgsz or trained.imgsz, max(model.strides))
         found = [pixels(image) for image in one_by_one(images)]

@@ -1,23 +1,21 @@
-"""The composition root: the one place that knows every part and wires them."""
+"""The composition root: the one place that wires everything."""
 
 from __future__ import annotations
 
 import logging
 import math
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from horovod_yolo.assembly.data import Data
 from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
-from horovod_yolo.checkpoint import store
+from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
-from horovod_yolo.config.schema import Hyp, TrainConfig
-from horovod_yolo.core.boxes import xyxy_to_xywh
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Ints
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, TrainTransform
@@ -28,97 +26,19 @@ from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.evaluation.evaluator import Evaluator
-from horovod_yolo.losses.anchor_based import AnchorLoss, LossWeights, scale_weights
-from horovod_yolo.models.anchors import check_anchors
-from horovod_yolo.models.head import Detector, published_names
-from horovod_yolo.models.zoo import build_model, find_model
+from horovod_yolo.losses.criterion import Criterion
+from horovod_yolo.models.detector import Detector, published_names
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.ema import Ema
-from horovod_yolo.training.loop import Callback, Trainer
+from horovod_yolo.training.events import Callback
+from horovod_yolo.training.loop import Trainer
 from horovod_yolo.training.optimizers import freeze, make_optimizer
 from horovod_yolo.training.restore import set_state
 from horovod_yolo.training.schedule import Schedule
-from horovod_yolo.training.step import Precision, Stepper
+from horovod_yolo.training.step import Stepper
 
 log = logging.getLogger(__name__)
 FP16_FIRST_SCALE = 2.0**16
-
-
-def build_model_for(config: TrainConfig, data: Data) -> Detector:
-    """The model with its first weights and with anchors that fit the data.
-
-    Raises:
-        UserError: unknown model, or weights of another one.
-    """
-    weights = load_weights(Path(config.weights)) if config.weights else None
-    name = find_model(config.cfg).name if config.cfg else str((weights or {})["model_name"])
-    torch.manual_seed(config.seed)
-    model = build_model(name, len(data.spec.names))
-    if weights is not None:
-        transfer(model, weights, config.weights)
-    elif not config.noautoanchor:
-        _fit_anchors(model, data.train, config)
-    return model
-
-
-def load_weights(path: Path) -> dict[str, Any]:
-    """A checkpoint to take weights from.
-
-    Raises:
-        UserError: it is missing, damaged or not ours.
-    """
-    try:
-        return store.read(path)
-    except store.CheckpointError as error:
-        raise UserError(
-            error.reason, where=path, fix="--weights takes a last.pt or best.pt of horovod_yolo"
-        ) from None
-
-
-def transfer(model: Detector, checkpoint: dict[str, Any], where: str) -> None:
-    """Copy the averaged weights of a checkpoint; a head of other classes stays as it is.
-
-    Raises:
-        UserError: the checkpoint is of another model.
-    """
-    if checkpoint["model_name"] != model.name:
-        raise UserError(
-            f"weights are of {checkpoint['model_name']}, the model is {model.name}",
-            where=where,
-            fix=f"use --cfg {checkpoint['model_name']} or other weights",
-        )
-    weights, own = checkpoint["ema"]["weights"], model.state_dict()
-    fitting = {key: value for key, value in weights.items() if own[key].shape == value.shape}
-    model.load_state_dict(fitting, strict=False)
-    log.info("weights: %d of %d tensors taken from %s", len(fitting), len(own), where)
-
-
-def _fit_anchors(model: Detector, annotations: Annotations, config: TrainConfig) -> None:
-    """Replace anchors that miss over 2 % of the boxes at the training size by fitted ones."""
-    gains = config.imgsz / np.maximum(annotations.heights, annotations.widths)
-    gain_of_box = np.repeat(gains.astype(np.float32), annotations.counts)[:, None]
-    sizes = xyxy_to_xywh(annotations.boxes_xyxy)[:, 2:] * gain_of_box
-    report = check_anchors(sizes, model.anchors_px.numpy(), config.hyp.anchor_t, config.seed)
-    log.info("anchors: best possible recall %.4f", report.recall)
-    if report.anchors is not None:
-        model.set_anchors(torch.from_numpy(report.anchors))
-        log.info("anchors: fitted to the data, best possible recall %.4f", report.fitted_recall)
-
-
-def build_loss(hyp: Hyp, config: TrainConfig, model: Detector) -> AnchorLoss:
-    """The loss with gains scaled to the classes, levels and input size, as YOLOv5 scales them."""
-    weights = LossWeights(
-        box=hyp.box,
-        obj=hyp.obj,
-        cls=hyp.cls,
-        cls_pw=hyp.cls_pw,
-        obj_pw=hyp.obj_pw,
-        fl_gamma=hyp.fl_gamma,
-        label_smoothing=config.label_smoothing,
-        anchor_t=hyp.anchor_t,
-    )
-    scaled = scale_weights(weights, model.num_classes, len(model.strides), config.imgsz)
-    return AnchorLoss(scaled, model.num_classes, model.strides)
 
 
 def build_training_data(
@@ -180,6 +100,30 @@ def build_evaluation_loader(
     )
 
 
+def build_evaluator(
+    config: TrainConfig,
+    annotations: Annotations,
+    criterion: Criterion[Any, Any],
+    comm: Communicator,
+    precision: Precision,
+    stop: StopRequest,
+    stride: int,
+) -> Evaluator:
+    """What scores the model after each epoch of a run."""
+    loader = build_evaluation_loader(
+        annotations,
+        comm,
+        imgsz=config.imgsz,
+        stride=stride,
+        batch=config.evaluation_batch_size,
+        workers=config.workers,
+        pin_memory=pinned(precision.device),
+    )
+    return Evaluator(
+        annotations=annotations, loader=loader, criterion=criterion, comm=comm, precision=precision, stop=stop
+    )
+
+
 def round_to_stride(imgsz: int, stride: int) -> int:
     """The input size, raised to a multiple of the coarsest stride."""
     rounded = math.ceil(imgsz / stride) * stride
@@ -212,7 +156,7 @@ def build_schedule(config: TrainConfig, batches_per_epoch: int) -> Schedule:
 def build_stepper(
     config: TrainConfig,
     model: Detector,
-    loss: AnchorLoss,
+    criterion: Criterion[Any, Any],
     comm: Communicator,
     precision: Precision,
     stop: StopRequest,
@@ -241,7 +185,7 @@ def build_stepper(
     )
     return Stepper(
         model=model,
-        loss=loss,
+        criterion=criterion,
         optimizer=optimizer,
         exchange=exchange,
         scaler=scaler,
@@ -277,24 +221,16 @@ def build_trainer(
     stop = stop or StopRequest()
     device = agreed_device(config.device, comm)
     precision = choose_precision(config.precision, device)
-    start = replace(config, cfg=resumed["model_name"], weights="", noautoanchor=True) if resumed else config
-    model = together(comm, lambda: build_model_for(start, data))
+    model = together(
+        comm, lambda: model_to_resume(resumed, config) if resumed else new_model(config, data.train)
+    )
     stride = max(model.strides)
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
     model.to(device, precision.of_weights)
     ema = Ema(model)
-    loss = build_loss(config.hyp, config, model)
-    stepper = build_stepper(config, model, loss, comm, precision, stop)
+    criterion = build_criterion(model, config)
+    stepper = build_stepper(config, model, criterion, comm, precision, stop)
     transform, sampler = build_training_data(config, data.train, comm, stride)
-    val_loader = build_evaluation_loader(
-        data.val,
-        comm,
-        imgsz=config.imgsz,
-        stride=stride,
-        batch=config.evaluation_batch_size,
-        workers=config.workers,
-        pin_memory=pinned(device),
-    )
     trainer = Trainer(
         config=config,
         names=data.spec.names,
@@ -305,9 +241,7 @@ def build_trainer(
         transform=transform,
         sampler=sampler,
         loader=Loader(transform, sampler, workers=config.workers, pin_memory=pinned(device)),
-        evaluator=Evaluator(
-            annotations=data.val, loader=val_loader, loss=loss, comm=comm, precision=precision, stop=stop
-        ),
+        evaluator=build_evaluator(config, data.val, criterion, comm, precision, stop, stride),
         callbacks=callbacks,
         progress=Progress(),
         early_stopping=EarlyStopping(),

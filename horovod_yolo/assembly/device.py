@@ -12,9 +12,9 @@ import torch
 from torch.utils import deterministic as torch_deterministic
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.precision import Precision
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.training.step import Precision
 
 MOST_NAMED = 3
 CPU = torch.device("cpu")

@@ -37,18 +37,18 @@ class Elastic:
     def attach(self, trainer: Trainer) -> None:
         """Make a trainer keep its commits, and split slices that are larger than those of the first world.
 
-        Batch norm's running statistics move as far in a step as without parts.
+        Batch norm's running statistics move as far in a step as without micro-batches.
         """
         trainer.keep = self.keep
         config, ranks = trainer.config, trainer.comm.size
-        parts = trainer.stepper.parts = self._parts(config.batch_size, ranks)
+        trainer.stepper.micro_batches = self._micro_batches(config.batch_size, ranks)
         for module in trainer.stepper.model.modules():
             if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
-                module.momentum = 1 - (1 - module.momentum) ** (1 / parts)
-        in_validation = self._parts(config.evaluation_batch_size, ranks)
-        trainer.evaluator = replace(trainer.evaluator, parts=in_validation)
+                module.momentum = 1 - (1 - module.momentum) ** (1 / trainer.stepper.micro_batches)
+        in_validation = self._micro_batches(config.evaluation_batch_size, ranks)
+        trainer.evaluator = replace(trainer.evaluator, micro_batches=in_validation)
 
-    def _parts(self, batch: int, ranks: int) -> int:
+    def _micro_batches(self, batch: int, ranks: int) -> int:
         return math.ceil(math.ceil(batch / ranks) / math.ceil(batch / self.first_size))
 
 

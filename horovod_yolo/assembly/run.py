@@ -14,20 +14,21 @@ from horovod_yolo.assembly.device import arithmetic
 from horovod_yolo.assembly.elastic import SECONDS_BETWEEN_SAVES, Elastic
 from horovod_yolo.assembly.run_folder import new_run_folder, versions, write_config, write_json
 from horovod_yolo.checkpoint import resume
+from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.config.load import config_from_flags, load_hyp
 from horovod_yolo.config.schema import TrainConfig, from_dict, to_dict
 from horovod_yolo.core.errors import StoppedError, UnwrittenError, UserError
 from horovod_yolo.distributed.agreement import on_rank_0, raise_together, together
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.models.zoo import find_model
+from horovod_yolo.families import zoo
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.telemetry import tensorboard
-from horovod_yolo.telemetry.checkpoints import Checkpointer
 from horovod_yolo.telemetry.csv_log import EpochLog, StepLog
 from horovod_yolo.telemetry.progress import ProgressDisplay
 from horovod_yolo.telemetry.report import ReportWriter
-from horovod_yolo.training.loop import Callback, Trainer
+from horovod_yolo.training.events import Callback
+from horovod_yolo.training.loop import Trainer
 
 if TYPE_CHECKING:
     from horovod_yolo.distributed.elastic import Kept
@@ -115,7 +116,7 @@ def _newest_state(target: Path) -> tuple[dict[str, Any], Path]:
 def _going_on(found: tuple[dict[str, Any], Path], given: dict[str, Any], comm: Communicator) -> Run:
     state, folder = found
     if "imgsz" in given:  # as the run has it
-        given["imgsz"] = round_to_stride(given["imgsz"], max(find_model(state["model_name"]).strides))
+        given["imgsz"] = round_to_stride(given["imgsz"], max(zoo.spec_of(state["model_name"]).strides))
     saved = dict(state["config"])
     config = together(comm, lambda: from_dict(_with_place_of_this_job(saved, given)))
     together(comm, lambda: config.check_world(comm.size))
@@ -147,7 +148,7 @@ def _with_place_of_this_job(saved: dict[str, Any], given: dict[str, Any]) -> dic
 def _check_before_start(config: TrainConfig, comm: Communicator) -> None:
     config.check_world(comm.size)
     if config.cfg:
-        find_model(config.cfg)
+        zoo.model_name(config.cfg)
 
 
 def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -167,8 +168,10 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
         raise_together(comm, _mismatch(run.state, list(data.spec.names)))
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
     checkpointer = Checkpointer(run.folder / "weights", run.config.save_period, least_seconds)
-    watchers = [checkpointer, *_watchers(run, alone=comm.size == 1)] if comm.rank == 0 else []
-    trainer = build_trainer(run.config, data, comm, watchers, run.state, stop)
+    callbacks = [checkpointer, *_callbacks(run, alone=comm.size == 1)] if comm.rank == 0 else []
+    trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop)
+    if comm.rank == 0 and not run.config.noplots:
+        callbacks.append(_report_writer(run, trainer))
     if run.elastic is not None:
         run.elastic.attach(trainer)
     if comm.rank == 0:
@@ -181,7 +184,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
             words = f"after the last step; --resume {run.folder} writes the results and the report"
             stop.alone_from_here(words)
         results = results_of(trainer)
-        unwritten = _finish(run.folder, watchers, results) if comm.rank == 0 else None
+        unwritten = _finish(run.folder, callbacks, results) if comm.rank == 0 else None
         if comm.rank == 0 and not (run.folder / "config.yaml").exists():
             _try_config(run.folder, trainer.config)
     except StoppedError:
@@ -222,13 +225,13 @@ def _older(folder: Path) -> str:
     return f"{path} is of step {state['step']}; mend the disk and go on from there with --resume {folder}"
 
 
-def _finish(folder: Path, watchers: Sequence[Callback], results: dict[str, Any]) -> list[str]:
-    """Write ``results.json`` and end the watchers; what must last and could not be written."""
+def _finish(folder: Path, callbacks: Sequence[Callback], results: dict[str, Any]) -> list[str]:
+    """Write ``results.json`` and end the callbacks; what must last and could not be written."""
     refused = _refused_results(folder, results)
     unwritten = []
-    for watcher in watchers:
+    for callback in callbacks:
         try:
-            watcher.on_end(results)
+            callback.on_end(results)
         except UnwrittenError as error:
             unwritten.append(str(error))
     if refused or unwritten:  # the disk may have been mended while the checkpoint was tried again
@@ -311,23 +314,29 @@ def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:
     )
 
 
-def _watchers(run: Run, *, alone: bool) -> list[Callback]:
-    watchers: list[Callback] = [
-        StepLog(run.folder),
-        EpochLog(run.folder),
-        ProgressDisplay(alone=alone),
-    ]
+def _callbacks(run: Run, *, alone: bool) -> list[Callback]:
+    callbacks: list[Callback] = [StepLog(run.folder), EpochLog(run.folder), ProgressDisplay(alone=alone)]
     if tensorboard.available():
-        watchers.append(tensorboard.TensorBoard(run.folder))
-    if not run.config.noplots:
-        watchers.append(ReportWriter(run.folder))
-    return watchers
+        callbacks.append(tensorboard.TensorBoard(run.folder))
+    return callbacks
+
+
+def _report_writer(run: Run, trainer: Trainer) -> ReportWriter:
+    return ReportWriter(
+        run.folder,
+        first_batch=trainer.sampler.rank_keys(epoch=0, batch=0),
+        transform=trainer.transform,
+        validation=trainer.evaluator.annotations,
+        model=trainer.ema.model,
+        imgsz=trainer.config.imgsz,
+        precision=trainer.evaluator.precision,
+    )
 
 
 def results_of(trainer: Trainer) -> dict[str, Any]:
     """The content of ``results.json``."""
     progress, model = trainer.progress, trainer.stepper.model
-    box, obj, cls = progress.last_losses
+    terms = trainer.stepper.criterion.terms
     return {
         "model": model.name,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -339,7 +348,7 @@ def results_of(trainer: Trainer) -> dict[str, Any]:
         "seed": trainer.config.seed,
         "metrics": trainer.metrics,
         "best_epoch": trainer.early_stopping.best_epoch,
-        "train": {"box_loss": box, "obj_loss": obj, "cls_loss": cls},
+        "train": {f"{term}_loss": progress.last_losses.get(term, 0.0) for term in terms},
         "images_per_s": progress.images / progress.wall_s if progress.wall_s else 0.0,
         "wall_s": progress.wall_s,
         "exit": 0,

@@ -9,23 +9,21 @@ from typing import NoReturn
 
 from horovod_yolo.assembly.build import (
     build_evaluation_loader,
-    build_loss,
-    load_weights,
 )
 from horovod_yolo.assembly.data import annotation_folder
 from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_precision, pinned
+from horovod_yolo.assembly.model import build_criterion, trained_model
 from horovod_yolo.assembly.shared_annotations import shared_annotations
-from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.evaluation.evaluator import Evaluation, Evaluator, as_arrays
+from horovod_yolo.evaluation.evaluator import Evaluator, as_arrays
+from horovod_yolo.evaluation.scores import Evaluation
 from horovod_yolo.metrics.coco_results import write_results
-from horovod_yolo.models.head import Detector
-from horovod_yolo.models.zoo import build_model
+from horovod_yolo.models.suppression import Thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +57,6 @@ class ValOptions:
         raise UserError(f"{flag} is {getattr(self, name)!r}", fix=f"it must be {rule}")
 
 
-def load_detector(path: Path) -> tuple[Detector, TrainConfig, tuple[str, ...]]:
-    """A trained model with its averaged weights, the settings it was trained with, and its classes.
-
-    Raises:
-        UserError: the checkpoint is missing, damaged or not ours.
-    """
-    state = load_weights(path)
-    names = tuple(state["names"])
-    model = build_model(state["model_name"], len(names))
-    model.load_state_dict(state["ema"]["weights"])
-    return model.eval(), from_dict(state["config"]), names
-
-
 def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple[str, ...]]:
     """Score a checkpoint. *Collective.*
 
@@ -81,7 +66,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     Raises:
         UserError: on all ranks alike.
     """
-    model, trained, names = together(comm, lambda: load_detector(Path(options.weights)))
+    model, trained, names = together(comm, lambda: trained_model(Path(options.weights)))
     data = options.data or trained.data
     spec = together(comm, lambda: load_data_yaml(Path(data)))
     together(comm, lambda: _require_classes(options, data, names, spec.names))
@@ -102,12 +87,10 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     evaluator = Evaluator(
         annotations=annotations,
         loader=loader,
-        loss=build_loss(trained.hyp, trained, model),
+        criterion=build_criterion(model, trained),
         comm=comm,
         precision=precision,
-        conf_threshold=options.conf_thres,
-        iou_threshold=options.iou_thres,
-        max_detections=options.max_det,
+        thresholds=Thresholds(confidence=options.conf_thres, iou=options.iou_thres, most=options.max_det),
     )
     collected: dict[int, Detections] | None = {} if options.save_json else None
     try:
@@ -144,6 +127,6 @@ def _save_detections(
 ) -> None:
     gathered = comm.allgather_object({i: as_arrays(found) for i, found in mine.items()})
     if comm.rank == 0:
-        everything = {i: found for part in gathered for i, found in part.items()}
+        everything = {i: found for shard in gathered for i, found in shard.items()}
         images = ((annotations.image_id(i), everything[i]) for i in sorted(everything))
         write_results(Path(path), images, list(range(len(annotations.names))))

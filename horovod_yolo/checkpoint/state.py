@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from horovod_yolo.checkpoint.store import FORMAT_VERSION
+from horovod_yolo.checkpoint.migration import FORMAT_VERSION
 
 
 @dataclass
@@ -22,9 +22,10 @@ class Progress:
     skipped: int = 0  # of them, without effect because a gradient was not finite
     images: int = 0  # trained on, all ranks together
     wall_s: float = 0.0  # of training, without validation
-    epoch_sums: list[float] = field(default_factory=lambda: [0.0] * 4)  # box, obj, cls times images; images
+    epoch_losses: dict[str, float] = field(default_factory=dict)  # sums of each term times the images, so far
+    epoch_images: int = 0  # trained on in this epoch so far
     closed_step: int = 0  # step of the last validation and report, which may still be due after a step
-    last_losses: list[float] = field(default_factory=lambda: [0.0] * 3)  # box, obj, cls of the last epoch
+    last_losses: dict[str, float] = field(default_factory=dict)  # means of the last epoch
 
 
 @dataclass

@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 import torch
 
 from horovod_yolo.checkpoint import vetting
+from horovod_yolo.checkpoint.migration import FORMAT_VERSION, migrated
 from horovod_yolo.io import atomic
 from horovod_yolo.io.files import opened
 
-FORMAT_VERSION = 1
 _MARK = b"sha256:"
 _COMMENT_BYTES = len(_MARK) + 64
 _END_OF_ARCHIVE = b"PK\x05\x06"
@@ -182,6 +182,9 @@ def read(path: Path) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(path, f"does not load ({reason:.200})") from None
     version = state.get("format_version") if isinstance(state, dict) else None
-    if not isinstance(state, dict) or type(version) is not int or version != FORMAT_VERSION:
-        raise CheckpointError(path, f"not a checkpoint of format version {FORMAT_VERSION}")
-    return state
+    if not isinstance(state, dict) or type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise CheckpointError(path, f"not a checkpoint of format version {FORMAT_VERSION} or before")
+    try:
+        return migrated(state)
+    except vetting.DAMAGE as error:
+        raise CheckpointError(path, f"does not hold what its format needs ({error!r:.200})") from None

@@ -104,11 +104,11 @@ class Batch:
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
-    def split(self, parts: int) -> list[Batch]:
-        """The batch in ``parts`` runs of images whose sizes differ by one at most; some may be empty."""
-        if parts == 1:
+    def split(self, count: int) -> list[Batch]:
+        """The batch as ``count`` micro-batches whose sizes differ by one at most; some may be empty."""
+        if count == 1:
             return [self]
-        cuts = [len(self) * part // parts for part in range(parts + 1)]
+        cuts = [len(self) * k // count for k in range(count + 1)]
         return [self._run(first, last) for first, last in itertools.pairwise(cuts)]
 
     def _run(self, first: int, last: int) -> Batch:
@@ -148,6 +148,8 @@ class Detections:
         return int(self.scores.shape[0])
 
 
-# Raw output of an anchor-based head: one tensor (B, A, H_l, W_l, 5 + C) a level, finest level first.
-# Channels: tx, ty, tw, th, objectness logit, C class logits.
-Predictions = list[Tensor]
+class Decoded(NamedTuple):
+    """Boxes with their scores for every class, before suppression; M places of an image predict a box."""
+
+    boxes_xyxy: Tensor  # (B, M, 4) in input pixels
+    scores: Tensor  # (B, M, C) in 0..1

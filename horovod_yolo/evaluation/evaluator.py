@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,29 +13,19 @@ from torch import Tensor
 from horovod_yolo.assembly.datasets import require_images
 from horovod_yolo.core.boxes import xyxy_to_ltwh
 from horovod_yolo.core.errors import StoppedError
+from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Batch, Detections
 from horovod_yolo.data.annotations import Annotations, Record
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.losses.anchor_based import AnchorLoss
-from horovod_yolo.losses.assign import LevelMatch
+from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
 from horovod_yolo.metrics.accumulator import DetectionAccumulator
 from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
 from horovod_yolo.metrics.summary import DetectionSummary
-from horovod_yolo.models.decode import decode, non_max_suppression
-from horovod_yolo.models.head import Detector
+from horovod_yolo.models.detector import Detector
+from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.step import Precision
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Numbers of one pass over a validation set, the same on every rank."""
-
-    summary: DetectionSummary
-    box_loss: float
-    obj_loss: float
-    cls_loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +34,12 @@ class Evaluator:
 
     annotations: Annotations
     loader: Loader  # of this rank's slices, in a fixed order
-    loss: AnchorLoss
+    criterion: Criterion[Any, Any]
     comm: Communicator
     precision: Precision
-    conf_threshold: float = 0.001
-    iou_threshold: float = 0.6
-    max_detections: int = 300
+    thresholds: Thresholds = field(default_factory=Thresholds)
     stop: StopRequest = field(default_factory=StopRequest)
-    parts: int = 1  # in which a slice is scored: more of them need less memory
+    micro_batches: int = 1  # in which a slice is scored: more of them need less memory
 
     @torch.no_grad()
     def run(self, model: Detector, collected: dict[int, Detections] | None = None) -> Evaluation:
@@ -66,61 +55,62 @@ class Evaluator:
         """
         model.eval()
         accumulator = DetectionAccumulator(len(self.annotations.names))
-        losses = torch.zeros(4, dtype=torch.float64, device=self.precision.device)
+        terms = self.criterion.terms
+        losses = torch.zeros(len(terms) + 1, dtype=torch.float64, device=self.precision.device)
         for batch in self.loader.epoch(0):
-            parts = [part for part in batch.split(self.parts) if len(part)] or [batch]
-            matches = [self._match(model, part) for part in parts]
-            totals = self._totals(parts, matches)
-            for part, matched in zip(parts, matches, strict=True):
-                predictions = self._forward(model, part)
-                losses += self._losses(predictions, matched, totals, len(part))
-                for index, found in self._found(model, predictions, part):
+            micro_batches = [one for one in batch.split(self.micro_batches) if len(one)] or [batch]
+            matches, kept = self._match(model, micro_batches)
+            totals = self._totals(matches, len(batch))
+            for micro_batch, matched, predictions in zip(micro_batches, matches, kept, strict=True):
+                if predictions is None:
+                    predictions = self._forward(model, micro_batch)
+                losses += self._losses(predictions, matched, totals, len(micro_batch))
+                for index, found in self._found(model, predictions, micro_batch):
                     accumulator.add(index, truths_of(self.annotations.records[index]), as_arrays(found))
                     if collected is not None:
                         collected[index] = found
         summary = self._merged(accumulator)
-        box, obj, cls, images = self.comm.allreduce_sum(losses, "validation.losses").wait().tolist()
+        *sums, images = self.comm.allreduce_sum(losses, "validation.losses").wait().tolist()
         lost = len(self.annotations) - int(images)
         require_images(
             self.comm, lost, len(self.annotations), self.loader.lost.values(), self.annotations.root
         )
-        images = max(images, 1.0)
-        return Evaluation(summary, box / images, obj / images, cls / images)
+        means = {term: value / max(images, 1.0) for term, value in zip(terms, sums, strict=True)}
+        return Evaluation(summary, means)
 
-    def _match(self, model: Detector, part: Batch) -> list[LevelMatch]:
-        height, width = part.images.shape[2:]
-        shapes = [(height // stride, width // stride) for stride in model.strides]
-        return self.loss.match(part.targets.to(self.precision.device), shapes, model.anchors_px)
+    def _match(self, model: Detector, micro_batches: Sequence[Batch]) -> tuple[list[Any], list[Any]]:
+        """The matches of each micro-batch, and its predictions where these were needed for that."""
+        early = self.criterion.matching_needs_predictions
+        kept = [self._forward(model, one) if early else None for one in micro_batches]
+        matches = []
+        for one, predictions in zip(micro_batches, kept, strict=True):
+            height, width = one.images.shape[2:]
+            targets = one.targets.to(self.precision.device)
+            matches.append(self.criterion.match(targets, (height, width), predictions))
+        return matches, kept
 
-    def _totals(self, parts: Sequence[Batch], matches: Sequence[list[LevelMatch]]) -> Tensor:
+    def _totals(self, matches: Sequence[Any], images: int) -> dict[str, Tensor]:
         """What the losses divide by: counts over all ranks' slices. *Collective.*"""
-        counts = [self.loss.normalisers(m, len(part)) for m, part in zip(matches, parts, strict=True)]
-        asked = counts[0].new_tensor([self.stop.asked])
-        counted = torch.cat((torch.stack(counts).sum(dim=0), asked))
-        totals = self.comm.allreduce_sum(counted, "validation.normalisers").wait()
+        counts = count(self.criterion, matches, images)
+        asked = counts.new_tensor([self.stop.asked])
+        totals = self.comm.allreduce_sum(torch.cat((counts, asked)), "validation.normalisers").wait()
         if totals[-1] > 0:
             raise StoppedError("in validation")
-        return totals[:-1]
+        return by_name(self.criterion, totals[:-1])
 
-    def _forward(self, model: Detector, part: Batch) -> list[Tensor]:
+    def _forward(self, model: Detector, batch: Batch) -> Any:
         with self.precision.autocast():
-            predictions = model(self.precision.images(part))
-        return [level.float() for level in predictions]
+            return model(self.precision.images(batch))
 
-    def _losses(
-        self, predictions: list[Tensor], matched: list[LevelMatch], totals: Tensor, images: int
-    ) -> Tensor:
-        """(4,) box, obj, cls share of a global batch, each times its images; own images."""
-        parts = self.loss(predictions, matched, totals).parts
-        return torch.cat((parts.double() * totals[-1], totals.new_tensor([images])))
+    def _losses(self, predictions: Any, matched: Any, totals: dict[str, Tensor], images: int) -> Tensor:
+        """(T + 1,) shares of a global batch's loss terms, each times its images; own images."""
+        terms = self.criterion(predictions, matched, totals).terms.double()
+        return torch.cat((terms * totals[IMAGES], totals[IMAGES].new_tensor([images])))
 
-    def _found(
-        self, model: Detector, predictions: list[Tensor], part: Batch
-    ) -> Iterator[tuple[int, Detections]]:
+    def _found(self, model: Detector, predictions: Any, batch: Batch) -> Iterator[tuple[int, Detections]]:
         """Position in the data set and detections, in original pixels, of each image."""
-        decoded = decode(predictions, model.anchors_px, model.strides)
-        found = non_max_suppression(decoded, self.conf_threshold, self.iou_threshold, self.max_detections)
-        for index, letterbox, d in zip(part.indices.tolist(), part.letterboxes, found, strict=True):
+        found = model.detect(predictions, self.thresholds)
+        for index, letterbox, d in zip(batch.indices.tolist(), batch.letterboxes, found, strict=True):
             yield index, Detections(letterbox.to_original(d.boxes_xyxy), d.scores, d.classes)
 
     def _merged(self, accumulator: DetectionAccumulator) -> DetectionSummary:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Detections, Image
 from horovod_yolo.data.letterbox import letterbox
-from horovod_yolo.models.decode import decode, non_max_suppression
-from horovod_yolo.models.head import Detector
-from horovod_yolo.training.step import Precision
+from horovod_yolo.models.detector import Detector
+from horovod_yolo.models.suppression import Thresholds
 
 
 def predict_images(
@@ -26,13 +26,15 @@ def predict_images(
 ) -> list[Detections]:
     """Find objects, image by image; boxes are in pixels of the given images."""
     model.eval()
+    thresholds = Thresholds(
+        confidence=conf_threshold, iou=iou_threshold, most=max_detections, multi_label=False
+    )
     results = []
     for image in images:
         canvas, fit = letterbox(image, imgsz, imgsz)
         x = torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))[None]
         with torch.no_grad(), precision.autocast():
-            raw = model(x.to(precision.device, precision.of_weights) / 255)
-        decoded = decode([level.float() for level in raw], model.anchors_px, model.strides)
-        found = non_max_suppression(decoded, conf_threshold, iou_threshold, max_detections, multi_label=False)
-        results.append(Detections(fit.to_original(found[0].boxes_xyxy), found[0].scores, found[0].classes))
+            predictions = model(x.to(precision.device, precision.of_weights) / 255)
+        (found,) = model.detect(predictions, thresholds)
+        results.append(Detections(fit.to_original(found.boxes_xyxy), found.scores, found.classes))
     return results

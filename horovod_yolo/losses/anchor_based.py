@@ -1,23 +1,19 @@
-"""The loss of YOLOv5 and YOLOv3: CIoU, objectness and class cross-entropy.
-
-It is computed in two stages. Every mean in it is over the *global* batch, whose sizes no rank knows alone:
-`AnchorLoss.match` finds this rank's matches, `AnchorLoss.normalisers` counts them, the caller sums the counts
-over the ranks, and `AnchorLoss.__call__` divides by the sums. The ranks' losses and gradients then add up to
-those of one process with the whole batch, whatever the split.
-"""
+"""The loss of YOLOv5 and YOLOv3: CIoU, objectness and class cross-entropy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from horovod_yolo.core.boxes import complete_iou
-from horovod_yolo.core.types import Predictions, Targets
+from horovod_yolo.core.types import Targets
 from horovod_yolo.losses.assign import LevelMatch, assign
+from horovod_yolo.losses.criterion import IMAGES, Criterion, Loss
 
 # Finer levels have more cells, nearly all of them empty; these weights keep their objectness in proportion.
 BALANCE_OF_THREE = (4.0, 1.0, 0.4)
@@ -39,14 +35,6 @@ class LossWeights:
     anchor_t: float = 4.0  # a box and its anchor differ by less than this factor
 
 
-@dataclass(frozen=True)
-class LossParts:
-    """This rank's share of the loss. Summed over the ranks it is the value of the global batch."""
-
-    total: Tensor  # () times the images of the global batch; call backward on it
-    parts: Tensor  # (3,) box, obj, cls with their gains, detached, a mean and so not times the images
-
-
 def scale_weights(weights: LossWeights, num_classes: int, levels: int, imgsz: int) -> LossWeights:
     """Gains for a model and image size, from gains for 3 levels, 80 classes and 640 pixels."""
     per_level = 3 / levels
@@ -58,8 +46,24 @@ def scale_weights(weights: LossWeights, num_classes: int, levels: int, imgsz: in
     )
 
 
-class AnchorLoss:
-    """Loss of anchor-based predictions. ``strides`` are the model's, finest level first.
+class AnchorBasedHead(Protocol):
+    """What the loss must know of the head. Its anchors may be replaced after the loss was made."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the L levels, finest first."""
+
+    @property
+    def anchors(self) -> Tensor:
+        """(L, A, 2) in units of the level's stride."""
+
+
+class AnchorCriterion(Criterion[Sequence[Tensor], list[LevelMatch]]):
+    """Loss of anchor-based predictions: L of (B, A, H_l, W_l, 5 + C), finest level first.
 
     The total is ``images * (box + obj + cls)``, each the sum over the levels of
 
@@ -67,45 +71,46 @@ class AnchorLoss:
     - obj: mean over the level's cells and anchors of the cross-entropy with the matched prediction's CIoU
       (0 where nothing is matched, the best where several boxes match), times the level's balance;
     - cls: mean over matches and classes of the cross-entropy; left out for one class.
-
-    A level without a match in the global batch adds nothing to box and cls.
     """
 
-    def __init__(self, weights: LossWeights, num_classes: int, strides: Sequence[int]) -> None:
+    terms: ClassVar[tuple[str, ...]] = ("box", "obj", "cls")
+
+    def __init__(self, weights: LossWeights, head: AnchorBasedHead) -> None:
         self.weights = weights
-        self.num_classes = num_classes
-        self.strides = tuple(strides)
-        self.balance = BALANCE_OF_THREE if len(self.strides) == 3 else BALANCE[: len(self.strides)]
+        self.num_classes = head.num_classes
+        self._head = head
+        levels = len(head.strides)
+        self.balance = BALANCE_OF_THREE if levels == 3 else BALANCE[:levels]
+
+    @property
+    def normalisers(self) -> tuple[str, ...]:
+        """The matches of each level."""
+        return tuple(f"matches at stride {stride}" for stride in self._head.strides)
 
     def match(
-        self, targets: Targets, grid_sizes: Sequence[tuple[int, int]], anchors_px: Tensor
+        self, targets: Targets, size: tuple[int, int], predictions: Sequence[Tensor] | None = None
     ) -> list[LevelMatch]:
-        """This rank's matches, a level each, for levels of (H_l, W_l) cells; anchors are (L, A, 2).
+        """A level each. They depend on the targets alone."""
+        height, width = size
+        grid_sizes = [(height // stride, width // stride) for stride in self._head.strides]
+        return assign(targets, self._head.anchors, grid_sizes, self.weights.anchor_t)
 
-        It needs no predictions: the counts can travel between ranks while the network computes them.
-        """
-        anchors_wh = anchors_px / anchors_px.new_tensor(self.strides).view(-1, 1, 1)
-        return assign(targets, anchors_wh, grid_sizes, self.weights.anchor_t)
+    def counts(self, matches: list[LevelMatch]) -> Tensor:
+        """(L,) float64 matches of each level."""
+        return torch.tensor([len(m) for m in matches], dtype=torch.float64, device=matches[0].image.device)
 
-    def normalisers(self, matches: Sequence[LevelMatch], batch_size: int) -> Tensor:
-        """(L + 1,) float64 counts of this rank, to be summed over all: matches of each level, then images."""
-        counts = [*(len(m) for m in matches), batch_size]
-        return torch.tensor(counts, dtype=torch.float64, device=matches[0].image.device)
-
-    def __call__(self, predictions: Predictions, matches: Sequence[LevelMatch], totals: Tensor) -> LossParts:
-        """This rank's share of the loss, given `normalisers` summed over all ranks.
-
-        It is connected to every prediction even without a target and with B = 0, so that every rank has a
-        gradient for every parameter. Computed in float32 (float64 if the predictions are).
-        """
+    def __call__(
+        self, predictions: Sequence[Tensor], matches: list[LevelMatch], totals: Mapping[str, Tensor]
+    ) -> Loss:
+        """See `Criterion`."""
         wide = [p if p.dtype == torch.float64 else p.float() for p in predictions]
-        totals = totals.to(wide[0])
-        images = totals[-1].clamp(min=1)
-        levels = zip(wide, matches, totals[:-1], self.balance, strict=True)
+        counts = [totals[name].to(wide[0]) for name in self.normalisers]
+        images = totals[IMAGES].to(wide[0]).clamp(min=1)
+        levels = zip(wide, matches, counts, self.balance, strict=True)
         shares = [self._level(p, match, count, images, weight) for p, match, count, weight in levels]
-        gains = totals.new_tensor([self.weights.box, self.weights.obj, self.weights.cls])
-        parts = torch.stack(shares).sum(dim=0) * gains
-        return LossParts(parts.sum() * images, parts.detach())
+        gains = images.new_tensor([self.weights.box, self.weights.obj, self.weights.cls])
+        terms = torch.stack(shares).sum(dim=0) * gains
+        return Loss(terms.sum() * images, terms.detach())
 
     def _level(
         self, prediction: Tensor, match: LevelMatch, count: Tensor, images: Tensor, weight: float

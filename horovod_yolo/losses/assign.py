@@ -40,7 +40,7 @@ def assign(
     one above or below, where these are in the grid. The middle of a cell has no nearest neighbour.
 
     ``anchors_wh``: one (A, 2) tensor a level, in cells. ``grid_sizes``: (H_l, W_l). Each box is matched by
-    itself, so the matches of a batch are those of its parts. Computed in the anchors' precision.
+    itself, so the matches of a batch are those of its micro-batches. Computed in the anchors' precision.
     """
     return [
         _assign_level(targets, anchors, size, anchor_t)

@@ -19,8 +19,8 @@ BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 0.03
 
 
-class Part(nn.Module):
-    """A part of a network whose children are layers of the published layer table.
+class NumberedLayers(nn.Module):
+    """Modules that are rows of the published layer table.
 
     ``published`` gives each child's row in that table; children are made in the order of the rows.
     """
@@ -28,7 +28,11 @@ class Part(nn.Module):
     published: ClassVar[Mapping[str, int]]
 
 
-class Neck(Part):
+class Backbone(NumberedLayers):
+    """Images (B, 3, H, W) to feature maps of several strides, finest first."""
+
+
+class Neck(NumberedLayers):
     """Joins the backbone's maps across scales; ``channels`` are those of its outputs, finest level first."""
 
     channels: tuple[int, ...]

@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from horovod_yolo.models.blocks import SPP, Bottleneck, Conv, Neck, Part, concat, upsample
+from horovod_yolo.models.blocks import SPP, Backbone, Bottleneck, Conv, Neck, concat, upsample
 
 
 def _bottlenecks(channels: int, repeats: int, shortcut: bool = True) -> nn.Sequential:
     return nn.Sequential(*(Bottleneck(channels, channels, shortcut) for _ in range(repeats)))
 
 
-class Darknet53(Part):
+class Darknet53(Backbone):
     """Images (B, 3, H, W) -> maps at strides 8, 16, 32."""
 
     published: ClassVar[Mapping[str, int]] = {
@@ -84,7 +84,7 @@ class NeckV3(Neck):
         return out3, self.out4(lateral4), self.out5(lateral5)
 
 
-class BackboneTiny(Part):
+class BackboneTiny(Backbone):
     """Images (B, 3, H, W) -> maps at strides 16 and 32. Pooling, not strided convolution, halves the maps."""
 
     published: ClassVar[Mapping[str, int]] = {

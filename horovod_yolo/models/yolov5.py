@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
-from horovod_yolo.models.blocks import C3, SPPF, Conv, Neck, Part, concat, upsample
+from horovod_yolo.models.blocks import C3, SPPF, Backbone, Conv, Neck, concat, upsample
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,18 @@ class Size:
         return max(round(at_depth_one * self.depth), 1)
 
 
-class BackboneP5(Part):
+SIZES: Mapping[str, Size] = MappingProxyType(
+    {
+        "n": Size(depth=0.33, width=0.25),
+        "s": Size(depth=0.33, width=0.50),
+        "m": Size(depth=0.67, width=0.75),
+        "l": Size(depth=1.00, width=1.00),
+        "x": Size(depth=1.33, width=1.25),
+    }
+)
+
+
+class BackboneP5(Backbone):
     """Images (B, 3, H, W) -> maps at strides 8, 16, 32."""
 
     published: ClassVar[Mapping[str, int]] = {
@@ -95,7 +107,7 @@ class NeckP5(Neck):
         return out3, out4, out5
 
 
-class BackboneP6(Part):
+class BackboneP6(Backbone):
     """Images (B, 3, H, W) -> maps at strides 8, 16, 32, 64."""
 
     published: ClassVar[Mapping[str, int]] = {

@@ -44,10 +44,7 @@ _FACTS = {
 }
 _METRICS = ("mAP50-95", "mAP50", "precision", "recall")
 _CLASS_COLUMNS = ("images", "instances", "precision", "recall", "mAP50", "mAP50-95")
-_EPOCH_COLUMNS = (
-    "epoch", "train/box_loss", "train/obj_loss", "train/cls_loss",
-    "metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", "images_per_s",
-)  # fmt: skip
+_SHOWN_COLUMNS = ("epoch", "train/", "metrics/", "images_per_s")  # how those of results.csv begin
 
 
 def write_report(
@@ -154,7 +151,8 @@ def _class_table(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -
 
 
 def _epoch_table(rows: Sequence[Mapping[str, float]]) -> str:
-    columns = [name for name in _EPOCH_COLUMNS if any(name in row for row in rows)]
+    present = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for start in _SHOWN_COLUMNS for name in present if name.startswith(start)]
     lines = [[_number(row.get(name, math.nan)) for name in columns] for row in rows]
     header = [name.rpartition("/")[2].replace("_", " ") for name in columns]
     table = _table("Epochs", header, lines)

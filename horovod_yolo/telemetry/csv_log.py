@@ -5,36 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from horovod_yolo.telemetry.appended import AppendedFile
-from horovod_yolo.telemetry.base import Watcher
+from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport
 
-if TYPE_CHECKING:
-    from horovod_yolo.training.loop import EpochReport, StepReport, Trainer
 
-STEP_COLUMNS = ("step", "epoch", "images", "lr", "box_loss", "obj_loss", "cls_loss", "grad_norm")
-EPOCH_COLUMNS = (
-    "epoch",
-    "train/box_loss",
-    "train/obj_loss",
-    "train/cls_loss",
-    "metrics/precision",
-    "metrics/recall",
-    "metrics/mAP_0.5",
-    "metrics/mAP_0.5:0.95",
-    "val/box_loss",
-    "val/obj_loss",
-    "val/cls_loss",
-    "x/lr0",
-    "x/lr1",
-    "x/lr2",
-    "images_per_s",
-    "data_wait_s",
-    "comm_wait_s",
-)
+def step_columns(terms: Sequence[str]) -> tuple[str, ...]:
+    """Columns of ``steps.csv`` for loss terms of these names."""
+    return ("step", "epoch", "images", "lr", *(f"{term}_loss" for term in terms), "grad_norm")
+
+
+def epoch_columns(terms: Sequence[str]) -> tuple[str, ...]:
+    """Columns of ``results.csv`` for loss terms of these names: YOLOv5's, then ours."""
+    return (
+        "epoch",
+        *(f"train/{term}_loss" for term in terms),
+        "metrics/precision",
+        "metrics/recall",
+        "metrics/mAP_0.5",
+        "metrics/mAP_0.5:0.95",
+        *(f"val/{term}_loss" for term in terms),
+        "x/lr0",
+        "x/lr1",
+        "x/lr2",
+        "images_per_s",
+        "data_wait_s",
+        "comm_wait_s",
+    )
 
 
 class CsvFile:
@@ -81,64 +81,75 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
-class StepLog(Watcher):
+class TableLog(Callback):
+    """A callback that fills a table, whose columns are known when the run starts."""
+
+    _file: CsvFile | None = None
+
+    def _open(self, path: Path, columns: tuple[str, ...], limit: int) -> None:
+        self._file = CsvFile(path, columns)
+        self._file.keep_below(limit)
+
+    def _append(self, row: Mapping[str, object]) -> None:
+        assert self._file is not None
+        self._file.append(row)
+
+    def on_end(self, results: dict[str, Any]) -> None:
+        """Write what is left."""
+        self.close()
+
+    def close(self) -> None:
+        """The same where a run does not end well."""
+        if self._file is not None:
+            self._file.close()
+
+
+class StepLog(TableLog):
     """Writes ``steps.csv``. Numbers have all digits: two runs are compared by it."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = CsvFile(folder / "steps.csv", STEP_COLUMNS)
+        self._path = folder / "steps.csv"
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, start: RunStart) -> None:
         """Go on after the step the run resumes from."""
-        self._file.keep_below(trainer.progress.step + 1)
+        self._open(self._path, step_columns(start.terms), start.step + 1)
 
     def on_step(self, report: StepReport) -> None:
         """Add a line."""
         result = report.result
-        values = (report.step, report.epoch, result.images, report.rates.lr)
-        losses = (result.box_loss, result.obj_loss, result.cls_loss, result.grad_norm)
-        self._file.append(dict(zip(STEP_COLUMNS, values + losses, strict=True)))
-
-    def on_end(self, results: dict[str, Any]) -> None:
-        """Write what is left."""
-        self.close()
-
-    def close(self) -> None:
-        """The same where a run does not end well."""
-        self._file.close()
+        row = {"step": report.step, "epoch": report.epoch, "images": result.images, "lr": report.rates.lr}
+        losses = {f"{term}_loss": value for term, value in result.losses.items()}
+        self._append({**row, **losses, "grad_norm": result.grad_norm})
 
 
-class EpochLog(Watcher):
+class EpochLog(TableLog):
     """Writes ``results.csv`` under YOLOv5's column names."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = CsvFile(folder / "results.csv", EPOCH_COLUMNS)
+        self._path = folder / "results.csv"
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, start: RunStart) -> None:
         """Go on after the last epoch the run has finished."""
-        self._file.keep_below(trainer.progress.epoch)
+        self._open(self._path, epoch_columns(start.terms), start.epoch)
 
     def on_epoch(self, report: EpochReport) -> None:
         """Add a line."""
-        self._file.append(epoch_row(report))
-
-    def on_end(self, results: dict[str, Any]) -> None:
-        """Write what is left."""
-        self.close()
-
-    def close(self) -> None:
-        """The same where a run does not end well."""
-        self._file.close()
+        self._append(epoch_row(report))
 
 
 def epoch_row(report: EpochReport) -> dict[str, object]:
-    """An epoch's line of ``results.csv``; cells of an epoch without validation stay empty."""
+    """An epoch's line of ``results.csv``; an epoch without validation has no cells for it."""
     row: dict[str, object] = {"epoch": report.epoch}
-    row |= dict(zip(EPOCH_COLUMNS[1:4], report.losses, strict=True))
+    row |= {f"train/{term}_loss": value for term, value in report.losses.items()}
     if report.evaluation:
-        summary, found = report.evaluation.summary, report.evaluation
-        scores = (summary.precision, summary.recall, summary.map50, summary.map50_95)
-        losses = (found.box_loss, found.obj_loss, found.cls_loss)
-        row |= dict(zip(EPOCH_COLUMNS[4:11], scores + losses, strict=True))
+        summary = report.evaluation.summary
+        row |= {
+            "metrics/precision": summary.precision,
+            "metrics/recall": summary.recall,
+            "metrics/mAP_0.5": summary.map50,
+            "metrics/mAP_0.5:0.95": summary.map50_95,
+        }
+        row |= {f"val/{term}_loss": value for term, value in report.evaluation.losses.items()}
     row |= {"x/lr0": report.rates.bias_lr, "x/lr1": report.rates.lr, "x/lr2": report.rates.lr}
     row["images_per_s"] = round(report.images / report.seconds, 2)
     row["data_wait_s"] = round(report.data_wait_s, 3)

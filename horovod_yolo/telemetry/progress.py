@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from horovod_yolo.telemetry.base import Watcher
-
-if TYPE_CHECKING:
-    from horovod_yolo.training.loop import EpochReport, StepReport, Trainer
+from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport
 
 SECONDS_BETWEEN_LINES = 20.0  # in a log file; a terminal redraws its bar instead
 
 
-class ProgressDisplay(Watcher):
+class ProgressDisplay(Callback):
     """Losses, images a second and the time left, epoch by epoch.
 
     Args:
@@ -40,10 +38,10 @@ class ProgressDisplay(Watcher):
         self._epoch, self._done, self._images = -1, 0, 0
         self._started = self._printed = 0.0
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Say where the run starts."""
-        self._epochs = trainer.config.epochs
-        self._schedule = trainer.schedule
+    def on_start(self, start: RunStart) -> None:
+        """Begin the bar."""
+        self._schedule = start.schedule
+        self._epochs = start.schedule.epochs
         self._started = self._printed = time.perf_counter()
         self._bar.start()
 
@@ -55,9 +53,7 @@ class ProgressDisplay(Watcher):
         self._images += report.result.images
         now = time.perf_counter()
         speed = self._images / max(now - self._started, 1e-9)
-        result = report.result
-        losses = f"box {result.box_loss:.4f}  obj {result.obj_loss:.4f}  cls {result.cls_loss:.4f}"
-        note = f"{losses}  {speed:.1f} images/s"
+        note = f"{_shown(report.result.losses)}  {speed:.1f} images/s"
         self._bar.update(self._task, completed=self._done, note=note)
         if self._bar.disable and now - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = now
@@ -69,11 +65,8 @@ class ProgressDisplay(Watcher):
 
     def on_epoch(self, report: EpochReport) -> None:
         """Print an epoch's line, which stays."""
-        box, obj, cls = report.losses
-        line = (
-            f"epoch {report.epoch + 1}/{self._epochs}  box {box:.4f}  obj {obj:.4f}  cls {cls:.4f}  "
-            f"{report.images / report.seconds:.1f} images/s"
-        )
+        speed = report.images / report.seconds
+        line = f"epoch {report.epoch + 1}/{self._epochs}  {_shown(report.losses)}  {speed:.1f} images/s"
         if report.evaluation:
             s = report.evaluation.summary
             line += (
@@ -97,3 +90,7 @@ class ProgressDisplay(Watcher):
         self._bar.reset(
             self._task, total=self._total, description=f"epoch {epoch + 1}/{self._epochs}", note=""
         )
+
+
+def _shown(losses: Mapping[str, float]) -> str:
+    return "  ".join(f"{term} {value:.4f}" for term, value in losses.items())

@@ -3,37 +3,68 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from horovod_yolo.core.precision import Precision
+from horovod_yolo.core.types import SampleKey
+from horovod_yolo.data.annotations import Annotations
+from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.read import ImageError, read_image
 from horovod_yolo.evaluation.predict import predict_images
+from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.report import html, plots
-from horovod_yolo.telemetry.base import Watcher
 from horovod_yolo.telemetry.csv_log import read_rows
-
-if TYPE_CHECKING:
-    from horovod_yolo.training.loop import Trainer
+from horovod_yolo.training.events import Callback, EpochReport
 
 log = logging.getLogger(__name__)
 SHOWN_IMAGES = 12
 SHOWN_CONFIDENCE = 0.25
 
 
-class ReportWriter(Watcher):
-    """Draws what a person wants to see of a finished run."""
+class ReportWriter(Callback):
+    """Draws what a person wants to see of a finished run; nothing before, as the other ranks would wait.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the run.
+        first_batch: keys of training samples to show.
+        transform: makes such a sample.
+        validation: images to show with what is found in them.
+        model: what is to find it, with its weights at the end of the run.
+        imgsz: side of the network's input, pixels.
+        precision: of the network.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_batch: list[SampleKey],
+        transform: Callable[[SampleKey], Sample],
+        validation: Annotations,
+        model: Detector,
+        imgsz: int,
+        precision: Precision,
+    ) -> None:
         self._folder = folder
+        self._first_batch = first_batch
+        self._transform = transform
+        self._validation = validation
+        self._names = validation.names
+        self._model = model
+        self._imgsz = imgsz
+        self._precision = precision
+        self._evaluation: Evaluation | None = None
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Remember the run. Nothing is drawn before the end: the other ranks would wait for it."""
-        self._trainer = trainer
+    def on_epoch(self, report: EpochReport) -> None:
+        """Remember the last validation."""
+        self._evaluation = report.evaluation or self._evaluation
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Draw curves and examples, and write the report. Whatever fails there, the run has not failed."""
@@ -68,19 +99,19 @@ class ReportWriter(Watcher):
             "train_samples.png": "Training samples",
         }
         figures = [(title, self._folder / name) for name, title in titles.items()]
-        path = html.write_report(self._folder, results, rows, figures, self._trainer.names)
+        path = html.write_report(self._folder, results, rows, figures, self._names)
         log.info("report: %s", path)
 
     def _draw_pr_curves(self) -> None:
-        if self._trainer.evaluation is not None:
-            summary = self._trainer.evaluation.summary
-            plots.plot_pr_curves(summary, self._trainer.names, self._folder / "PR_curve.png")
+        if self._evaluation is not None:
+            summary = self._evaluation.summary
+            plots.plot_pr_curves(summary, self._names, self._folder / "PR_curve.png")
 
     def _draw_training_samples(self) -> None:
         """The first batch again, as the network saw it: a sample follows from its key."""
-        keys = self._trainer.sampler.rank_keys(epoch=0, batch=0)[:SHOWN_IMAGES]
+        keys = self._first_batch[:SHOWN_IMAGES]
         try:
-            samples = [self._trainer.transform(key) for key in keys]
+            samples = [self._transform(key) for key in keys]
         except ImageError as error:
             log.warning("%s; train_samples.png is left out", error)
             return
@@ -89,13 +120,12 @@ class ReportWriter(Watcher):
             [sample.boxes_xyxy for sample in samples],
             [sample.classes for sample in samples],
             None,
-            self._trainer.names,
+            self._names,
             self._folder / "train_samples.png",
         )
 
     def _draw_predictions(self) -> None:
-        evaluator = self._trainer.evaluator
-        annotations = evaluator.annotations
+        annotations = self._validation
         count = len(annotations)
         chosen = np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(int)
         try:
@@ -105,10 +135,10 @@ class ReportWriter(Watcher):
             return
         with torch.no_grad():
             found = predict_images(
-                self._trainer.ema.model,
+                self._model,
                 images,
-                self._trainer.config.imgsz,
-                evaluator.precision,
+                self._imgsz,
+                self._precision,
                 conf_threshold=SHOWN_CONFIDENCE,
             )
         plots.plot_samples(
@@ -116,6 +146,6 @@ class ReportWriter(Watcher):
             [d.boxes_xyxy.cpu().numpy() for d in found],
             [d.classes.cpu().numpy() for d in found],
             [d.scores.cpu().numpy() for d in found],
-            self._trainer.names,
+            self._names,
             self._folder / "val_predictions.png",
         )

@@ -7,14 +7,11 @@ import io
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from horovod_yolo.telemetry.appended import AppendedFile
-from horovod_yolo.telemetry.base import Watcher
 from horovod_yolo.telemetry.csv_log import epoch_row
-
-if TYPE_CHECKING:
-    from horovod_yolo.training.loop import EpochReport, Trainer
+from horovod_yolo.training.events import Callback, EpochReport, RunStart
 
 
 def available() -> bool:
@@ -22,7 +19,7 @@ def available() -> bool:
     return importlib.util.find_spec("tensorboard") is not None
 
 
-class TensorBoard(Watcher):
+class TensorBoard(Callback):
     """Writes the columns of ``results.csv`` as scalars.
 
     Not with torch's ``SummaryWriter``: its thread dies of a full disk, and what it held is lost.
@@ -31,7 +28,7 @@ class TensorBoard(Watcher):
     def __init__(self, folder: Path) -> None:
         self._file = AppendedFile(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}")
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, start: RunStart) -> None:
         """Begin the file."""
         self._file.append(_record(file_version="brain.Event:2"))
 

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from horovod_yolo.models.head import Detector
+from horovod_yolo.models.detector import Detector
 
 
 class Ema:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,65 +19,19 @@ from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.sync_batchnorm import average_running_statistics, running_statistics
-from horovod_yolo.evaluation.evaluator import Evaluation, Evaluator
-from horovod_yolo.metrics.coco_results import to_json
+from horovod_yolo.evaluation.evaluator import Evaluator
+from horovod_yolo.evaluation.scores import metrics_of
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.ema import Ema
+from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport, StepResult
 from horovod_yolo.training.optimizers import apply_rates
-from horovod_yolo.training.schedule import Rates, Schedule, Window
-from horovod_yolo.training.step import Stepper, StepResult
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimizer step, global values."""
-
-    step: int
-    epoch: int
-    rates: Rates
-    result: StepResult
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One epoch, global values; times are this rank's."""
-
-    epoch: int
-    losses: Sequence[float]  # box, obj, cls: mean over the epoch's images
-    evaluation: Evaluation | None
-    rates: Rates
-    images: int
-    seconds: float
-    data_wait_s: float
-    comm_wait_s: float
-    best: bool
-
-
-class Callback(Protocol):
-    """Something that watches a run. It must not take part in it: no collective calls."""
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Before the first step, new or resumed."""
-
-    def on_step(self, report: StepReport) -> None:
-        """After each optimizer step."""
-
-    def on_epoch(self, report: EpochReport) -> None:
-        """After each epoch and its validation."""
-
-    def on_commit(self, state: dict[str, Any], best: bool) -> None:
-        """With everything a resumed run needs; ``best`` where its metrics are the best so far."""
-
-    def on_end(self, results: dict[str, Any]) -> None:
-        """After the last epoch."""
-
-    def close(self) -> None:
-        """At the very end, also of a run that ends early or begins anew: keep no thread and no file."""
+from horovod_yolo.training.schedule import Schedule, Window
+from horovod_yolo.training.step import Stepper
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """All parts of a run, assembled by `engine.build`."""
+    """All that a run needs, put together in `assembly.build`."""
 
     config: TrainConfig
     names: tuple[str, ...]
@@ -93,7 +47,6 @@ class Trainer:
     progress: Progress
     early_stopping: EarlyStopping
     stop: StopRequest = field(default_factory=StopRequest)
-    evaluation: Evaluation | None = None
     metrics: dict[str, Any]
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
 
@@ -104,8 +57,9 @@ class Trainer:
             StoppedError: a rank was asked to stop; everything is committed. On all ranks alike.
             NonFiniteError: training diverged, on all ranks alike.
         """
+        start = RunStart(self.progress.step, self.progress.epoch, self.schedule, self.stepper.criterion.terms)
         for callback in self.callbacks:
-            callback.on_start(self)
+            callback.on_start(start)
         self.stop.agree_from_here()
         try:
             while not self.done:
@@ -128,7 +82,8 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train from the next batch to the end of its epoch, validate, commit. *Collective.*"""
         start, waited = time.perf_counter(), self.comm.wait_s
-        epoch, images_before = self.progress.epoch, self.progress.epoch_sums[3]
+        epoch, images_before = self.progress.epoch, self.progress.epoch_images
+        self.stepper.criterion.begin_epoch(epoch)
         batches, replaced = self.loader.epoch(epoch, self.progress.batch), 0
         # A commit on the last step of an epoch leaves a resumed run its validation only.
         rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))
@@ -153,7 +108,7 @@ class Trainer:
         self.progress.wall_s += seconds
         self._close_epoch(
             rates=rates,
-            images=int(self.progress.epoch_sums[3] - images_before),
+            images=self.progress.epoch_images - images_before,
             seconds=seconds,
             data_wait_s=data_wait,
             comm_wait_s=self.comm.wait_s - waited,
@@ -230,46 +185,39 @@ class Trainer:
         progress.skipped += result.skipped
         progress.batch = window.first_batch + window.batches
         progress.images += result.images
-        parts = (result.box_loss, result.obj_loss, result.cls_loss, 1.0)
-        progress.epoch_sums = [
-            total + part * result.images for total, part in zip(progress.epoch_sums, parts, strict=True)
-        ]
+        progress.epoch_images += result.images
+        sums = progress.epoch_losses
+        progress.epoch_losses = {
+            term: sums.get(term, 0.0) + loss * result.images for term, loss in result.losses.items()
+        }
 
     def _close_epoch(self, **measured: Any) -> None:
         """Validate, report and commit what `train_epoch` did."""
         self._agree_on_statistics()
-        epoch, sums = self.progress.epoch, self.progress.epoch_sums
-        finished = self.progress.batch >= self.schedule.batches_per_epoch
+        progress, epoch = self.progress, self.progress.epoch
+        finished = progress.batch >= self.schedule.batches_per_epoch
         last = self._out_of_steps or (finished and epoch + 1 >= self.config.epochs)
         evaluation = self.evaluator.run(self.ema.model) if last or not self.config.noval else None
         best = False
         if evaluation:
-            self.evaluation = evaluation
             # Rank 0's: what decides about the end must not differ by a last bit between unlike machines.
             self.metrics = self.comm.broadcast_object(metrics_of(evaluation, self.names))
             best = self.early_stopping.update(epoch, self.metrics["fitness"], self.config.patience)
-        self.progress.last_losses = [total / sums[3] for total in sums[:3]]
+        progress.last_losses = {
+            term: total / progress.epoch_images for term, total in progress.epoch_losses.items()
+        }
         if finished:
-            self.progress.epoch, self.progress.batch, self.progress.epoch_sums = epoch + 1, 0, [0.0] * 4
+            progress.epoch, progress.batch = epoch + 1, 0
+            progress.epoch_losses, progress.epoch_images = {}, 0
         report = EpochReport(
-            epoch=epoch, losses=self.progress.last_losses, evaluation=evaluation, best=best, **measured
+            epoch=epoch, losses=progress.last_losses, evaluation=evaluation, best=best, **measured
         )
         for callback in self.callbacks:
             callback.on_epoch(report)
-        self.progress.closed_step = self.progress.step
+        progress.closed_step = progress.step
         self.commit(best)
 
     def _agree_on_statistics(self) -> None:
         if not self.config.sync_bn:
             average_running_statistics(self.stepper.model, self.comm)
             average_running_statistics(self.ema.model, self.comm)
-
-
-def metrics_of(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
-    """The numbers that checkpoints and results.json keep; the best epoch has YOLOv5's highest fitness."""
-    summary = evaluation.summary
-    return {
-        **to_json(summary, names),
-        "fitness": 0.1 * summary.map50 + 0.9 * summary.map50_95,
-        "val_loss": {"box": evaluation.box_loss, "obj": evaluation.obj_loss, "cls": evaluation.cls_loss},
-    }

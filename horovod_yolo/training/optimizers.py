@@ -59,4 +59,5 @@ def freeze(model: nn.Module, published_names: dict[str, str], layers: set[int]) 
     ``published_names`` maps our parameter names to ``model.<layer>. ...``.
     """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(int(published_names[name].split(".")[1]) not in layers)
+        if int(published_names[name].split(".")[1]) in layers:
+            parameter.requires_grad_(False)

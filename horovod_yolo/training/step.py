@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,55 +19,16 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from horovod_yolo.core.errors import NonFiniteError
-from horovod_yolo.core.types import Batch, Predictions
+from horovod_yolo.core.precision import Precision
+from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange
-from horovod_yolo.losses.anchor_based import AnchorLoss
-from horovod_yolo.models.head import Detector
+from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.events import StepResult
 
 LARGEST_GRADIENT_NORM = 10.0
 MOST_SKIPS_IN_A_ROW = 25  # a gradient scaler that starts at 65536 may need a dozen to settle
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Global values of one step."""
-
-    box_loss: float
-    obj_loss: float
-    cls_loss: float
-    images: int
-    grad_norm: float
-    skipped: bool
-    stop: bool = False  # a rank was asked to stop; all see it in the same step
-    replaced: int = 0  # of the images, those that stand for a lost one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """Number format of the forward pass."""
-
-    device: torch.device
-    dtype: torch.dtype
-    memory_format: torch.memory_format = torch.channels_last
-
-    @property
-    def of_weights(self) -> torch.dtype:
-        """What the weights and the input are kept in: float32 under autocast too."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-    def images(self, batch: Batch) -> Tensor:
-        """(B, 3, H, W) uint8 or scaled pixels -> the network's input in 0..1, on the device.
-
-        Channels last: convolutions are up to a third faster so, on CPUs and on GPUs. The weights stay as
-        they are, because Horovod and checkpoints want them contiguous.
-        """
-        images = batch.images.to(self.device, self.of_weights, non_blocking=True)
-        return images.contiguous(memory_format=self.memory_format) / 255
-
-    def autocast(self) -> torch.autocast:
-        """The context of the forward pass."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != self.of_weights)
 
 
 class Stepper:
@@ -75,7 +38,7 @@ class Stepper:
         self,
         *,
         model: Detector,
-        loss: AnchorLoss,
+        criterion: Criterion[Any, Any],
         optimizer: Optimizer,
         exchange: GradientExchange,
         scaler: torch.amp.GradScaler,
@@ -85,7 +48,7 @@ class Stepper:
         stop: StopRequest,
     ) -> None:
         self.model = model
-        self.loss = loss
+        self.criterion = criterion
         self.optimizer = optimizer
         self.scaler = scaler
         self.skipped_in_a_row = 0
@@ -94,7 +57,7 @@ class Stepper:
         self._comm = comm
         self._sync_bn = sync_bn
         self._stop = stop
-        self.parts = 1  # in which a slice goes through the network, the same number on every rank
+        self.micro_batches = 1  # in which a slice goes through the network, as many on every rank
         self._trained = [p for p in model.parameters() if p.requires_grad]
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> StepResult:
@@ -108,8 +71,9 @@ class Stepper:
             NonFiniteError: infinite or NaN gradients many times in a row, on all ranks alike.
         """
         self.model.train()
-        self._exchange.expect(len(scales) * self.parts)
-        sums = torch.zeros(5, dtype=torch.float64, device=self._precision.device)
+        self._exchange.expect(len(scales) * self.micro_batches)
+        terms = self.criterion.terms
+        sums = torch.zeros(len(terms) + 2, dtype=torch.float64, device=self._precision.device)
         for scale in scales:
             batch = next(batches).to(self._precision.device, non_blocking=True)
             sums += self._forward_backward(_resized(batch, scale, max(self.model.strides)))
@@ -120,40 +84,57 @@ class Stepper:
         asked = sums.new_tensor([self._stop.asked])
         sums = self._comm.allreduce_sum(torch.cat((sums, asked)), "losses").wait()
         *losses, images, replaced, stop = sums.tolist()
-        box, obj, cls = (loss / max(images, 1.0) for loss in losses)
-        return StepResult(box, obj, cls, int(images), grad_norm, skipped, stop > 0, int(replaced))
+        means = {term: loss / max(images, 1.0) for term, loss in zip(terms, losses, strict=True)}
+        return StepResult(means, int(images), grad_norm, skipped, stop > 0, int(replaced))
 
     def _forward_backward(self, batch: Batch) -> Tensor:
-        """This rank's share of a batch: (5,) box, obj, cls loss, each times the global images; own images;
-        those of them that stand for a lost one.
+        """This rank's share of a batch: (T + 2,) loss terms, each times the global images; own images; those
+        of them that stand for a lost one.
         """
-        height, width = batch.images.shape[2:]
-        shapes = [(height // s, width // s) for s in self.model.strides]
-        parts = batch.split(self.parts)
-        matches = [self.loss.match(part.targets, shapes, self.model.anchors_px) for part in parts]
-        counts = [self.loss.normalisers(m, len(part)) for m, part in zip(matches, parts, strict=True)]
-        counting = self._comm.allreduce_sum(torch.stack(counts).sum(dim=0), "normalisers")
-        totals: Tensor | None = None
-        losses = []
-        for part, matched in zip(parts, matches, strict=True):
-            predictions = self._forward(part)
-            totals = counting.wait() if totals is None else totals  # they travelled meanwhile
-            loss = self.loss(predictions, matched, totals)
-            # In the last part Horovod's hooks start to send each gradient in here, as soon as it is complete.
+        micro_batches = batch.split(self.micro_batches)
+        matches, kept = self._match(micro_batches)
+        counting = self._comm.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")
+        totals: dict[str, Tensor] = {}
+        terms = []
+        for micro_batch, matched, predictions in zip(micro_batches, matches, kept, strict=True):
+            if predictions is None:
+                predictions = self._forward(micro_batch)
+            totals = totals or by_name(self.criterion, counting.wait())  # they travelled meanwhile
+            loss = self.criterion(predictions, matched, totals)
+            # In the last one Horovod's hooks start to send each gradient in here, as soon as it is complete.
             self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.parts.double())
+            terms.append(loss.terms.double())
         self.model.train()
-        assert totals is not None
-        counted = totals.new_tensor([len(batch), batch.replaced])
-        return torch.cat((torch.stack(losses).sum(dim=0) * totals[-1], counted))
+        counted = totals[IMAGES].new_tensor([len(batch), batch.replaced])
+        return torch.cat((torch.stack(terms).sum(dim=0) * totals[IMAGES], counted))
 
-    def _forward(self, batch: Batch) -> Predictions:
+    def _match(self, micro_batches: Sequence[Batch]) -> tuple[list[Any], list[Any]]:
+        """The matches of each micro-batch, and its predictions where they were made for that and can be kept.
+
+        The normalisers of all micro-batches must be known before the first of their losses. Where matching
+        needs predictions, keeping those of more than one would take the memory that splitting is to save:
+        then they are made without a graph here, and once more for the loss.
+        """
+        if not self.criterion.matching_needs_predictions:
+            return [self._matched(one, None) for one in micro_batches], [None] * len(micro_batches)
+        if len(micro_batches) == 1:
+            predictions = self._forward(micro_batches[0])
+            return [self._matched(micro_batches[0], predictions)], [predictions]
+        with torch.no_grad(), _buffers_kept(self.model):
+            matches = [self._matched(one, self._forward(one)) for one in micro_batches]
+        return matches, [None] * len(micro_batches)
+
+    @torch.no_grad()
+    def _matched(self, batch: Batch, predictions: Any) -> Any:
+        height, width = batch.images.shape[2:]
+        return self.criterion.match(batch.targets, (height, width), predictions)
+
+    def _forward(self, batch: Batch) -> Any:
         self.model.train()
         if len(batch) == 0 and not self._sync_bn:
             self.model.eval()  # batch norm has no statistics of nothing; all gradients will be zero
         with self._precision.autocast():
-            predictions: Predictions = self.model(self._precision.images(batch))
-        return predictions
+            return self.model(self._precision.images(batch))
 
     def _finish_gradients(self) -> float:
         """Wait for the ranks' sum, then clip. The norm is the same on every rank."""
@@ -175,6 +156,15 @@ class Stepper:
                 "lower lr0 or warmup_bias_lr, or use --precision fp32 with --compression none"
             )
         return not finite
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what happens inside to buffers, such as batch norm's running statistics."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, kept in zip(model.buffers(), before, strict=True):
+        buffer.copy_(kept)
 
 
 def _resized(batch: Batch, factor: float, stride: int) -> Batch:

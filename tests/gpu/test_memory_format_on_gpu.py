@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from horovod_yolo.assembly.build import build_loss, build_stepper
+from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.device import arithmetic
+from horovod_yolo.assembly.model import build_criterion
 from horovod_yolo.config.load import config_from_flags
+from horovod_yolo.core.precision import Precision
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.models.zoo import build_model
+from horovod_yolo.families.zoo import build_model
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.step import Precision, Stepper
+from horovod_yolo.training.step import Stepper
 from tests.helpers.short_runs import random_batch
 
 FORMATS = {"channels last": torch.channels_last, "NCHW": torch.contiguous_format}
@@ -26,8 +28,8 @@ def make_stepper(precision: Precision) -> Stepper:
     config = config_from_flags({"data": "none.yaml", "cfg": "yolov5n", "imgsz": 320, "batch_size": 16})
     torch.manual_seed(0)
     model = build_model("yolov5n", 80).to(precision.device, precision.of_weights)
-    loss = build_loss(config.hyp, config, model)
-    return build_stepper(config, model, loss, LocalCommunicator(), precision, StopRequest())
+    criterion = build_criterion(model, config)
+    return build_stepper(config, model, criterion, LocalCommunicator(), precision, StopRequest())
 
 
 def gradient(precision: Precision) -> Tensor:

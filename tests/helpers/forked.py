@@ -38,6 +38,7 @@ def write_checkpoints(folder: Path, acknowledged: Path, kibibytes: int) -> None:
     import torch
 
     from horovod_yolo.checkpoint import resume, store
+    from horovod_yolo.checkpoint.migration import FORMAT_VERSION
 
     content = torch.zeros(kibibytes, 256)
     last = folder / "last.pt"
@@ -45,6 +46,6 @@ def write_checkpoints(folder: Path, acknowledged: Path, kibibytes: int) -> None:
     with acknowledged.open("ab", buffering=0) as file:
         while True:
             number += 1
-            state = {"format_version": store.FORMAT_VERSION, "optimizer": content + number, "step": number}
+            state = {"format_version": FORMAT_VERSION, "optimizer": content + number, "step": number}
             store.write_rotating(last, store.serialise(state), resume.KEEP)
             file.write(b"%d\n" % number)

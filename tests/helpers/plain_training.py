@@ -21,9 +21,11 @@ from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, augment
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.sampler import Stream, keyed_generator
-from horovod_yolo.losses.anchor_based import AnchorLoss, LossWeights
-from horovod_yolo.models.head import Detector
-from horovod_yolo.models.zoo import build_model
+from horovod_yolo.families.anchor_based.family import anchor_head
+from horovod_yolo.families.zoo import build_model
+from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights
+from horovod_yolo.losses.criterion import by_name, count
+from horovod_yolo.models.detector import Detector
 
 AUGMENTATIONS = (
     "hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr",
@@ -54,9 +56,8 @@ def train_plainly(
                 keys = [SampleKey(epoch, i, imgsz, imgsz) for i in order[k * size : (k + 1) * size].tolist()]
                 batch = collate([augment(key, annotations, load, params, seed) for key in keys], imgsz, imgsz)
                 images = batch.images.to(dtype).contiguous(memory_format=torch.channels_last) / 255
-                grids = [(imgsz // stride, imgsz // stride) for stride in model.strides]
-                matches = loss.match(batch.targets, grids, model.anchors_px)
-                totals = loss.normalisers(matches, len(keys))  # over all ranks, if there were more than one
+                matches = loss.match(batch.targets, (imgsz, imgsz))
+                totals = by_name(loss, count(loss, [matches], len(keys)))  # of all ranks, if there were more
                 loss(model(images), matches, totals).total.backward()  # gradients of a window add up
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
@@ -69,7 +70,7 @@ def train_plainly(
     return model, average
 
 
-def _loss(model: Detector, config: TrainConfig) -> AnchorLoss:
+def _loss(model: Detector, config: TrainConfig) -> AnchorCriterion:
     """The gains of a hyp.yaml are for three levels, 80 classes and 640 pixels."""
     hyp, share = config.hyp, 3 / len(model.strides)
     weights = LossWeights(
@@ -77,7 +78,7 @@ def _loss(model: Detector, config: TrainConfig) -> AnchorLoss:
         obj=hyp.obj * share * (config.imgsz / 640) ** 2,
         cls=hyp.cls * share * model.num_classes / 80,
     )
-    return AnchorLoss(weights, model.num_classes, model.strides)
+    return AnchorCriterion(weights, anchor_head(model))
 
 
 def _optimizer(model: Detector, config: TrainConfig) -> torch.optim.SGD:

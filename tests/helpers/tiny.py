@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from horovod_yolo.core.types import Batch, Predictions, Targets
-from horovod_yolo.losses.anchor_based import AnchorLoss, LossWeights
-from horovod_yolo.models.head import AnchorHead, Detector
+from horovod_yolo.core.types import Batch, Targets
+from horovod_yolo.families.anchor_based.head import AnchorHead
+from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights
+from horovod_yolo.models.blocks import Backbone, Neck
+from horovod_yolo.models.detector import Detector
 
 CLASSES = 3
 STRIDES = (8, 16)
 ANCHORS_PX = (((8, 8), (12, 20)), ((20, 14), (30, 30)))
 
 
-class TinyDetector(nn.Module):
+class TinyBackbone(Backbone):
     """Two levels; with batch norm, so that training and evaluation differ."""
 
-    name = "tiny"
-    num_classes = CLASSES
-    strides = STRIDES
+    published: ClassVar[Mapping[str, int]] = {"stem": 0, "norm": 1, "down": 2}
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 8, stride=8, bias=False)
         self.norm = nn.BatchNorm2d(6)
         self.down = nn.Conv2d(6, 6, 2, stride=2)
-        self.head = AnchorHead((6, 6), CLASSES, ANCHORS_PX, STRIDES, layer=1)
 
-    @property
-    def anchors_px(self) -> Tensor:
-        return self.head.anchors * torch.tensor(STRIDES).view(-1, 1, 1)
-
-    def forward(self, images: Tensor) -> Predictions:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         fine = torch.relu(self.norm(self.stem(images)))
-        predictions: Predictions = self.head([fine, self.down(fine)])
-        return predictions
+        return fine, self.down(fine)
+
+
+class TinyNeck(Neck):
+    """None."""
+
+    published: ClassVar[Mapping[str, int]] = {}
+    channels = (6, 6)
+
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return maps
 
 
 def tiny_detector(dtype: torch.dtype = torch.float64) -> Detector:
     """Always the same weights."""
     torch.manual_seed(3)
-    return cast(Detector, TinyDetector().to(dtype))
+    return Detector("tiny", TinyBackbone(), TinyNeck(), tiny_head()).to(dtype)
 
 
-def tiny_loss() -> AnchorLoss:
-    return AnchorLoss(LossWeights(), CLASSES, STRIDES)
+def tiny_head() -> AnchorHead:
+    return AnchorHead((6, 6), CLASSES, ANCHORS_PX, STRIDES, layer=3)
+
+
+def tiny_criterion(dtype: torch.dtype = torch.float64) -> AnchorCriterion:
+    """Of any tiny detector: their anchors are the same."""
+    return AnchorCriterion(LossWeights(), tiny_head().to(dtype))
 
 
 def tiny_batch(images: int, seed: int, size: tuple[int, int] = (32, 48)) -> Batch:

@@ -7,15 +7,18 @@ from types import MappingProxyType
 import pytest
 from torch import Tensor
 
-from horovod_yolo.models import zoo
-from horovod_yolo.models.blocks import Conv, Neck, Part
+from horovod_yolo.families import zoo
+from horovod_yolo.families.anchor_based.family import AnchorBased, AnchorModelSpec
+from horovod_yolo.models.blocks import Backbone, Conv, Neck
 from tests.helpers.tiny import ANCHORS_PX, STRIDES
 
 NAME = "tiny"
 CHANNELS = 8
 
 
-class _Body(Part):
+class SmallBackbone(Backbone):
+    """A convolution with batch norm: one map."""
+
     published = MappingProxyType({"fine": 0})
 
     def __init__(self) -> None:
@@ -27,7 +30,9 @@ class _Body(Part):
         return x
 
 
-class _Neck(Neck):
+class SmallNeck(Neck):
+    """The map, and one of half its size."""
+
     published = MappingProxyType({"coarse": 1})
     channels = (CHANNELS, CHANNELS)
 
@@ -39,7 +44,14 @@ class _Neck(Neck):
         return [fine, self.coarse(fine)]
 
 
+class Tiny(AnchorBased):
+    """A family beside that of YOLOv5, with one model."""
+
+    models = MappingProxyType(
+        {NAME: AnchorModelSpec(STRIDES, ANCHORS_PX, 2, lambda: (SmallBackbone(), SmallNeck()))}
+    )
+
+
 def add_tiny(patch: pytest.MonkeyPatch) -> None:
     """Let ``--cfg tiny`` be a model."""
-    spec = zoo.ModelSpec(NAME, STRIDES, ANCHORS_PX, 2, lambda: (_Body(), _Neck()))
-    patch.setattr(zoo, "MODELS", MappingProxyType({**zoo.MODELS, NAME: spec}))
+    patch.setattr(zoo, "FAMILIES", (*zoo.FAMILIES, Tiny()))

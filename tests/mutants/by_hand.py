@@ -20,9 +20,10 @@ class ByHand(NamedTuple):
 BY_HAND = (
     ByHand(
         "horovod_yolo/training/step.py",
-        'counting = self._comm.allreduce_sum(torch.stack(counts).sum(dim=0), "normalisers")',
-        'self._comm.allreduce_sum(torch.stack(counts).sum(dim=0), "normalisers").wait()\n'
-        '        counting = type("Own", (), {"wait": lambda self: torch.stack(counts).sum(dim=0)})()',
+        'counting = self._comm.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")',
+        "own = count(self.criterion, matches, len(batch))\n"
+        '        self._comm.allreduce_sum(own, "normalisers").wait()\n'
+        '        counting = type("Own", (), {"wait": lambda self: own})()',
         "tests/unit/training",
     ),
     ByHand(
@@ -62,15 +63,15 @@ BY_HAND = (
         "tests/unit/core/test_boxes.py",
     ),
     ByHand(
-        "horovod_yolo/models/decode.py",
+        "horovod_yolo/models/suppression.py",
         "boxes_xyxy[kept]) <= iou_threshold",
         "boxes_xyxy[kept]) < iou_threshold",
-        "tests/unit/models/test_decode.py",
+        "tests/unit/models/test_suppression.py",
     ),
     ByHand(
-        "horovod_yolo/models/decode.py",
+        "horovod_yolo/models/suppression.py",
         "boxes_xyxy[block]) > iou_threshold",
         "boxes_xyxy[block]) >= iou_threshold",
-        "tests/unit/models/test_decode.py",
+        "tests/unit/models/test_suppression.py",
     ),
 )

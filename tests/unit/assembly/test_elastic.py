@@ -17,6 +17,7 @@ from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.elastic import Elastic, save_at_last, save_once
 from horovod_yolo.assembly.run import Run, train
 from horovod_yolo.checkpoint import store
+from horovod_yolo.checkpoint.migration import FORMAT_VERSION
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.data.spec import load_data_yaml
 from tests.helpers.runs import checkpoint, steps
@@ -27,7 +28,7 @@ State = dict[str, object]
 
 
 def state(step: int, epoch: int = 1) -> State:
-    return {"format_version": store.FORMAT_VERSION, "step": step, "epoch": epoch}
+    return {"format_version": FORMAT_VERSION, "step": step, "epoch": epoch}
 
 
 def test_many_survivors_write_one_file(tmp_path: Path) -> None:
@@ -67,12 +68,12 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
-    parts: int = 1
+class Scored:
+    micro_batches: int = 1
 
 
 @pytest.mark.parametrize(
-    ("batch", "first", "now", "parts", "in_validation"),
+    ("batch", "first", "now", "micro_batches", "in_validation"),
     [
         (16, 4, 4, 1, 1),
         (16, 4, 8, 1, 1),
@@ -84,20 +85,23 @@ class Parts:
         (3, 4, 1, 3, 3),
     ],
 )
-def test_no_part_is_larger_than_the_first_slices(
-    batch: int, first: int, now: int, parts: int, in_validation: int
+def test_no_micro_batch_is_larger_than_the_first_slices(
+    batch: int, first: int, now: int, micro_batches: int, in_validation: int
 ) -> None:
     trainer = SimpleNamespace(
         config=TrainConfig(data="", batch_size=batch),
         comm=SimpleNamespace(size=now),
         stepper=SimpleNamespace(model=nn.Sequential(nn.BatchNorm2d(3, momentum=0.1))),
-        evaluator=Parts(),
+        evaluator=Scored(),
     )
     Elastic(first, lambda _: None, None, None, lambda _: None).attach(trainer)  # type: ignore[arg-type]
-    assert (trainer.stepper.parts, trainer.evaluator.parts) == (parts, in_validation)
+    assert (trainer.stepper.micro_batches, trainer.evaluator.micro_batches) == (
+        micro_batches,
+        in_validation,
+    )
     whole, images = nn.BatchNorm2d(3, momentum=0.1), torch.randn(2, 3, 4, 4)
     whole(images)
-    for _ in range(parts):
+    for _ in range(micro_batches):
         trainer.stepper.model(images)
     torch.testing.assert_close(trainer.stepper.model[0].running_mean, whole.running_mean)
     torch.testing.assert_close(trainer.stepper.model[0].running_var, whole.running_var)

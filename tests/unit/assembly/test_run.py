@@ -20,13 +20,13 @@ from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.telemetry.base import Watcher
-from horovod_yolo.training.loop import EpochReport, Trainer
+from horovod_yolo.training.events import Callback, EpochReport
+from horovod_yolo.training.loop import Trainer
 
 COMM = LocalCommunicator()
 
 
-class Recorder(Watcher):
+class Recorder(Callback):
     """Keeps every committed state."""
 
     def __init__(self) -> None:

@@ -13,7 +13,8 @@ from horovod_yolo.assembly.data import build_data
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.loop import StepReport, Trainer
+from horovod_yolo.training.events import StepReport
+from horovod_yolo.training.loop import Trainer
 
 from .test_run import COMM, Recorder, equal, settings
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from horovod_yolo.checkpoint import store
-from horovod_yolo.checkpoint.store import FORMAT_VERSION, CheckpointError
+from horovod_yolo.checkpoint.migration import FORMAT_VERSION
+from horovod_yolo.checkpoint.store import CheckpointError
 
 
 def make_state(seed: int = 0) -> dict[str, Any]:

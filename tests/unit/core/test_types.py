@@ -1,4 +1,4 @@
-"""A batch in parts is the batch."""
+"""A batch in micro-batches is the batch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def a_batch() -> Batch:
     )
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 5, 8])
-def test_parts_are_the_batch_again(parts: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_micro_batches_are_the_batch_again(count: int) -> None:
     batch = a_batch()
-    pieces = batch.split(parts)
-    assert len(pieces) == parts
+    pieces = batch.split(count)
+    assert len(pieces) == count
     sizes = [len(piece) for piece in pieces]
     assert max(sizes) - min(sizes) <= 1
     assert torch.cat([piece.images for piece in pieces]).equal(batch.images)

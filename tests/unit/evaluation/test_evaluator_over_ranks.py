@@ -12,18 +12,19 @@ import torch
 
 from horovod_yolo.assembly.build import build_evaluation_loader
 from horovod_yolo.core.errors import StoppedError, UserError
+from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.digits import make_digits
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.evaluation.evaluator import Evaluation, Evaluator
-from horovod_yolo.models.head import Detector
+from horovod_yolo.evaluation.evaluator import Evaluator
+from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.step import Precision
 from tests.helpers.scanned import annotations_of
-from tests.helpers.tiny import CLASSES, STRIDES, tiny_detector, tiny_loss
+from tests.helpers.tiny import CLASSES, STRIDES, tiny_criterion, tiny_detector
 from tests.helpers.world import WorldCommunicator, run_world, world_outcomes
 
 from ..training.test_step import make_stepper
@@ -50,7 +51,7 @@ def evaluator_of(digits: Annotations, comm: Communicator) -> Evaluator:
     loader = build_evaluation_loader(
         digits, comm, imgsz=SIZE, stride=max(STRIDES), batch=BATCH, workers=0, pin_memory=False
     )
-    return Evaluator(annotations=digits, loader=loader, loss=tiny_loss(), comm=comm, precision=FP64)
+    return Evaluator(annotations=digits, loader=loader, criterion=tiny_criterion(), comm=comm, precision=FP64)
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +81,13 @@ def test_any_number_of_ranks_gives_the_same_numbers(digits: Annotations, model: 
     ranks = run_world(size, lambda comm: scored(digits, model, comm))
     for evaluation, _ in ranks:
         np.testing.assert_equal(asdict(evaluation.summary), asdict(expected.summary))
-        assert losses(evaluation) == losses(ranks[0][0]), "alike to the bit"
-        assert losses(evaluation) == pytest.approx(losses(expected), rel=1e-6)  # in float32
+        assert evaluation.losses == ranks[0][0].losses, "alike to the bit"
+        assert evaluation.losses == pytest.approx(expected.losses, rel=1e-9)
     found = {image: detections for _, of_rank in ranks for image, detections in of_rank.items()}
     assert sum(len(of_rank) for _, of_rank in ranks) == len(found) == len(digits), "each image once"
     for image, detections in found_alone.items():
         assert torch.equal(detections.scores, found[image].scores)
         assert torch.equal(detections.boxes_xyxy, found[image].boxes_xyxy)
-
-
-def losses(evaluation: Evaluation) -> list[float]:
-    return [evaluation.box_loss, evaluation.obj_loss, evaluation.cls_loss]
 
 
 def test_a_stop_that_one_rank_was_asked_for_ends_all_in_the_same_batch(

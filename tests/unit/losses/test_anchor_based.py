@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from horovod_yolo.core.types import Targets
 from horovod_yolo.losses.anchor_based import (
-    AnchorLoss,
-    LossParts,
+    AnchorCriterion,
     LossWeights,
     focal_factor,
     scale_weights,
 )
+from horovod_yolo.losses.criterion import Loss, by_name, count
 
 STRIDES = (8, 16, 32)
 SIZE = (64, 96)  # H, W
@@ -37,8 +37,29 @@ EVERY_OPTION = LossWeights(
 )
 
 
-def sizes_of(predictions: list[Tensor]) -> list[tuple[int, int]]:
-    return [(p.shape[2], p.shape[3]) for p in predictions]
+@dataclass
+class Head:
+    """What the loss asks of a head."""
+
+    num_classes: int
+    strides: tuple[int, ...]
+    anchors: Tensor
+
+
+def make_loss(
+    weights: LossWeights,
+    classes: int,
+    dtype: torch.dtype = torch.float64,
+    anchors_px: Tensor = ANCHORS_PX,
+    strides: tuple[int, ...] = STRIDES,
+) -> AnchorCriterion:
+    anchors = anchors_px / torch.tensor(strides, dtype=torch.float64).view(-1, 1, 1)
+    return AnchorCriterion(weights, Head(classes, strides, anchors.to(dtype)))
+
+
+def totals_of(loss: AnchorCriterion, *counts: Tensor) -> dict[str, Tensor]:
+    """The counts of all ranks added up."""
+    return by_name(loss, torch.stack(counts).sum(0))
 
 
 def make_predictions(
@@ -62,14 +83,14 @@ def make_targets(images: Sequence[int], classes: int, seed: int) -> Targets:
     )
 
 
-def part_of(targets: Targets, start: int, stop: int) -> Targets:
+def share_of(targets: Targets, start: int, stop: int) -> Targets:
     own = (targets.image >= start) & (targets.image < stop)
     return Targets(targets.image[own] - start, targets.classes[own], targets.boxes_xywhn[own])
 
 
-def run(loss: AnchorLoss, predictions: list[Tensor], targets: Targets, anchors_px: Tensor) -> LossParts:
-    matches = loss.match(targets, sizes_of(predictions), anchors_px)
-    return loss(predictions, matches, loss.normalisers(matches, predictions[0].shape[0]))
+def run(loss: AnchorCriterion, predictions: Sequence[Tensor], targets: Targets) -> Loss:
+    matches = loss.match(targets, SIZE)
+    return loss(predictions, matches, totals_of(loss, count(loss, [matches], predictions[0].shape[0])))
 
 
 def logistic(x: float) -> float:
@@ -97,11 +118,11 @@ def slow_ciou(a: Sequence[float], b: Sequence[float], eps: float = 1e-7) -> floa
     return iou - distance2 / (hull_w**2 + hull_h**2 + eps) - v * v / (v - iou + 1 + eps)
 
 
-def slow_loss(loss: AnchorLoss, predictions: list[Tensor], targets: Targets) -> list[float]:
+def slow_loss(loss: AnchorCriterion, predictions: list[Tensor], targets: Targets) -> list[float]:
     """box, obj and cls with gains, by loops over matches, classes and cells."""
     w, classes = loss.weights, loss.num_classes
     sums = [0.0, 0.0, 0.0]
-    for level, match in enumerate(loss.match(targets, sizes_of(predictions), ANCHORS_PX)):
+    for level, match in enumerate(loss.match(targets, SIZE)):
         raw = predictions[level].tolist()
         goals: dict[tuple[int, int, int, int], float] = {}
         for k in range(len(match)):
@@ -135,16 +156,16 @@ def slow_loss(loss: AnchorLoss, predictions: list[Tensor], targets: Targets) -> 
 @pytest.mark.parametrize("weights", [LossWeights(), EVERY_OPTION], ids=["defaults", "every option"])
 @pytest.mark.parametrize("classes", [1, 4])
 def test_equals_the_loops(weights: LossWeights, classes: int) -> None:
-    loss = AnchorLoss(weights, classes, STRIDES)
+    loss = make_loss(weights, classes)
     predictions = make_predictions(3, classes, seed=1)
     # 40 boxes in two of three images: cells that several boxes share are among them.
     targets = make_targets([0] * 20 + [2] * 20, classes, seed=2)
-    found = run(loss, predictions, targets, ANCHORS_PX)
+    found = run(loss, predictions, targets)
     expected = slow_loss(loss, predictions, targets)
-    assert found.parts.tolist() == pytest.approx(expected, rel=1e-9)
+    assert found.terms.tolist() == pytest.approx(expected, rel=1e-9)
     assert found.total.item() == pytest.approx(3 * sum(expected), rel=1e-9)
-    assert not found.parts.requires_grad
-    assert (found.parts[2] == 0) == (classes == 1)
+    assert not found.terms.requires_grad
+    assert (found.terms[2] == 0) == (classes == 1)
 
 
 CUTS = {
@@ -158,53 +179,50 @@ CUTS = {
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("weights", [LossWeights(), EVERY_OPTION], ids=["defaults", "every option"])
 def test_shares_of_ranks_add_up(ranks: int, dtype: torch.dtype, rel: float, weights: LossWeights) -> None:
-    classes, anchors = 3, ANCHORS_PX.to(dtype)
-    loss = AnchorLoss(weights, classes, STRIDES)
+    classes = 3
+    loss = make_loss(weights, classes, dtype)
     whole = make_predictions(7, classes, seed=3, dtype=dtype)
     targets = make_targets([0, 0, 1, 1, 1, 5, 6, 6, 6, 6, 0, 1], classes, seed=4)
-    expected = run(loss, whole, targets, anchors)
+    expected = run(loss, whole, targets)
     expected.total.backward()
 
     slices = [[p.detach()[a:b].clone().requires_grad_() for p in whole] for a, b in CUTS[ranks]]
-    matches = [
-        loss.match(part_of(targets, a, b), sizes_of(own), anchors)
-        for (a, b), own in zip(CUTS[ranks], slices, strict=True)
-    ]
-    totals = torch.stack(
-        [loss.normalisers(m, b - a) for (a, b), m in zip(CUTS[ranks], matches, strict=True)]
-    ).sum(0)
+    matches = [loss.match(share_of(targets, a, b), SIZE) for a, b in CUTS[ranks]]
+    counts = [count(loss, [m], b - a) for (a, b), m in zip(CUTS[ranks], matches, strict=True)]
+    totals = totals_of(loss, *counts)
     shares = [loss(own, m, totals) for own, m in zip(slices, matches, strict=True)]
     for share in shares:
         share.total.backward()
 
     torch.testing.assert_close(sum(s.total for s in shares), expected.total, rtol=rel, atol=0)
-    torch.testing.assert_close(sum(s.parts for s in shares), expected.parts, rtol=rel, atol=0)
+    torch.testing.assert_close(sum(s.terms for s in shares), expected.terms, rtol=rel, atol=0)
     for level, prediction in enumerate(whole):
         joined = torch.cat([own[level].grad for own in slices])  # type: ignore[misc]
         assert prediction.grad is not None
         torch.testing.assert_close(joined, prediction.grad, rtol=rel, atol=rel * 1e-2)
 
 
-def test_normalisers_count_matches_and_images() -> None:
-    loss = AnchorLoss(LossWeights(), 2, STRIDES)
-    predictions = make_predictions(5, 2, seed=0)
-    matches = loss.match(make_targets([0, 4, 4], 2, seed=5), sizes_of(predictions), ANCHORS_PX)
-    totals = loss.normalisers(matches, 5)
-    assert totals.dtype == torch.float64
-    assert totals.tolist() == [len(matches[0]), len(matches[1]), len(matches[2]), 5]
+def test_counts_are_the_matches_and_the_images() -> None:
+    loss = make_loss(LossWeights(), 2)
+    first, second = (loss.match(make_targets(images, 2, seed=5), SIZE) for images in ([0, 4, 4], [1]))
+    counts = count(loss, [first, second], 5)
+    assert counts.dtype == torch.float64
+    assert counts.tolist() == [*(len(a) + len(b) for a, b in zip(first, second, strict=True)), 5]
+    names = [f"matches at stride {stride}" for stride in STRIDES]
+    assert list(by_name(loss, counts)) == [*names, "images"]
 
 
 @pytest.mark.parametrize("batch", [0, 2])
 @pytest.mark.parametrize("images_elsewhere", [0, 6])
 def test_a_rank_without_objects_is_connected_to_every_prediction(batch: int, images_elsewhere: int) -> None:
-    loss = AnchorLoss(LossWeights(), 2, STRIDES)
+    loss = make_loss(LossWeights(), 2)
     predictions = make_predictions(batch, 2, seed=0)
-    matches = loss.match(make_targets([], 2, seed=0), sizes_of(predictions), ANCHORS_PX)
-    totals = loss.normalisers(matches, batch + images_elsewhere)
+    matches = loss.match(make_targets([], 2, seed=0), SIZE)
+    totals = totals_of(loss, count(loss, [matches], batch + images_elsewhere))
     share = loss(predictions, matches, totals)
     share.total.backward()
-    assert share.parts[0] == 0 and share.parts[2] == 0
-    assert (share.parts[1] > 0) == (batch > 0)
+    assert share.terms[0] == 0 and share.terms[2] == 0
+    assert (share.terms[1] > 0) == (batch > 0)
     for prediction in predictions:
         assert prediction.grad is not None
         assert bool(prediction.grad.isfinite().all())
@@ -213,10 +231,10 @@ def test_a_rank_without_objects_is_connected_to_every_prediction(batch: int, ima
 
 
 def test_perfect_predictions_cost_almost_nothing() -> None:
-    loss = AnchorLoss(LossWeights(), 3, STRIDES)
+    loss = make_loss(LossWeights(), 3)
     predictions = [p.detach() for p in make_predictions(1, 3, seed=0)]
     targets = Targets(torch.tensor([0]), torch.tensor([2]), torch.tensor([[0.51, 0.52, 0.35, 0.5]]))
-    matches = loss.match(targets, sizes_of(predictions), ANCHORS_PX)
+    matches = loss.match(targets, SIZE)
     assert sum(len(m) for m in matches) > 3
     for p, m in zip(predictions, matches, strict=True):
         p[..., 4:] = -40.0
@@ -227,47 +245,47 @@ def test_perfect_predictions_cost_almost_nothing() -> None:
         p[(*cell, slice(0, 4))] = torch.logit(boxes)
         p[(*cell, torch.tensor(4))] = 40.0
         p[(*cell, torch.tensor(7))] = 40.0
-    share = loss(predictions, matches, loss.normalisers(matches, 1))
-    assert share.parts.max().item() < 1e-5
+    share = loss(predictions, matches, totals_of(loss, count(loss, [matches], 1)))
+    assert share.terms.max().item() < 1e-5
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.1, 30))
 def test_bounds(seed: int, spread: float) -> None:
     """1 - CIoU lies in [0, 3), a mean cross-entropy is at least 0; nothing overflows."""
-    loss = AnchorLoss(LossWeights(), 3, STRIDES)
+    loss = make_loss(LossWeights(), 3)
     predictions = [
         (p.detach() * spread).requires_grad_() for p in make_predictions(2, 3, seed, torch.float32)
     ]
-    share = run(loss, predictions, make_targets([0, 0, 1], 3, seed), ANCHORS_PX.float())
+    share = run(loss, predictions, make_targets([0, 0, 1], 3, seed))
     share.total.backward()
-    box, obj, cls = share.parts.tolist()
+    box, obj, cls = share.terms.tolist()
     assert 0 <= box < 0.05 * 3 * 3
     assert obj >= 0 and cls >= 0
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in predictions)
 
 
 def test_half_precision_is_computed_in_float32() -> None:
-    loss = AnchorLoss(LossWeights(), 3, STRIDES)
+    loss = make_loss(LossWeights(), 3)
     half = [p.detach() for p in make_predictions(2, 3, seed=6, dtype=torch.bfloat16)]
     targets = make_targets([0, 1, 1], 3, seed=7)
-    found = run(loss, half, targets, ANCHORS_PX.float())
+    found = run(loss, half, targets)
     assert found.total.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = run(loss, half, targets, ANCHORS_PX.float())
+        inside = run(loss, half, targets)
     assert torch.equal(inside.total, found.total)
-    assert torch.equal(found.total, run(loss, [p.float() for p in half], targets, ANCHORS_PX.float()).total)
+    assert torch.equal(found.total, run(loss, [p.float() for p in half], targets).total)
 
 
 def test_order_of_targets_does_not_change_objectness() -> None:
-    loss = AnchorLoss(LossWeights(), 2, STRIDES)
+    loss = make_loss(LossWeights(), 2)
     predictions = make_predictions(1, 2, seed=8)
     box = torch.tensor([[0.5, 0.5, 0.3, 0.4], [0.501, 0.5, 0.2, 0.3]])
     both = [
         Targets(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), b)
         for b in (box, box.flip(0))
     ]
-    first, second = (run(loss, predictions, t, ANCHORS_PX).parts for t in both)
+    first, second = (run(loss, predictions, t).terms for t in both)
     assert first[1] == second[1]
 
 
@@ -285,26 +303,26 @@ def test_focal_factor() -> None:
 
 def test_focal_loss_tends_to_balanced_cross_entropy_and_gamma_zero_is_off() -> None:
     predictions, targets = make_predictions(2, 3, seed=9), make_targets([0, 1], 3, seed=10)
-    plain = run(AnchorLoss(LossWeights(), 3, STRIDES), predictions, make_targets([], 3, 0), ANCHORS_PX)
+    plain = run(make_loss(LossWeights(), 3), predictions, make_targets([], 3, 0))
     almost = LossWeights(fl_gamma=1e-9)
-    nearly = run(AnchorLoss(almost, 3, STRIDES), predictions, make_targets([], 3, 0), ANCHORS_PX)
+    nearly = run(make_loss(almost, 3), predictions, make_targets([], 3, 0))
     # Without objects every goal is 0, so alpha is 0.75 everywhere.
-    assert nearly.parts[1].item() == pytest.approx(0.75 * plain.parts[1].item(), rel=1e-6)
-    off = run(AnchorLoss(LossWeights(fl_gamma=0.0), 3, STRIDES), predictions, targets, ANCHORS_PX)
-    on = run(AnchorLoss(LossWeights(fl_gamma=2.0), 3, STRIDES), predictions, targets, ANCHORS_PX)
-    assert on.parts[0] == off.parts[0]
-    assert on.parts[1] < off.parts[1] and on.parts[2] < off.parts[2]
+    assert nearly.terms[1].item() == pytest.approx(0.75 * plain.terms[1].item(), rel=1e-6)
+    off = run(make_loss(LossWeights(fl_gamma=0.0), 3), predictions, targets)
+    on = run(make_loss(LossWeights(fl_gamma=2.0), 3), predictions, targets)
+    assert on.terms[0] == off.terms[0]
+    assert on.terms[1] < off.terms[1] and on.terms[2] < off.terms[2]
 
 
 def test_label_smoothing_moves_goals_towards_one_half() -> None:
     """Smoothing by 1 makes every goal 1/2, so the class does not matter any more."""
     predictions, targets = make_predictions(1, 3, seed=11), make_targets([0, 0, 0], 3, seed=12)
-    loss = AnchorLoss(LossWeights(label_smoothing=1.0, cls=1.0), 3, STRIDES)
+    loss = make_loss(LossWeights(label_smoothing=1.0, cls=1.0), 3)
     other = replace(targets, classes=(targets.classes + 1) % 3)
-    found = run(loss, predictions, targets, ANCHORS_PX).parts[2]
-    assert found == run(loss, predictions, other, ANCHORS_PX).parts[2]
+    found = run(loss, predictions, targets).terms[2]
+    assert found == run(loss, predictions, other).terms[2]
     expected = 0.0
-    for p, m in zip(predictions, loss.match(targets, sizes_of(predictions), ANCHORS_PX), strict=True):
+    for p, m in zip(predictions, loss.match(targets, SIZE), strict=True):
         logits = p[m.image, m.anchor, m.grid_y, m.grid_x, 5:]
         if len(m):
             expected += F.binary_cross_entropy(logits.sigmoid(), torch.full_like(logits, 0.5)).item()
@@ -317,13 +335,11 @@ def test_label_smoothing_moves_goals_towards_one_half() -> None:
 )
 def test_balance_of_the_levels(levels: int, balance: tuple[float, ...]) -> None:
     strides = (8, 16, 32, 64)[:levels]
-    loss = AnchorLoss(LossWeights(), 1, strides)
+    anchors = torch.ones(levels, 3, 2, dtype=torch.float64)
+    loss = make_loss(LossWeights(), 1, anchors_px=anchors, strides=strides)
     logits = math.log(math.e - 1)  # cross-entropy with goal 0 is log(1 + e^x) = 1
     predictions = [torch.full((1, 3, 64 // s, 64 // s, 6), logits, dtype=torch.float64) for s in strides]
-    anchors = torch.ones(levels, 3, 2, dtype=torch.float64)
-    assert run(loss, predictions, make_targets([], 1, 0), anchors).parts[1].item() == pytest.approx(
-        sum(balance)
-    )
+    assert run(loss, predictions, make_targets([], 1, 0)).terms[1].item() == pytest.approx(sum(balance))
 
 
 def test_scale_weights() -> None:

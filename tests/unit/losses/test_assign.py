@@ -88,13 +88,13 @@ def test_equals_the_loops(
 
 @settings(max_examples=50)
 @given(box_rows, st.integers(0, 12))
-def test_matches_of_a_batch_are_those_of_its_parts(
+def test_matches_of_a_batch_are_those_of_its_halves(
     rows: list[tuple[int, int, float, float, float, float]], cut: int
 ) -> None:
     anchors, size = torch.tensor([[1.0, 1.5], [3.0, 2.0]]), (6, 5)
     (whole,) = assign(make_targets(rows), [anchors], [size])
-    parts = [assign(make_targets(part), [anchors], [size])[0] for part in (rows[:cut], rows[cut:])]
-    assert rows_of(whole) == sorted(rows_of(parts[0]) + rows_of(parts[1]))
+    halves = [assign(make_targets(half), [anchors], [size])[0] for half in (rows[:cut], rows[cut:])]
+    assert rows_of(whole) == sorted(rows_of(halves[0]) + rows_of(halves[1]))
 
 
 @pytest.mark.parametrize(

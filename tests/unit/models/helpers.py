@@ -6,8 +6,8 @@ import functools
 
 import torch
 
-from horovod_yolo.models.head import Detector
-from horovod_yolo.models.zoo import build_model
+from horovod_yolo.families.zoo import build_model
+from horovod_yolo.models.detector import Detector
 
 
 @functools.cache

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from horovod_yolo.models.head import published_names
-from horovod_yolo.models.zoo import MODELS
+from horovod_yolo.families.zoo import model_names
+from horovod_yolo.models.detector import published_names
 
 from .helpers import on_meta
 
@@ -83,7 +83,7 @@ def test_published_shapes(name: str, key: str, shape: tuple[int, ...]) -> None:
     assert tuple(state[key].shape) == shape
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", model_names())
 def test_published_rows_rise_and_names_are_unique(name: str) -> None:
     names = published_names(on_meta(name))
     rows = [int(n.split(".")[1]) for n in names]

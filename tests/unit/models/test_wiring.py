@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from horovod_yolo.models.blocks import Part
-from horovod_yolo.models.head import Detector
-from horovod_yolo.models.zoo import build_model
+from horovod_yolo.families.zoo import build_model
+from horovod_yolo.models.blocks import NumberedLayers
+from horovod_yolo.models.detector import Detector
 
 from . import tables
 
 
 def rows_of(model: Detector) -> dict[int, nn.Module]:
     rows: dict[int, nn.Module] = {}
-    for part in (model.backbone, model.neck):
-        assert isinstance(part, Part)
-        for child, row in part.published.items():
-            rows[row] = part.get_submodule(child)
+    for layers in (model.backbone, model.neck):
+        assert isinstance(layers, NumberedLayers)
+        for child, row in layers.published.items():
+            rows[row] = layers.get_submodule(child)
     return rows
 
 
@@ -71,9 +71,9 @@ def test_wiring_of_yolov3(name: str) -> None:
     with torch.device("meta"):
         model = build_model(name, 2)
     torch.manual_seed(0)
-    for part in (model.backbone, model.neck):
-        for child, module in part.named_children():
-            setattr(part, child, StandIn(module))
+    for layers in (model.backbone, model.neck):
+        for child, module in layers.named_children():
+            setattr(layers, child, StandIn(module))
     model.head.to_empty(device="cpu")
     for conv_ in model.head.m:
         conv_.reset_parameters()  # type: ignore[operator]

@@ -11,23 +11,22 @@ from typing import Any
 import pytest
 import torch
 
+from horovod_yolo.checkpoint import checkpointer as checkpoints
 from horovod_yolo.checkpoint import resume, store
+from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.core.errors import UnwrittenError
-from horovod_yolo.telemetry import checkpoints
-from horovod_yolo.telemetry.checkpoints import Checkpointer
 from horovod_yolo.telemetry.csv_log import (
-    EPOCH_COLUMNS,
-    STEP_COLUMNS,
     CsvFile,
+    EpochLog,
     StepLog,
-    epoch_row,
+    epoch_columns,
     read_rows,
+    step_columns,
 )
 from horovod_yolo.telemetry.tensorboard import TensorBoard
-from horovod_yolo.training.loop import EpochReport, StepReport
-from horovod_yolo.training.schedule import Rates
-from horovod_yolo.training.step import StepResult
+from horovod_yolo.training.events import EpochReport, RunStart, StepReport, StepResult
+from horovod_yolo.training.schedule import Rates, Schedule
 
 COLUMNS = ("step", "loss", "lr")
 
@@ -112,36 +111,49 @@ def test_tensorboard_reads_its_events(tmp_path: Path) -> None:
 
     board = TensorBoard(tmp_path)
     board._file.path.mkdir()  # a disk that refuses
-    board.on_start(None)  # type: ignore[arg-type]
+    board.on_start(start())
     board.on_epoch(epoch_report(3))
     board._file.path.rmdir()
     board.on_epoch(epoch_report(4))
     board.on_end({})
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert events.Tags()["scalars"] == [name for name in EPOCH_COLUMNS if name in SCALARS]
+    assert events.Tags()["scalars"] == [name for name in epoch_columns(TERMS) if name in SCALARS]
     for name, value in SCALARS.items():
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert found == [(epoch, pytest.approx(value)) for epoch in (3, 4)]
 
 
+TERMS = ("box", "obj", "cls")
+LOSSES = dict(zip(TERMS, (0.1, 0.2, 0.3), strict=True))
+
+
+def start(step: int = 0, epoch: int = 0) -> RunStart:
+    schedule = Schedule(
+        epochs=9, batches_per_epoch=1, accumulate=1, lr0=0.01, lrf=0.1, cosine=False, momentum=0.9,
+        warmup_epochs=0.0, warmup_momentum=0.8, warmup_bias_lr=0.1,
+    )  # fmt: skip
+    return RunStart(step, epoch, schedule, TERMS)
+
+
 def step_report(step: int) -> StepReport:
-    result = StepResult(0.1, 0.2, 0.3, 16, 4.0, False)
+    result = StepResult(LOSSES, 16, 4.0, False)
     return StepReport(step, 1, Rates(lr=0.01, bias_lr=0.05, momentum=0.9), result)
 
 
 def test_the_steps_of_a_run(tmp_path: Path) -> None:
     log = StepLog(tmp_path)
-    log._file.keep_below(0)
+    log.on_start(start())
     log.on_step(step_report(1))
     (row,) = read_rows(tmp_path / "steps.csv")
-    assert tuple(row) == STEP_COLUMNS
+    assert tuple(row) == step_columns(TERMS)
+    assert ",".join(row) == "step,epoch,images,lr,box_loss,obj_loss,cls_loss,grad_norm"
     assert list(row.values()) == [1, 1, 16, 0.01, 0.1, 0.2, 0.3, 4.0]
 
 
 def epoch_report(epoch: int) -> EpochReport:
     return EpochReport(
         epoch=epoch,
-        losses=(0.1, 0.2, 0.3),
+        losses=LOSSES,
         evaluation=None,
         rates=Rates(lr=0.01, bias_lr=0.05, momentum=0.9),
         images=100,
@@ -159,11 +171,20 @@ SCALARS = {
 
 
 def test_an_epoch_without_validation_leaves_cells_empty(tmp_path: Path) -> None:
-    report = epoch_report(3)
-    table = CsvFile(tmp_path / "results.csv", EPOCH_COLUMNS)
-    table.keep_below(0)
-    table.append(epoch_row(report))
-    (row,) = read_rows(table.path)
+    log = EpochLog(tmp_path)
+    log.on_start(start())
+    log.on_epoch(epoch_report(3))
+    log.on_end({})
+    assert (
+        (tmp_path / "results.csv")
+        .read_text()
+        .startswith(
+            "epoch,train/box_loss,train/obj_loss,train/cls_loss,metrics/precision,metrics/recall,metrics/mAP_0.5,"
+            "metrics/mAP_0.5:0.95,val/box_loss,val/obj_loss,val/cls_loss,x/lr0,x/lr1,x/lr2,images_per_s,data_wait_s,"
+            "comm_wait_s\n"
+        )
+    )
+    (row,) = read_rows(tmp_path / "results.csv")
     assert not any(name.startswith(("metrics/", "val/")) for name in row)
     assert (row["epoch"], row["train/obj_loss"], row["images_per_s"]) == (3, 0.2, 25)
     assert (row["x/lr0"], row["x/lr1"], row["x/lr2"]) == (0.05, 0.01, 0.01)  # YOLOv5's order: biases first
@@ -304,7 +325,7 @@ def test_what_is_damaged_does_not_push_out_what_is_whole(weights: Path) -> None:
         (weights / name).write_bytes(b"damaged")
     (weights / ".last.pt.0123abcd.tmp").write_bytes(b"of a killed run")
     checkpointer = Checkpointer(weights, save_period=-1)
-    checkpointer.on_start(None)  # type: ignore[arg-type]
+    checkpointer.on_start(None)
     for step in (2, 3):
         checkpointer.on_commit(make_state(step), best=False)
         checkpointer.wait()

@@ -12,8 +12,8 @@ from torch import nn
 
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
-from horovod_yolo.models.head import Detector, published_names
-from horovod_yolo.models.zoo import build_model
+from horovod_yolo.families.zoo import build_model
+from horovod_yolo.models.detector import Detector, published_names
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.optimizers import (
     BIASES,
@@ -79,16 +79,23 @@ def test_rates_reach_the_groups(model: Detector, name: str) -> None:
         assert (group["betas"] if "betas" in group else (group["momentum"], 0.999)) == (0.85, 0.999)
 
 
+def test_what_a_family_does_not_train_stays_so(model: Detector) -> None:
+    own = copy.deepcopy(model)
+    constant = own.get_parameter("head.m.0.weight").requires_grad_(False)
+    freeze(own, published(own), {0})
+    assert not constant.requires_grad
+
+
 def test_freezing_the_backbone_by_published_numbers(model: Detector) -> None:
     names = published(model)
     freeze(model, names, set(range(10)))
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (not name.startswith("backbone."))
     assert all(p.requires_grad for p in chain.from_iterable(parameter_groups(model)))
-    freeze(model, names, {24})
+    freeze(model.requires_grad_(True), names, {24})
     frozen = {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"head"}
-    freeze(model, names, set())
+    freeze(model.requires_grad_(True), names, set())
     assert all(p.requires_grad for p in model.parameters())
 
 

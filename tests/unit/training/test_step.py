@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,23 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from horovod_yolo.core.errors import NonFiniteError
-from horovod_yolo.core.types import Batch, Predictions
+from horovod_yolo.core.precision import Precision
+from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
-from horovod_yolo.losses.anchor_based import AnchorLoss, LossParts
+from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights
 from horovod_yolo.losses.assign import LevelMatch
-from horovod_yolo.models.head import Detector
+from horovod_yolo.losses.criterion import Criterion, Loss, by_name, count
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.optimizers import make_optimizer
 from horovod_yolo.training.step import (
     LARGEST_GRADIENT_NORM,
     MOST_SKIPS_IN_A_ROW,
-    Precision,
     Stepper,
     _resized,
 )
-from tests.helpers.tiny import STRIDES, tiny_batch, tiny_detector, tiny_loss
+from tests.helpers.tiny import STRIDES, tiny_batch, tiny_criterion, tiny_detector, tiny_head
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
 def make_stepper(
     model: Detector,
     *,
-    loss: AnchorLoss | None = None,
+    criterion: Criterion[Any, Any] | None = None,
     name: str = "SGD",
     scaled: bool = False,
     lr: float = 0.1,
@@ -55,7 +56,7 @@ def make_stepper(
     )
     return Stepper(
         model=model,
-        loss=loss or tiny_loss(),
+        criterion=criterion or tiny_criterion(),
         optimizer=optimizer,
         exchange=exchange,
         scaler=torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled),
@@ -66,30 +67,35 @@ def make_stepper(
     )
 
 
+def size_of(batch: Batch) -> tuple[int, int]:
+    height, width = batch.images.shape[2:]
+    return height, width
+
+
 def obvious_steps(model: Detector, windows: Sequence[Sequence[Batch]], lr: float) -> list[list[float]]:
     """The same training in plain PyTorch. The losses of each step, weighted by images."""
-    norms = [p for n, p in model.named_parameters() if n.startswith("norm.") and n.endswith("weight")]
+    norms = [p for n, p in model.named_parameters() if ".norm." in n and n.endswith("weight")]
     biases = [p for n, p in model.named_parameters() if n.endswith("bias")]
     rest = [p for p in model.parameters() if not any(p is q for q in norms + biases)]
     groups = [{"params": biases}, {"params": norms}, {"params": rest, "weight_decay": 0.01}]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-    loss, losses = tiny_loss(), []
+    criterion, losses = tiny_criterion(), []
     for window in windows:
         model.train()
         optimizer.zero_grad()
-        total, parts, images = torch.zeros((), dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+        total, terms, images = torch.zeros((), dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
         for batch in window:
             predictions = model(batch.images.double() / 255)
-            sizes = [(p.shape[2], p.shape[3]) for p in predictions]
-            matches = loss.match(batch.targets, sizes, model.anchors_px)
-            result = loss(predictions, matches, loss.normalisers(matches, len(batch)))
+            matches = criterion.match(batch.targets, size_of(batch))
+            totals = by_name(criterion, count(criterion, [matches], len(batch)))
+            result = criterion(predictions, matches, totals)
             total = total + result.total
-            parts += result.parts * len(batch)
+            terms += result.terms * len(batch)
             images += len(batch)
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
         optimizer.step()
-        losses.append((parts / images).tolist())
+        losses.append((terms / images).tolist())
     return losses
 
 
@@ -102,25 +108,24 @@ def test_steps_are_those_of_the_obvious_loop(scaled: bool, lr: float) -> None:
     stepper = make_stepper(ours, scaled=scaled, lr=lr)
     for window, losses in zip(windows, expected, strict=True):
         result = stepper.step(iter(window), [1.0] * len(window))
-        assert [result.box_loss, result.obj_loss, result.cls_loss] == pytest.approx(losses, rel=1e-9)
+        assert [*result.losses.values()] == pytest.approx(losses, rel=1e-9)
         assert result.images == sum(map(len, window))
         assert not result.skipped
     for (name, mine), theirs in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 7])
-def test_parts_of_a_slice_add_up_to_its_gradient(parts: int) -> None:
-    """More parts than images too: some are empty. The norm is frozen: its statistics are those of a part."""
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_micro_batches_of_a_slice_add_up_to_its_gradient(count: int) -> None:
+    """More of them than images too: some are empty. The norm is frozen, or it would see only one of them."""
     windows = [[tiny_batch(5, 0)], [tiny_batch(6, 1), tiny_batch(4, 2)]]
     whole, split = frozen_norm(tiny_detector()), frozen_norm(tiny_detector())
     steppers = make_stepper(whole), make_stepper(split)
-    steppers[1].parts = parts
+    steppers[1].micro_batches = count
     for window in windows:
         first, second = (s.step(iter(window), [1.0] * len(window)) for s in steppers)
-        assert (second.box_loss, second.obj_loss, second.cls_loss, second.grad_norm) == pytest.approx(
-            (first.box_loss, first.obj_loss, first.cls_loss, first.grad_norm), rel=1e-9
-        )
+        assert second.losses == pytest.approx(first.losses, rel=1e-9)
+        assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-9)
         assert second.images == first.images
     for (name, mine), theirs in zip(split.state_dict().items(), whole.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12, msg=name)
@@ -143,7 +148,7 @@ def test_a_window_takes_only_its_batches() -> None:
 
 def test_large_gradients_are_clipped_small_ones_are_not() -> None:
     model, loss = tiny_detector(), faulty()
-    stepper = make_stepper(model, loss=loss)
+    stepper = make_stepper(model, criterion=loss)
     norms = {}
     stepper.optimizer.register_step_pre_hook(lambda *_: norms.update(clipped=norm_of(model)))
     loss.factor = 100.0
@@ -162,19 +167,20 @@ def norm_of(model: nn.Module) -> float:
     )
 
 
-class Faulty(AnchorLoss):
+class Faulty(AnchorCriterion):
     """A loss whose gradient is multiplied by a factor, such as infinity."""
 
     factor = float("inf")
 
-    def __call__(self, predictions: Predictions, matches: Sequence[LevelMatch], totals: Tensor) -> LossParts:
+    def __call__(
+        self, predictions: Sequence[Tensor], matches: list[LevelMatch], totals: Mapping[str, Tensor]
+    ) -> Loss:
         result = super().__call__(predictions, matches, totals)
-        return LossParts(result.total * self.factor, result.parts)
+        return Loss(result.total * self.factor, result.terms)
 
 
 def faulty() -> Faulty:
-    good = tiny_loss()
-    return Faulty(good.weights, good.num_classes, good.strides)
+    return Faulty(LossWeights(), tiny_head().double())
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -185,7 +191,7 @@ def test_a_step_without_finite_gradients_changes_nothing(name: str, scaled: bool
     loss = faulty()
     loss.factor = 1.0
     model = tiny_detector()
-    stepper = make_stepper(model, loss=loss, name=name, scaled=scaled)
+    stepper = make_stepper(model, criterion=loss, name=name, scaled=scaled)
     stepper.step(iter([tiny_batch(2, 0)]), [1.0])  # so that there is momentum that could move the weights
     before = copy.deepcopy(dict(model.named_parameters()))
     loss.factor = factor
@@ -198,13 +204,13 @@ def test_a_step_without_finite_gradients_changes_nothing(name: str, scaled: bool
 
 
 def test_the_scaler_backs_off() -> None:
-    stepper = make_stepper(tiny_detector(), loss=faulty(), scaled=True)
+    stepper = make_stepper(tiny_detector(), criterion=faulty(), scaled=True)
     stepper.step(iter([tiny_batch(2, 0)]), [1.0])
     assert stepper.scaler.get_scale() == 512.0
 
 
 def test_a_run_of_skips_ends_training() -> None:
-    stepper = make_stepper(tiny_detector(), loss=faulty())
+    stepper = make_stepper(tiny_detector(), criterion=faulty())
     for _ in range(MOST_SKIPS_IN_A_ROW):
         assert stepper.step(iter([tiny_batch(1, 0)]), [1.0]).skipped
     with pytest.raises(NonFiniteError, match="26 steps in a row; lower lr0"):
@@ -227,7 +233,7 @@ def test_an_empty_share_gives_zero_gradients_and_leaves_the_statistics() -> None
 
 def test_frozen_parameters_stay() -> None:
     model = tiny_detector()
-    frozen = model.get_submodule("stem").requires_grad_(False)
+    frozen = model.get_submodule("backbone.stem").requires_grad_(False)
     before = copy.deepcopy(dict(model.named_parameters()))
     make_stepper(model).step(iter([tiny_batch(4, 0)]), [1.0])
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The detection head, and the detector that joins backbone, neck and head."""
+"""The head that predicts boxes relative to anchors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from horovod_yolo.core.boxes import xywh_to_xyxy
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.core.types import Predictions
-from horovod_yolo.models.blocks import Neck, Part
+from horovod_yolo.core.types import Decoded
+from horovod_yolo.models.detector import Head
 
 AnchorsPx = Sequence[Sequence[tuple[float, float]]]  # levels, finest first; anchors of a level; (w, h) pixels
 
 
-class AnchorHead(nn.Module):
+class AnchorHead(Head):
     """One 1x1 convolution a level: A anchors, each 4 box terms, objectness and C classes.
 
     ``anchors`` is (L, A, 2) in units of the level's stride, the form in which published checkpoints hold it.
@@ -33,6 +34,7 @@ class AnchorHead(nn.Module):
         layer: int,
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.outputs = 5 + num_classes
         self.strides = tuple(strides)
         self.layer = layer
@@ -49,15 +51,17 @@ class AnchorHead(nn.Module):
         Lin et al., "Focal loss for dense object detection", 2017, section 3.3: from a prior of one half
         the many empty cells would drown everything else in the first steps.
         """
-        num_classes = self.outputs - 5
         for conv, stride in zip(self.m, self.strides, strict=True):
             assert isinstance(conv, nn.Conv2d) and conv.bias is not None
             bias = conv.bias.view(-1, self.outputs)
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
-            bias[:, 5:] += math.log(0.6 / (num_classes - 0.99999))
+            bias[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
 
-    def forward(self, maps: Sequence[Tensor]) -> Predictions:
-        """L maps (B, c_l, H_l, W_l) -> L raw predictions (B, A, H_l, W_l, 5 + C)."""
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """L maps (B, c_l, H_l, W_l) -> L raw predictions (B, A, H_l, W_l, 5 + C).
+
+        Channels: tx, ty, tw, th, objectness logit, C class logits.
+        """
         predictions = []
         for conv, x in zip(self.m, maps, strict=True):
             batch, _, height, width = x.shape
@@ -65,65 +69,51 @@ class AnchorHead(nn.Module):
             predictions.append(y.permute(0, 1, 3, 4, 2).contiguous())
         return predictions
 
+    def decode(self, predictions: Sequence[Tensor]) -> Decoded:
+        """The M places are in the order level, anchor, row, column: M is the sum of A * H_l * W_l.
 
-class Detector(nn.Module):
-    """An anchor-based YOLO. ``state_dict()`` has the order of the published checkpoint of the same name."""
-
-    def __init__(self, name: str, backbone: Part, neck: Neck, head: AnchorHead) -> None:
-        super().__init__()
-        self.name = name
-        self.num_classes = head.outputs - 5
-        self.strides = head.strides
-        self.backbone = backbone
-        self.neck = neck
-        self.head = head
-
-    def forward(self, images: Tensor) -> Predictions:
-        """(B, 3, H, W) in 0..1, H and W multiples of the coarsest stride -> raw predictions, finest first."""
-        predictions: Predictions = self.head(self.neck(self.backbone(images)))
-        return predictions
-
-    @property
-    def anchors(self) -> Tensor:
-        """(L, A, 2) anchor widths and heights in units of the level's stride."""
-        return self.head.anchors
+        The centre may lie half a cell outside its cell, the size reaches four times the anchor (YOLOv5):
+        ``xy = (2 sigmoid(t) - 0.5 + cell) * stride``, ``wh = (2 sigmoid(t))^2 * anchor``. The score is
+        objectness times class probability.
+        """
+        levels = zip(predictions, self.anchors_px, self.strides, strict=True)
+        boxes, scores = zip(*(_decode_level(*level) for level in levels), strict=True)
+        return Decoded(xywh_to_xyxy(torch.cat(boxes, dim=1)), torch.cat(scores, dim=1))
 
     @property
     def anchors_px(self) -> Tensor:
         """(L, A, 2) anchor widths and heights in input pixels."""
-        return self.head.anchors * _column(self.strides, self.head.anchors)
+        return self.anchors * _column(self.strides, self.anchors)
 
     @torch.no_grad()
     def set_anchors(self, anchors_px: AnchorsPx | Tensor) -> None:
         """Replace the anchors, (L, A, 2) in pixels.
 
-        Raises
-        ------
-        UserError
-            They are not as many as the head was built for, or not positive.
+        Raises:
+            UserError: they are not as many as the head was built for, or not positive.
         """
         anchors = _checked_anchors(anchors_px, len(self.strides)).to(self.anchors)
         if anchors.shape != self.anchors.shape:
             raise UserError(
                 f"{anchors.shape[1]} anchors a level for a head of {self.anchors.shape[1]}",
-                where=f"anchors of {self.name}",
+                where="anchors",
                 fix="build the model with these anchors instead",
             )
-        self.head.anchors.copy_(anchors / _column(self.strides, anchors))
+        self.anchors.copy_(anchors / _column(self.strides, anchors))
 
 
-def published_names(model: Detector) -> list[str]:
-    """The published checkpoint's key for each key of ``model.state_dict()``, in the same order."""
-    names = []
-    for key in model.state_dict():
-        part, child, *rest = key.split(".")
-        if part == "head":
-            names.append(".".join(["model", str(model.head.layer), child, *rest]))
-            continue
-        layers = model.get_submodule(part)
-        assert isinstance(layers, Part)
-        names.append(".".join(["model", str(layers.published[child]), *rest]))
-    return names
+def _decode_level(raw: Tensor, anchors_px: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """(B, A, H_l, W_l, 5 + C) -> boxes_xywh (B, M_l, 4) and scores (B, M_l, C)."""
+    batch, per_level, height, width, _ = raw.shape
+    p = (raw if raw.dtype == torch.float64 else raw.float()).sigmoid()
+    rows = torch.arange(height, device=p.device, dtype=p.dtype)
+    columns = torch.arange(width, device=p.device, dtype=p.dtype)
+    cell = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (H_l, W_l, 2) x, y
+    xy = (p[..., :2] * 2 - 0.5 + cell) * stride
+    wh = (p[..., 2:4] * 2).square() * anchors_px.to(p).view(1, per_level, 1, 1, 2)
+    places = per_level * height * width
+    boxes_xywh = torch.cat((xy, wh), dim=-1).view(batch, places, 4)
+    return boxes_xywh, (p[..., 4:5] * p[..., 5:]).view(batch, places, p.shape[-1] - 5)
 
 
 def _column(strides: Sequence[int], like: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.families.anchor_based.family import AnchorBased, anchor_head
+from horovod_yolo.families.zoo import build_model, model_names
 from horovod_yolo.models.blocks import Conv
-from horovod_yolo.models.zoo import MODELS, SIZES, build_model
+from horovod_yolo.models.yolov5 import SIZES
 
-from .helpers import on_meta
+from ..models.helpers import on_meta
 
 
 def parameters(model: nn.Module) -> int:
@@ -107,7 +109,7 @@ def test_trainable_parameters_by_arithmetic() -> None:
     assert parameters(on_meta("yolov3-tiny")) == yolov3_tiny()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", model_names())
 def test_output_shapes(name: str) -> None:
     model = on_meta(name)
     height, width = 192, 128
@@ -117,7 +119,7 @@ def test_output_shapes(name: str) -> None:
     ]
     assert all(p.is_contiguous() for p in predictions)
     assert model.name == name
-    assert model.anchors_px.shape == (len(model.strides), 3, 2)
+    assert anchor_head(model).anchors_px.shape == (len(model.strides), 3, 2)
 
 
 @pytest.mark.parametrize("typed", ["yolov5n.yaml", "models/yolov5n.yaml", "models\\yolov5n.yaml", "yolov5n"])
@@ -160,7 +162,7 @@ def test_same_seed_same_weights() -> None:
 def test_biases_start_at_rare_objects() -> None:
     torch.manual_seed(0)
     model = build_model("yolov5n", 80)
-    for conv_, stride in zip(model.head.m, model.strides, strict=True):
+    for conv_, stride in zip(anchor_head(model).m, model.strides, strict=True):
         assert isinstance(conv_, nn.Conv2d) and conv_.bias is not None
         slack = 1 / math.sqrt(conv_.in_channels)  # torch draws biases from +- this
         bias = conv_.bias.detach().view(3, 85)
@@ -178,27 +180,27 @@ def test_batch_norm_settings() -> None:
 
 
 def test_anchors_are_held_in_strides_and_given_in_pixels() -> None:
-    model = build_model("yolov5n", 1)
-    assert model.anchors[1, 0].tolist() == [30 / 16, 61 / 16]
-    assert model.anchors_px[1, 0].tolist() == [30, 61]
-    assert model.anchors_px[2, 2].tolist() == [373, 326]
-    assert build_model("yolov3-tiny", 1).anchors_px[0, 0].tolist() == [10, 14]
+    head = anchor_head(build_model("yolov5n", 1))
+    assert head.anchors[1, 0].tolist() == [30 / 16, 61 / 16]
+    assert head.anchors_px[1, 0].tolist() == [30, 61]
+    assert head.anchors_px[2, 2].tolist() == [373, 326]
+    assert anchor_head(build_model("yolov3-tiny", 1)).anchors_px[0, 0].tolist() == [10, 14]
 
 
 def test_set_anchors_changes_the_state_in_place() -> None:
-    model = build_model("yolov5n", 1)
-    buffer, new = model.head.anchors, torch.arange(1.0, 19.0).reshape(3, 3, 2)
-    model.set_anchors(new)
-    assert model.head.anchors is buffer
-    assert torch.equal(model.anchors_px, new)
-    assert torch.equal(copy.deepcopy(model).anchors_px, new)
+    head = anchor_head(build_model("yolov5n", 1))
+    buffer, new = head.anchors, torch.arange(1.0, 19.0).reshape(3, 3, 2)
+    head.set_anchors(new)
+    assert head.anchors is buffer
+    assert torch.equal(head.anchors_px, new)
+    assert torch.equal(copy.deepcopy(head).anchors_px, new)
 
 
 def test_own_anchors_set_the_width_of_the_head() -> None:
-    model = build_model("yolov5n", 2, anchors=[[(4, 5)], [(20, 20)], [(80, 90)]])
+    model = AnchorBased().build("yolov5n", 2, [[(4, 5)], [(20, 20)], [(80, 90)]])
     assert [p.shape[1] for p in model(torch.rand(2, 3, 64, 64))] == [1, 1, 1]
     with pytest.raises(UserError, match="3 anchors a level for a head of 1"):
-        model.set_anchors(torch.ones(3, 3, 2))
+        anchor_head(model).set_anchors(torch.ones(3, 3, 2))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_own_anchors_set_the_width_of_the_head() -> None:
 )
 def test_bad_anchors_are_refused(anchors: list[list[tuple[float, float]]]) -> None:
     with pytest.raises(UserError, match="3 levels"):
-        build_model("yolov5n", 1, anchors=anchors)
+        AnchorBased().build("yolov5n", 1, anchors)
 
 
 # A rank without images.

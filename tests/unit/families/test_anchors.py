@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from horovod_yolo.models.anchors import best_possible_recall, check_anchors, fit_anchors
-from horovod_yolo.models.zoo import ANCHORS_P5
+from horovod_yolo.families.anchor_based.anchors import best_possible_recall, check_anchors, fit_anchors
+from horovod_yolo.families.anchor_based.family import ANCHORS_P5
 
 sides = st.floats(0.5, 1000)
 sizes = st.lists(st.tuples(sides, sides), min_size=1, max_size=20)
@@ -55,7 +55,7 @@ def test_fit_is_sorted_and_repeatable() -> None:
 
 def test_a_large_set_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     centres, boxes = clusters(2)
-    monkeypatch.setattr("horovod_yolo.models.anchors.FIT_SAMPLE", 300)
+    monkeypatch.setattr("horovod_yolo.families.anchor_based.anchors.FIT_SAMPLE", 300)
     found = fit_anchors(boxes, 3, generations=100)
     np.testing.assert_allclose(found.reshape(-1, 2), centres[np.argsort(centres.prod(axis=1))], rtol=0.1)
 

@@ -8,24 +8,20 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.resume import KEEP, set_damaged_aside
 from horovod_yolo.checkpoint.state import copied, inference_state
 from horovod_yolo.core.errors import UnwrittenError
-from horovod_yolo.telemetry.base import Watcher
-
-if TYPE_CHECKING:
-    from horovod_yolo.training.loop import Trainer
 
 log = logging.getLogger(__name__)
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # before a refused write is tried again
 WARNING_EVERY_S = 5.0  # while checkpoints go on failing
 
 
-class Checkpointer(Watcher):
-    """Saves each commit; training goes on as soon as the tensors are copied.
+class Checkpointer:
+    """The callback of a run that saves each commit; training goes on as soon as the tensors are copied.
 
     A write that the disk refuses is tried again after growing pauses, until it succeeds or the next commit
     comes, which takes its place. Nothing waits for the pauses but the end of the run.
@@ -49,7 +45,7 @@ class Checkpointer(Watcher):
         self._failed = 0  # commits in a row
         self._warned_at = -math.inf
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, start: object) -> None:
         """Clear away what a killed run was writing, and what is damaged out of the way of the rotation."""
         try:
             for unfinished in self._weights.glob(".*.tmp"):
@@ -57,6 +53,12 @@ class Checkpointer(Watcher):
             set_damaged_aside(self._weights)
         except OSError as error:
             log.warning("%s cannot be tidied: %s", self._weights, error.strerror or error)
+
+    def on_step(self, report: object) -> None:
+        """Nothing: a commit says what to save."""
+
+    def on_epoch(self, report: object) -> None:
+        """Nothing."""
 
     def on_commit(self, state: dict[str, Any], best: bool) -> None:
         """Copy the state and queue it; waits only where the disk is a whole commit behind."""

@@ -1,4 +1,4 @@
-"""Decoding by hand, and non-maximum suppression against the obvious quadratic loop."""
+"""Non-maximum suppression against the obvious quadratic loop."""
 
 from __future__ import annotations
 
@@ -10,65 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from horovod_yolo.models import decode as module
-from horovod_yolo.models.decode import decode, greedy_nms, non_max_suppression
-from horovod_yolo.models.zoo import build_model
-
-
-def test_a_zero_prediction_is_the_middle_of_its_cell_and_its_anchor() -> None:
-    anchors = torch.tensor([[[10.0, 13.0], [16.0, 30.0]], [[30.0, 61.0], [62.0, 45.0]]])
-    raw = [torch.zeros(1, 2, 2, 3, 7), torch.zeros(1, 2, 1, 2, 7)]
-    decoded = decode(raw, anchors, (8, 16))
-    assert decoded.shape == (1, 2 * 6 + 2 * 2, 7)
-    # Level 0, anchor 1, row 1, column 2.
-    assert decoded[0, 6 + 3 + 2].tolist() == [2.5 * 8, 1.5 * 8, 16, 30, 0.5, 0.5, 0.5]
-    # Level 1, anchor 0, row 0, column 1.
-    assert decoded[0, 12 + 1].tolist() == [1.5 * 16, 0.5 * 16, 30, 61, 0.5, 0.5, 0.5]
-
-
-def test_decode_by_hand() -> None:
-    raw = torch.tensor([1.0, -2.0, 0.5, -0.5, 3.0, -1.0], dtype=torch.float64).view(1, 1, 1, 1, 6)
-    anchors = torch.tensor([[[20.0, 40.0]]])
-
-    def sigmoid(x: float) -> float:
-        return 1 / (1 + math.exp(-x))
-
-    expected = [
-        (2 * sigmoid(1) - 0.5) * 8,
-        (2 * sigmoid(-2) - 0.5) * 8,
-        (2 * sigmoid(0.5)) ** 2 * 20,
-        (2 * sigmoid(-0.5)) ** 2 * 40,
-        sigmoid(3),
-        sigmoid(-1),
-    ]
-    assert decode([raw], anchors, (8,))[0, 0].tolist() == pytest.approx(expected, rel=1e-12)
-
-
-@given(st.lists(st.floats(-60, 60, width=32), min_size=4, max_size=4))
-def test_boxes_stay_within_reach_of_cell_and_anchor(values: list[float]) -> None:
-    raw = torch.zeros(1, 1, 2, 2, 6)
-    raw[0, 0, 1, 0, :4] = torch.tensor(values)
-    x, y, w, h = decode([raw], torch.tensor([[[10.0, 20.0]]]), (16,))[0, 2, :4].tolist()
-    assert -0.5 * 16 <= x <= 1.5 * 16 and 0.5 * 16 <= y <= 2.5 * 16
-    assert 0 <= w <= 4 * 10 and 0 <= h <= 4 * 20
-
-
-def test_half_precision_is_decoded_in_float32() -> None:
-    raw = torch.randn(1, 1, 40, 40, 6).bfloat16()
-    anchors = torch.tensor([[[10.0, 13.0]]])
-    decoded = decode([raw], anchors, (8,))
-    assert decoded.dtype == torch.float32
-    assert torch.equal(decoded, decode([raw.float()], anchors, (8,)))
-
-
-def test_a_model_decodes_an_empty_batch() -> None:
-    model = build_model("yolov5n", 2).eval()
-    decoded = decode(model(torch.zeros(0, 3, 64, 64)), model.anchors_px, model.strides)
-    assert decoded.shape == (0, 3 * (64 + 16 + 4), 7)
-    assert non_max_suppression(decoded) == []
-
-
-# Non-maximum suppression.
+from horovod_yolo.core.boxes import xywh_to_xyxy
+from horovod_yolo.core.types import Decoded, Detections
+from horovod_yolo.models import suppression as module
+from horovod_yolo.models.suppression import Thresholds, greedy_nms, non_max_suppression
 
 Found = list[tuple[list[float], float, int]]
 
@@ -96,6 +41,20 @@ def slow_nms(rows: Tensor, conf: float, iou: float, limit: int, multi: bool, agn
     return kept[:limit]
 
 
+def suppressed(
+    rows: Tensor,
+    conf: float = 0.001,
+    iou: float = 0.6,
+    most: int = 300,
+    multi: bool = True,
+    agnostic: bool = False,
+) -> list[Detections]:
+    """Of (B, M, 5 + C) boxes_xywh, objectness and classes."""
+    decoded = Decoded(xywh_to_xyxy(rows[..., :4]), rows[..., 4:5] * rows[..., 5:])
+    thresholds = Thresholds(confidence=conf, iou=iou, most=most, multi_label=multi, agnostic=agnostic)
+    return non_max_suppression(decoded, thresholds)
+
+
 def make_rows(count: int, classes: int, seed: int) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     rows = torch.rand(count, 5 + classes, generator=rng)
@@ -119,7 +78,7 @@ def test_equals_the_obvious_loop(
     count: int, classes: int, seed: int, iou: float, limit: int, multi: bool, agnostic: bool
 ) -> None:
     rows = make_rows(count, classes, seed)
-    (found,) = non_max_suppression(rows[None], 0.1, iou, limit, multi, agnostic)
+    (found,) = suppressed(rows[None], 0.1, iou, limit, multi, agnostic)
     expected = slow_nms(rows, 0.1, iou, limit, multi, agnostic)
     assert found.boxes_xyxy.tolist() == [box for box, _, _ in expected]
     assert found.scores.tolist() == [score for _, score, _ in expected]
@@ -136,13 +95,13 @@ def test_an_overlap_of_exactly_the_threshold_is_no_reason_to_drop(
     boxes = torch.tensor([[0.0, 0.0, 4.0, 2.0], [0.0, 0.0, 2.0, 2.0]])
     assert greedy_nms(boxes, limit, 10).tolist() == survivors
     rows = torch.tensor([[[2.0, 1.0, 4.0, 2.0, 1.0, 0.9], [1.0, 1.0, 2.0, 2.0, 1.0, 0.8]]])
-    assert len(non_max_suppression(rows, iou_threshold=limit)[0]) == len(survivors)
+    assert len(suppressed(rows, iou=limit)[0]) == len(survivors)
 
 
 def test_more_candidates_than_a_block() -> None:
     rows = make_rows(3 * module.BLOCK, 1, seed=1)
     rows[:, 5:] = 1.0
-    (found,) = non_max_suppression(rows[None], 0.1, 0.3, 10_000)
+    (found,) = suppressed(rows[None], 0.1, 0.3, 10_000)
     expected = slow_nms(rows, 0.1, 0.3, 10_000, True, False)
     assert 3 < len(expected) < 2 * module.BLOCK
     assert found.boxes_xyxy.tolist() == [box for box, _, _ in expected]
@@ -150,9 +109,9 @@ def test_more_candidates_than_a_block() -> None:
 
 def test_images_do_not_influence_each_other() -> None:
     batch = torch.stack([make_rows(40, 3, seed) for seed in range(3)])
-    together = non_max_suppression(batch)
+    together = suppressed(batch)
     for rows, found in zip(batch, together, strict=True):
-        (alone,) = non_max_suppression(rows[None])
+        (alone,) = suppressed(rows[None])
         assert torch.equal(found.boxes_xyxy, alone.boxes_xyxy)
         assert torch.equal(found.scores, alone.scores)
 
@@ -160,7 +119,7 @@ def test_images_do_not_influence_each_other() -> None:
 def test_equal_scores_keep_the_earlier_candidate() -> None:
     box = [50.0, 50.0, 20.0, 20.0]
     rows = torch.tensor([[*box, 0.5, 0.5], [51.0, *box[1:], 0.5, 0.5], [49.0, *box[1:], 0.5, 0.5]])
-    (found,) = non_max_suppression(rows[None])
+    (found,) = suppressed(rows[None])
     assert found.boxes_xyxy.tolist() == [[40, 40, 60, 60]]
 
 
@@ -169,8 +128,8 @@ def test_rows_that_are_not_finite_are_left_out() -> None:
     rows[:, 4:] = 0.5
     bad = rows.clone()
     bad[1, 0], bad[2, 3], bad[3, 4], bad[4, 6] = math.nan, math.inf, math.nan, math.nan
-    (found,) = non_max_suppression(bad[None], iou_threshold=1.0)
-    (expected,) = non_max_suppression(rows[None, [0, 5]], iou_threshold=1.0)
+    (found,) = suppressed(bad[None], iou=1.0)
+    (expected,) = suppressed(rows[None, [0, 5]], iou=1.0)
     assert torch.equal(found.boxes_xyxy, expected.boxes_xyxy)
 
 
@@ -179,14 +138,14 @@ def test_only_the_best_candidates_are_looked_at(monkeypatch: pytest.MonkeyPatch)
     rows[:, 4] = 1.0
     rows[:, 5:] = torch.linspace(0.1, 0.9, 100).view(50, 2)
     monkeypatch.setattr(module, "MAX_CANDIDATES", 7)
-    (found,) = non_max_suppression(rows[None], iou_threshold=1.0)
+    (found,) = suppressed(rows[None], iou=1.0)
     assert torch.equal(found.scores, rows[:, 5:].flatten().sort(descending=True).values[:7])
 
 
 def test_nothing_found_has_the_right_shapes() -> None:
     for rows in (torch.zeros(1, 0, 8), torch.zeros(1, 5, 8)):
         for multi in (True, False):
-            (found,) = non_max_suppression(rows, multi_label=multi)
+            (found,) = suppressed(rows, multi=multi)
             assert len(found) == 0
             assert found.boxes_xyxy.shape == (0, 4)
             assert (found.scores.dtype, found.classes.dtype) == (torch.float32, torch.int64)
@@ -201,7 +160,7 @@ def test_many_classes_cost_no_precision() -> None:
             rows[0, :5] = torch.tensor([600.0, 600.0, 10.0, 10.0, 1.0])
             rows[1, :5] = torch.tensor([600.0 + shift, 600.0, 10.0, 10.0, 0.9])
             rows[:, 5 + cls] = 0.9
-            assert len(non_max_suppression(rows[None])[0]) == survivors
+            assert len(suppressed(rows[None])[0]) == survivors
 
 
 def test_torchvision_gets_no_ties_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +173,9 @@ def test_torchvision_gets_no_ties_and_gives_the_same(monkeypatch: pytest.MonkeyP
 
     rows = make_rows(60, 3, seed=5)
     monkeypatch.setattr(module, "torchvision_nms", None)
-    (expected,) = non_max_suppression(rows[None], max_detections=5)
+    (expected,) = suppressed(rows[None], most=5)
     monkeypatch.setattr(module, "torchvision_nms", stand_in)
-    (found,) = non_max_suppression(rows[None], max_detections=5)
+    (found,) = suppressed(rows[None], most=5)
     assert len(calls) == 1 and len(found) == 5
     assert torch.equal(found.boxes_xyxy, expected.boxes_xyxy)
     assert torch.equal(found.classes, expected.classes)

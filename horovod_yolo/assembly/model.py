@@ -1,0 +1,102 @@
+"""Models of whatever family and their loss: new, with the weights of a checkpoint, or as trained."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from horovod_yolo.checkpoint import store
+from horovod_yolo.config.schema import TrainConfig, from_dict
+from horovod_yolo.core.boxes import xyxy_to_xywh
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.annotations import Annotations
+from horovod_yolo.families import zoo
+from horovod_yolo.losses.criterion import Criterion
+from horovod_yolo.models.detector import Detector
+
+log = logging.getLogger(__name__)
+
+
+def new_model(config: TrainConfig, train: Annotations) -> Detector:
+    """What a run begins with: a model with the weights of a checkpoint, or a random one fitted to the data.
+
+    Raises:
+        UserError: unknown model, or weights of another one.
+    """
+    weights = load_weights(Path(config.weights)) if config.weights else None
+    torch.manual_seed(config.seed)
+    model = zoo.build_model(config.cfg or str((weights or {})["model_name"]), len(train.names))
+    if weights is not None:
+        transfer(model, weights, config.weights)
+    else:
+        zoo.family_of(model.name).fit_to_data(model, _boxes_wh_px(train, config.imgsz), config)
+    return model
+
+
+def model_to_resume(state: dict[str, Any], config: TrainConfig) -> Detector:
+    """The model of a training state, whose weights are still to be loaded."""
+    torch.manual_seed(config.seed)
+    return zoo.build_model(state["model_name"], len(state["names"]))
+
+
+def trained_model(path: Path) -> tuple[Detector, TrainConfig, tuple[str, ...]]:
+    """A trained model with its averaged weights, the settings it was trained with, and its classes.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or not ours.
+    """
+    state = load_weights(path)
+    names = tuple(state["names"])
+    model = zoo.build_model(state["model_name"], len(names))
+    model.load_state_dict(state["ema"]["weights"])
+    return model.eval(), from_dict(state["config"]), names
+
+
+def build_criterion(model: Detector, config: TrainConfig) -> Criterion[Any, Any]:
+    """The loss of the model's family."""
+    return zoo.family_of(model.name).criterion(model, config)
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint to take weights from.
+
+    Raises:
+        UserError: it is missing, damaged or not ours.
+    """
+    try:
+        return store.read(path)
+    except store.CheckpointError as error:
+        raise UserError(
+            error.reason, where=path, fix="--weights takes a last.pt or best.pt of horovod_yolo"
+        ) from None
+
+
+def transfer(model: Detector, checkpoint: dict[str, Any], where: str) -> None:
+    """Copy the averaged weights of a checkpoint; a head of other classes stays as it is.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    if checkpoint["model_name"] != model.name:
+        raise UserError(
+            f"weights are of {checkpoint['model_name']}, the model is {model.name}",
+            where=where,
+            fix=f"use --cfg {checkpoint['model_name']} or other weights",
+        )
+    weights, own = checkpoint["ema"]["weights"], model.state_dict()
+    fitting = {key: value for key, value in weights.items() if own[key].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
+    log.info("weights: %d of %d tensors taken from %s", len(fitting), len(own), where)
+
+
+def _boxes_wh_px(annotations: Annotations, imgsz: int) -> NDArray[np.float32]:
+    """(N, 2) widths and heights of all boxes, in pixels of the network's input."""
+    gains = imgsz / np.maximum(annotations.heights, annotations.widths)
+    gain_of_box = np.repeat(gains.astype(np.float32), annotations.counts)[:, None]
+    sizes: NDArray[np.float32] = xyxy_to_xywh(annotations.boxes_xyxy)[:, 2:] * gain_of_box
+    return sizes

@@ -1,0 +1,28 @@
+"""What a pass over a validation set finds out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from horovod_yolo.metrics.coco_results import to_json
+from horovod_yolo.metrics.summary import DetectionSummary
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers of one pass over a validation set, the same on every rank."""
+
+    summary: DetectionSummary
+    losses: Mapping[str, float]  # the loss terms by name: means over the images
+
+
+def metrics_of(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
+    """The numbers that checkpoints and results.json keep; the best epoch has YOLOv5's highest fitness."""
+    summary = evaluation.summary
+    return {
+        **to_json(summary, names),
+        "fitness": 0.1 * summary.map50 + 0.9 * summary.map50_95,
+        "val_loss": dict(evaluation.losses),
+    }

@@ -1,0 +1,1 @@
+"""Families of models: what each brings to be trained, scored and used, and the zoo that names them."""

@@ -1,0 +1,74 @@
+"""A detector: backbone, neck and head. What differs between families is in the head."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from horovod_yolo.core.types import Decoded, Detections
+from horovod_yolo.models.blocks import Backbone, Neck, NumberedLayers
+from horovod_yolo.models.suppression import Thresholds, non_max_suppression
+
+
+class Head(nn.Module, ABC):
+    """The last layer: feature maps to predictions, and predictions to boxes.
+
+    ``layer`` is its row in the published layer table. Its children have their published names.
+    """
+
+    num_classes: int
+    strides: tuple[int, ...]  # of the maps it takes, finest first
+    layer: int
+
+    @abstractmethod
+    def forward(self, maps: Sequence[Tensor]) -> Any:
+        """L maps (B, c_l, H_l, W_l) -> predictions in the family's own form, which its criterion knows.
+
+        In training and in evaluation mode alike. Connected to every parameter, also with B = 0.
+        """
+
+    @abstractmethod
+    def decode(self, predictions: Any) -> Decoded:
+        """Boxes and scores of every place that predicts one. Half precision is decoded in float32."""
+
+    def suppress(self, decoded: Decoded, thresholds: Thresholds) -> list[Detections]:
+        """The detections of each of the B images, best first; for a head that may find an object twice."""
+        return non_max_suppression(decoded, thresholds)
+
+
+class Detector(nn.Module):
+    """A YOLO. ``state_dict()`` has the order of the published checkpoint of the same name."""
+
+    def __init__(self, name: str, backbone: Backbone, neck: Neck, head: Head) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = head.num_classes
+        self.strides = head.strides
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+
+    def forward(self, images: Tensor) -> Any:
+        """(B, 3, H, W) in 0..1, H and W multiples of the coarsest stride -> the head's predictions."""
+        return self.head(self.neck(self.backbone(images)))
+
+    def detect(self, predictions: Any, thresholds: Thresholds) -> list[Detections]:
+        """The head's predictions -> the detections of each of the B images, in input pixels, best first."""
+        return self.head.suppress(self.head.decode(predictions), thresholds)
+
+
+def published_names(model: Detector) -> list[str]:
+    """The published checkpoint's key for each key of ``model.state_dict()``, in the same order."""
+    names = []
+    for key in model.state_dict():
+        section, child, *rest = key.split(".")
+        if section == "head":
+            names.append(".".join(["model", str(model.head.layer), child, *rest]))
+            continue
+        layers = model.get_submodule(section)
+        assert isinstance(layers, NumberedLayers)
+        names.append(".".join(["model", str(layers.published[child]), *rest]))
+    return names

@@ -1,0 +1,88 @@
+"""What happens in a run, and what may watch it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.training.schedule import Rates, Schedule
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """Where a run begins, new or resumed."""
+
+    step: int  # optimizer steps done
+    epoch: int  # the first to be trained, or to be finished
+    schedule: Schedule
+    terms: tuple[str, ...]  # names of the loss terms, in the order in which they are shown
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Global values of one optimizer step."""
+
+    losses: Mapping[str, float]  # the loss terms by name: means over the images
+    images: int
+    grad_norm: float
+    skipped: bool
+    stop: bool = False  # a rank was asked to stop; all see it in the same step
+    replaced: int = 0  # of the images, those that stand for a lost one
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step of a run."""
+
+    step: int
+    epoch: int
+    rates: Rates
+    result: StepResult
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch, global values; times are this rank's."""
+
+    epoch: int
+    losses: Mapping[str, float]  # the loss terms by name: means over the epoch's images
+    evaluation: Evaluation | None
+    rates: Rates
+    images: int
+    seconds: float
+    data_wait_s: float
+    comm_wait_s: float
+    best: bool
+
+
+class Callback(Protocol):
+    """Something that watches a run; a subclass names the moments it cares for.
+
+    It must not take part in the run: no collective calls.
+    """
+
+    def on_start(self, start: RunStart) -> None:
+        """Before the first step."""
+        return
+
+    def on_step(self, report: StepReport) -> None:
+        """After each optimizer step."""
+        return
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """After each epoch and its validation."""
+        return
+
+    def on_commit(self, state: dict[str, Any], best: bool) -> None:
+        """With everything a resumed run needs; ``best`` where its metrics are the best so far."""
+        return
+
+    def on_end(self, results: dict[str, Any]) -> None:
+        """After the last epoch, with the content of ``results.json``."""
+        return
+
+    def close(self) -> None:
+        """At the very end, also of a run that ends early or begins anew: keep no thread and no file."""
+        return
