@@ -10,7 +10,8 @@ import torch
 
 from horovod_yolo.api import YOLO
 from horovod_yolo.assembly.device import arithmetic, choose_precision
-from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
+from horovod_yolo.assembly.model import trained_model
+from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.data.read import read_image
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.evaluation.predict import predict_images
@@ -36,7 +37,7 @@ def test_boxes_are_those_of_a_cpu(many_digits: Path, weights: Path) -> None:
     images = [read_image(path) for path in sorted((many_digits.parent / "images" / "train").iterdir())[:8]]
     found = {}
     for device in ("cpu", "cuda"):
-        model = load_detector(weights)[0].to(device)
+        model = trained_model(weights)[0].to(device)
         with arithmetic("fp32"):
             precision = choose_precision("fp32", torch.device(device))
             found[device] = predict_images(model, images, 160, precision, conf_threshold=0.02)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from horovod_yolo.assembly.build import build_data, build_trainer
+from horovod_yolo.assembly.build import build_trainer
+from horovod_yolo.assembly.data import build_data
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.communicator import Communicator
 from tests.helpers import ranks

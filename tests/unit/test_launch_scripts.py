@@ -72,7 +72,7 @@ def test_horovodrun(tmp_path: Path) -> None:
 def test_mpirun(tmp_path: Path) -> None:
     root = " --allow-run-as-root" if os.geteuid() == 0 else ""
     assert command("mpirun.sh", "--hosts", "localhost:2", *JOB[2:], cwd=tmp_path, OMP_NUM_THREADS="2") == (
-        f"mpirun{root} -np 2 -H localhost:2 -bind-to none -map-by slot -mca pml ob1 -mca btl tcp,self,vader "
+        f"mpirun{root} -np 2 -H localhost:2 -bind-to none -map-by slot -mca pml ob1 -mca btl self,vader "
         f"-mca mpi_yield_when_idle 1 -x OMP_NUM_THREADS -x PATH {TRAIN}"
     )
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from horovod_yolo.assembly.device import choose_precision, pinned
+from horovod_yolo.assembly.model import trained_model
 from horovod_yolo.assembly.run import new_run, resumed_run, train
-from horovod_yolo.assembly.validate import ValOptions, load_detector, validate
+from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.data.read import read_image
@@ -144,7 +145,7 @@ def test_validation_and_prediction_find_what_they_find_on_the_cpu(
     images = [read_image(path) for path in sorted((digits.parent / "images" / "val").iterdir())[:2]]
     found = []
     for device in (torch.device(NAME, 0), torch.device("cpu")):
-        model = load_detector(weights)[0].to(device)
+        model = trained_model(weights)[0].to(device)
         precision = choose_precision("fp32", device)
         found.append(predict_images(model, images, 64, precision, conf_threshold=0.001))
     for there, here in zip(*found, strict=True):
