@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"core"},
     "metrics": {"core", "io"},
     "report": {"core", "io", "data", "metrics"},
-    "distributed": {"core", "process"},
+    "distributed": {"core", "process", "models.batch_norm"},  # the base of the synchronised one
     "checkpoint": {"core", "io"},
     "config": {"core", "io"},
     "families": {"core", "config", "models", "losses"},

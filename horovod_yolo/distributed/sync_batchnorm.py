@@ -17,11 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from horovod_yolo.distributed.communicator import Communicator
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32: half precision cannot hold a sum over pixels."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+from horovod_yolo.models.batch_norm import BatchNorm2d, statistics, wide
 
 
 class _Normalise(torch.autograd.Function):
@@ -32,8 +28,7 @@ class _Normalise(torch.autograd.Function):
         count = x.numel() // x.shape[1] if x.numel() else 0
         local = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
         if count:
-            var, mean = torch.var_mean(_wide(x), dim=(0, 2, 3), correction=0)
-            mean64, var64 = mean.double(), var.double()
+            mean64, var64 = (value.double() for value in statistics(x))
             local = torch.cat((mean64 * count, (var64 + mean64.square()) * count, local.new_tensor([count])))
         total = comm.allreduce_sum(local, name).wait()
         n = total[-1].clamp(min=1)
@@ -51,8 +46,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inv_std, n = ctx.saved_tensors
         dims, shape = (0, 2, 3), (1, -1, 1, 1)
-        x_hat = (_wide(x) - mean.view(shape)) * inv_std.view(shape)
-        grad_y = _wide(grad_y)
+        x_hat = (wide(x) - mean.view(shape)) * inv_std.view(shape)
+        grad_y = wide(grad_y)
         grad_bias = grad_y.sum(dims)
         grad_weight = (grad_y * x_hat).sum(dims)
         local = torch.cat((grad_bias, grad_weight)).double()
@@ -64,8 +59,8 @@ class _Normalise(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` whose training statistics are those of all ranks' images together."""
+class SyncBatchNorm2d(BatchNorm2d):
+    """`BatchNorm2d` whose training statistics are those of all ranks' images together."""
 
     def __init__(self, source: nn.BatchNorm2d, comm: Communicator, name: str) -> None:
         super().__init__(source.num_features, source.eps, source.momentum)
@@ -82,18 +77,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         y, mean, var, n = _Normalise.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, self.eps, self._comm, self._name
         )
-        self._track(mean, var, n)
+        self.track(mean, var, n)
         result: Tensor = y
         return result
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        unbiased = var * (n / (n - 1).clamp(min=1)).to(var)
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(unbiased, self.momentum)
 
 
 def synchronise_batch_norm(model: nn.Module, comm: Communicator) -> None:

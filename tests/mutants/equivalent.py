@@ -12,4 +12,10 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "number > self.warmup_batches",
         "number >= self.warmup_batches",
     ): "at the last batch of the warm-up both formulas give the same rates, to rounding",
+    (
+        "horovod_yolo/data/sampler.py",
+        "StepSampler.global_indices",
+        "0",
+        "1",
+    ): "without shuffling the order is the same for every epoch",
 }

@@ -51,7 +51,18 @@ PRESERVING = {"clamp", "clip", "detach", "abs", "square", "sqrt", "round", "sort
 PRESERVING |= {"float", "double", "copy", "clone", "contiguous", "cumsum", "cumprod", "log", "exp", "sigmoid"}
 PRESERVING |= {"minimum", "maximum", "_clip", "reversed", "sign", "flip", "accumulate", "resolve"}
 # Keywords that ask for an error or for speed, or are axes.
-IDLE_KEYWORDS = {"strict", "maxsize", "non_blocking", "dim", "axis", "device", "encoding"}
+IDLE_KEYWORDS = {
+    "strict",
+    "maxsize",
+    "non_blocking",
+    "dim",
+    "axis",
+    "device",
+    "encoding",
+    "kw_only",
+    "frozen",
+    "eq",
+}
 
 
 @dataclass(frozen=True)

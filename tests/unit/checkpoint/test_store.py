@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,53 @@ def test_a_full_disk_costs_no_generation(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["File too large"] * 4
     content = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
     assert content == {"last.pt": b"2", "last.1.pt": b"1", "last.2.pt": b"0"}
+
+
+def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    data = store.serialise(make_state())
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        store.write_rotating(tmp_path / "last.pt", data, 3)
+        store.read(tmp_path / "last.pt")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("the first line\nand the rest"), r"does not load \(the first line\)$"),
+        (RuntimeError(), r"does not load \(RuntimeError\)$"),
+    ],
+)
+def test_the_reason_is_one_line(
+    file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(CheckpointError, match=reason):
+        store.read(file)
+
+
+def test_a_file_larger_than_the_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Huge(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if size is not None and size > 1000:
+                raise MemoryError
+            return super().read(size)
+
+    @contextlib.contextmanager
+    def opened(path: Path) -> Iterator[tuple[Huge, int]]:
+        data = path.read_bytes()
+        yield Huge(data), len(data)
+
+    monkeypatch.setattr(store, "opened", opened)
+    with pytest.raises(store.UnreadableError, match="does not fit into memory"):
+        store.read(file)
+
+
+def test_another_format_of_torch_is_noticed_in_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "save", lambda state, buffer: buffer.write(b"x" * 100))
+    with pytest.raises(RuntimeError, match="no longer ends its archive"):
+        store.serialise(make_state())

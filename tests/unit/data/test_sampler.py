@@ -62,6 +62,11 @@ def test_epochs_and_seeds_give_different_orders(seed: int, epoch: int) -> None:
     assert not np.array_equal(here, epoch_order(50, seed + 1, epoch, True))
 
 
+@given(st.integers(20, 97), batches, epochs)
+def test_each_epoch_has_its_own_steps(count: int, batch: int, epoch: int) -> None:
+    assert seen_by(plan(count, batch), epoch) != seen_by(plan(count, batch), epoch + 1)
+
+
 def test_without_shuffle_every_epoch_has_the_order_of_the_data_set() -> None:
     sampler = StepSampler(5, 2, 0, 1, seed=1, shuffle=False, shape=(32, 32))
     assert seen_by(sampler, 0) == seen_by(sampler, 9) == [[0, 1], [2, 3], [4]]
@@ -75,6 +80,15 @@ def test_keys_name_epoch_and_shape() -> None:
 def test_the_shared_order_cannot_be_changed_by_a_caller() -> None:
     with pytest.raises(ValueError, match="read-only"):
         epoch_order(5, 0, 0, True)[0] = 3
+
+
+def test_the_numbers_of_streams_are_for_ever() -> None:
+    """Another number is another order, also for a run that is resumed; an equal one is the same stream."""
+    assert {name: int(stream) for name, stream in Stream.__members__.items()} == {
+        "ORDER": 0,
+        "SAMPLE": 1,
+        "DIGITS": 2,
+    }
 
 
 def test_streams_and_keys_share_no_numbers() -> None:
@@ -106,6 +120,18 @@ def test_rect_shapes_of_yolov5s_validation() -> None:
     order, shapes = rect_shapes([480, 960, 480], [640, 640, 640], imgsz=640, stride=32, batch=2)
     assert order.tolist() == [0, 2, 1]
     assert shapes == ((512, 672), (672, 448))
+
+
+def test_rect_shapes_on_the_edge_of_a_stride() -> None:
+    """The margin of validation is half a stride, not a hair more; a full side without a margin gets none."""
+    assert rect_shapes([304], [640], imgsz=640, stride=32, batch=1)[1] == ((320, 672),)
+    for height, width in ((640, 320), (320, 640)):
+        assert rect_shapes([height], [width], imgsz=640, stride=32, batch=1, pad=0)[1] == ((height, width),)
+
+
+def test_images_of_one_shape_keep_their_order() -> None:
+    order, _ = rect_shapes([480] * 100, [640] * 100, imgsz=64, stride=32, batch=8)
+    assert order.tolist() == list(range(100))
 
 
 def test_shapes_belong_to_global_batches() -> None:
