@@ -57,6 +57,12 @@ BY_HAND = (
         "tests/unit/data/test_augment.py",
     ),
     ByHand(
+        "horovod_yolo/models/batch_norm.py",
+        'input.device.type != "cpu"',
+        "True",
+        "tests/unit/models/test_batch_norm.py",
+    ),
+    ByHand(
         "horovod_yolo/core/boxes.py",
         "    with torch.no_grad():\n        alpha",
         "    if True:\n        alpha",

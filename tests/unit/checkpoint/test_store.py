@@ -349,3 +349,20 @@ def test_another_format_of_torch_is_noticed_in_writing(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "save", lambda state, buffer: buffer.write(b"x" * 100))
     with pytest.raises(RuntimeError, match="no longer ends its archive"):
         store.serialise(make_state())
+
+
+def test_a_compressed_archive_is_refused_unopened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = torch.save
+
+    def save_compressed(state: Any, file: io.BytesIO) -> None:
+        whole = io.BytesIO()
+        save(state, whole)
+        with zipfile.ZipFile(whole) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+            for member in source.infolist():
+                target.writestr(member.filename, source.read(member))
+
+    monkeypatch.setattr(torch, "save", save_compressed)
+    path = tmp_path / "last.pt"
+    path.write_bytes(store.serialise(make_state()))
+    with pytest.raises(CheckpointError, match=r"does not load \(it is compressed"):
+        store.read(path)
