@@ -9,8 +9,8 @@ from typing import Any
 
 from horovod_yolo.doctor import network_rules, rules
 from horovod_yolo.doctor.collect import Questions, Report, ask
+from horovod_yolo.doctor.findings import Finding
 from horovod_yolo.doctor.links import Network, try_out
-from horovod_yolo.doctor.rules import Finding
 from horovod_yolo.doctor.trial import Trial, try_allreduce
 from horovod_yolo.launch.hostfile import Host
 

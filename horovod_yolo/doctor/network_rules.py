@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
+from horovod_yolo.doctor.findings import Finding, merged
 from horovod_yolo.doctor.links import Network, Pair, Place, by_pair, slow
-from horovod_yolo.doctor.rules import Finding, merged
 from horovod_yolo.doctor.trial import Trial
 
 

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from horovod_yolo.doctor.collect import Report
 from horovod_yolo.doctor.examine import Examination
+from horovod_yolo.doctor.findings import size
 from horovod_yolo.doctor.network_rules import rates, slowest, speed
-from horovod_yolo.doctor.rules import size
 
 MOST_HOSTS = 4  # side by side on a page; those with findings first
 MOST_LINKS = 8  # hosts of which all pairs are shown

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from horovod_yolo.doctor.collect import Report
-from horovod_yolo.doctor.rules import Finding, findings, merged, size
+from horovod_yolo.doctor.findings import Finding, merged, size
+from horovod_yolo.doctor.rules import findings
 from tests.unit.doctor.hosts import GPU, change, cluster, report, with_gpus
 
 

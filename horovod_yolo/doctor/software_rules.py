@@ -1,0 +1,66 @@
+"""The same Python, packages and code on all hosts, and Horovod built for the torch beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from horovod_yolo.doctor.collect import Report
+from horovod_yolo.doctor.findings import Finding, differing, hosts_with, odd_ones, one, package_facts
+
+
+def python(reports: Sequence[Report]) -> Iterator[Finding]:
+    """The same Python, but for the last number."""
+    versions = {r.host: ".".join(f["version"].split(".")[:2]) for r, f in hosts_with(reports, "python")}
+    yield from differing(versions, "python", "Python", "make the environments of one Python")
+
+
+def missing(reports: Sequence[Report]) -> Iterator[Finding]:
+    """Packages that are not there at all."""
+    cures = {
+        "torch": "install the torch of the other hosts there",
+        "horovod": "launch/install_horovod.sh builds it there",
+        "horovod_yolo": "`pip install -e .` in the checkout there, or set PYTHONPATH",
+    }
+    for report, facts in hosts_with(reports, "packages"):
+        for name, fix in cures.items():
+            if facts[name] is None:
+                yield one(report, f"{name}-missing", f"{name} is not installed", fix, blocks=True)
+
+
+def torch(reports: Sequence[Report]) -> Iterator[Finding]:
+    """The same torch."""
+    versions = {host: facts["version"] for host, facts in package_facts(reports, "torch").items()}
+    yield from differing(versions, "torch", "torch", "install the same one, then build Horovod for it")
+
+
+def horovod(reports: Sequence[Report]) -> Iterator[Finding]:
+    """Horovod built for the torch beside it, and everywhere the same."""
+    torches = {host: facts["version"] for host, facts in package_facts(reports, "torch").items()}
+    built = package_facts(reports, "horovod")
+    common = odd_ones(torches)[0]
+    rebuild = "build it again there: launch/install_horovod.sh"
+    for host, facts in built.items():
+        here, wanted = torches.get(host), facts["built_for"]
+        if not facts["extension"] or wanted is None:
+            what = "Horovod is there, but not built for torch and this Python"
+            yield Finding((host,), "horovod-missing", what, rebuild, True)
+        elif here is not None and here != wanted and (here == common or wanted != common):
+            # Otherwise torch is the odd one, and that has been said.
+            what = f"Horovod is built for torch {wanted}, and {here} is installed"
+            yield Finding((host,), "horovod-torch", what, rebuild, True)
+    yield from differing({h: str(f["version"]) for h, f in built.items()}, "horovod", "Horovod", rebuild)
+    backends = {h: " + ".join(f["backends"]) or "nothing" for h, f in built.items() if f["extension"]}
+    yield from differing(backends, "horovod", "Horovod has", rebuild)
+
+
+def code(reports: Sequence[Report]) -> Iterator[Finding]:
+    """The same code of ours, to the byte, and the same packages that change results."""
+    ours = package_facts(reports, "horovod_yolo")
+    versions = {host: f"{facts['version']} ({facts['digest']})" for host, facts in ours.items()}
+    fix = "bring the checkouts to the same commit, without local changes"
+    yield from differing(versions, "code", "horovod_yolo is", fix)
+    others = {r.host: facts["others"] for r, facts in hosts_with(reports, "packages")}
+    for name in sorted({name for versions in others.values() for name in versions}):
+        versions = {host: str(found.get(name)) for host, found in others.items()}
+        pip = "`pip install -c constraints.txt -e .` on all hosts"
+        yield from differing(versions, "packages", f"{name} is", pip, blocks=False)
