@@ -1,23 +1,67 @@
-"""Fixtures for all tests: the built-in data set in small, and the data beside the checkout."""
+"""Fixtures for all tests: the built-in data set in small, and the data beside the checkout.
+
+A run of the tests has a temporary folder of its own, and a test that leaves anything behind fails.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from horovod_yolo.data.digits import make_digits
+from tests.helpers.leaks import Held, new_since
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 settings.register_profile("untimed", deadline=None)  # timings are for benchmarks; a busy machine fails none
 settings.load_profile("untimed")
+OWN_FOLDER = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the temporary folder. Its name is short: the address of a socket in it has 107 bytes."""
+    os.environ.setdefault(
+        "PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir()
+    )  # tmp_path outlives the run, for people
+    folder = tempfile.mkdtemp(prefix="t-")
+    Path(folder).chmod(0o1777)  # as /tmp: hosts have other users
+    config.stash[OWN_FOLDER] = os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it when this process ends, after multiprocessing has removed its own folder, at -100."""
+    folder = config.stash[OWN_FOLDER]
+    os.environ["TMPDIR"] = tempfile.tempdir = str(Path(folder).parent)
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def nothing_is_left_in_the_end() -> Iterator[None]:
+    """For what fixtures of modules and of the session hold."""
+    before = Held.now()
+    yield
+    if left := new_since(before):
+        pytest.fail("left behind by a module's or the session's fixtures: " + "; ".join(left))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test after which there are threads, processes, variables, sockets or files more than before."""
+    before = Held.now()
+    yield
+    if left := new_since(before):
+        pytest.fail("left behind: " + "; ".join(left))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(nothing_is_left_in_the_end: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty cache for this run of the tests: neither the user's cache nor an earlier run counts."""
     patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("cache")

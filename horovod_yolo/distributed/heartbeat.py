@@ -90,11 +90,18 @@ class Guard:
         self._rank = "?"
         self._launcher = launcher
         self._unanswered = 0
+        self._over = threading.Event()
 
     def watch(self) -> None:
         """Return when the rank has ended, by itself or by the guard."""
         if self._launcher[0]:
             threading.Thread(target=self._call, daemon=True).start()
+        try:
+            self._watch()
+        finally:
+            self._over.set()
+
+    def _watch(self) -> None:
         silent = 0.0
         while os.getppid() == self._pid:
             ready, _, _ = select.select([self._pipe], [], [], SECONDS_BETWEEN_BEATS)
@@ -126,7 +133,7 @@ class Guard:
         os.kill(self._pid, signal.SIGKILL)
 
     def _call(self) -> None:
-        while True:
+        while not self._over.is_set():
             try:
                 socket.create_connection(self._launcher, timeout=SECONDS_BETWEEN_CALLS).close()
                 self._unanswered = 0
@@ -134,7 +141,7 @@ class Guard:
                 self._unanswered = 0  # the host is there; a launcher that ended closes the output
             except OSError:
                 self._unanswered += 1
-            time.sleep(SECONDS_BETWEEN_CALLS)
+            self._over.wait(SECONDS_BETWEEN_CALLS)
 
 
 def _is_closed(descriptor: int) -> bool:

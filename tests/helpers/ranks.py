@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ LAUNCHERS = {
     "mpi": ("horovodrun", "--mpi", "--mpi-args=--oversubscribe"),
     "mpirun": ("mpirun", "--allow-run-as-root", "--oversubscribe", "-bind-to", "none"),
 }
+
+
+_folders: dict[int, str] = {}  # the temporary folder of each job that is not finished, by its launcher
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,19 @@ def command(arguments: Sequence[str | Path], ranks: int, launcher: str = "gloo")
 def start(
     arguments: Sequence[str | Path], ranks: int, launcher: str = "gloo", **variables: str
 ) -> subprocess.Popen[str]:
-    """Start a job in a session of its own, one thread a rank, on the CPU also where there are GPUs."""
-    place = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    """Start a job in a session of its own, one thread a rank, on the CPU also where there are GPUs.
+
+    Its temporary folder ends with it: a process that is killed leaves its own temporary files there.
+    """
+    folder = tempfile.mkdtemp(prefix="job-")
+    place = {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "TMPDIR": folder,
+    }
     environment = {**os.environ, **place, **variables}
-    return subprocess.Popen(
+    job = subprocess.Popen(
         command(arguments, ranks, launcher),
         cwd=REPOSITORY,
         env=environment,
@@ -55,6 +69,8 @@ def start(
         text=True,
         start_new_session=True,
     )
+    _folders[job.pid] = folder
+    return job
 
 
 def finish(job: subprocess.Popen[str], timeout: float) -> Finished:
@@ -68,6 +84,9 @@ def finish(job: subprocess.Popen[str], timeout: float) -> Finished:
         printed = error.stdout or b""
         text = printed.decode(errors="replace") if isinstance(printed, bytes) else printed
         raise AssertionError(f"the job did not end within {timeout} s; it printed:\n{text}") from None
+    finally:
+        if folder := _folders.pop(job.pid, None):
+            shutil.rmtree(folder, ignore_errors=True)
     return Finished(job.returncode, output)
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,8 @@ class ElasticJob:
         }
 
     def __enter__(self) -> ElasticJob:
+        self._temporary = tempfile.TemporaryDirectory(prefix="job-")  # with what killed ranks leave
+        self._environment["TMPDIR"] = self._temporary.name
         with self._log.open("wb") as file:
             self._job: subprocess.Popen[str] = subprocess.Popen(
                 self._command, cwd=ranks.REPOSITORY, env=self._environment, stdin=subprocess.DEVNULL,
@@ -77,6 +80,7 @@ class ElasticJob:
     def __exit__(self, *_: object) -> None:
         if self._job.poll() is None:
             ranks.kill(self._job)
+        self._temporary.cleanup()
 
     def allow(self, hosts: list[str]) -> None:
         """Tell the discovery script which hosts there are."""

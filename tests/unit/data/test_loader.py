@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -233,15 +234,16 @@ if __name__ == "__main__":
 def test_workers_end_when_their_trainer_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
-    ) as trainer:
-        assert trainer.stdout is not None
-        workers = [int(pid) for pid in trainer.stdout.readline().split()]
-        trainer.kill()
-    assert len(workers) == 2
-    assert all(ended(pid, within_s=20) for pid in workers)
+    with tempfile.TemporaryDirectory(prefix="job-") as folder:  # with what a killed process leaves
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": folder}
+        with subprocess.Popen(
+            [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+        ) as trainer:
+            assert trainer.stdout is not None
+            workers = [int(pid) for pid in trainer.stdout.readline().split()]
+            trainer.kill()
+        assert len(workers) == 2
+        assert all(ended(pid, within_s=20) for pid in workers)
 
 
 def test_waiting_is_measured_from_the_start_of_the_epoch() -> None:
