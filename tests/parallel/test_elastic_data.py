@@ -49,11 +49,11 @@ class ElasticJob:
     def __init__(self, folder: Path, hosts: list[str], flags: str, script: Path = TRAINING) -> None:
         self.run = folder / "run"
         self._log = folder / "job.log"
-        self._hosts = folder / "hosts"
+        self._hosts = folder / "hosts.sh"  # for Horovod; our own script sees that both names are this host
         self.allow(hosts)
         launch = (
             f"horovodrun --disable-cache --network-interfaces lo --gloo-timeout-seconds 30 -np {len(hosts)} "
-            "--min-np 1 --max-np 2 --host-discovery-script launch/discover_hosts.sh"
+            f"--min-np 1 --max-np 2 --host-discovery-script {self._hosts}"
         )
         self._command = [
             *launch.split(), sys.executable, str(script), "--elastic",
@@ -63,7 +63,6 @@ class ElasticJob:
             **os.environ,
             "PATH": f"{ranks.BIN}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
-            "HOSTFILE": str(self._hosts),
             "XDG_RUNTIME_DIR": str(folder),
         }
 
@@ -83,8 +82,11 @@ class ElasticJob:
         self._temporary.cleanup()
 
     def allow(self, hosts: list[str]) -> None:
-        """Tell the discovery script which hosts there are."""
-        self._hosts.write_text("".join(f"{name} slots=1\n" for name in hosts))
+        """Make the discovery script say which hosts there are. It may be running meanwhile."""
+        new = self._hosts.with_suffix(".new")
+        new.write_text("#!/bin/sh\n" + "".join(f"echo {name}:1\n" for name in hosts))
+        new.chmod(0o755)
+        new.replace(self._hosts)
 
     @property
     def output(self) -> str:
