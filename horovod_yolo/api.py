@@ -126,10 +126,11 @@ class YOLO:
 
         Args:
             images: a path, a Pillow image, an (H, W, 3) uint8 RGB array, several of them, or a folder.
-            imgsz: side of the network's input, pixels; 0: as trained.
+            imgsz: longest side of an image in the network's input, pixels; 0: as trained.
             device: ``"cpu"`` or the number of a GPU; empty: a GPU where there is one.
             options: ``conf, iou, max_det``, or ``conf_threshold, iou_threshold, max_detections`` as
-                `predict_images` calls them.
+                `predict_images` calls them; ``rect=False`` for square inputs instead of the smallest
+                rectangles, ``batch`` for the images that go through the network at once.
 
         Raises:
             UserError: an unknown option, an unusable image, or no weights yet.
@@ -138,9 +139,9 @@ class YOLO:
         model, trained, _ = trained_model(self._trained())
         precision = choose_precision("auto", choose_device(device_name(device), LocalCommunicator()))
         side = round_to_stride(imgsz or trained.imgsz, max(model.strides))
-        found = [pixels(image) for image in one_by_one(images)]
+        given = map(pixels, one_by_one(images))
         with arithmetic("auto"):
-            return predict_images(model.to(precision.device), found, side, precision, **named)
+            return predict_images(model.to(precision.device), given, side, precision, **named)
 
     def _trained(self) -> Path:
         if self.weights is None:

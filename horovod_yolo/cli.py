@@ -114,7 +114,8 @@ def val_main(argv: Sequence[str]) -> int:
 
         evaluation, names = validate(options, comm)
         if comm.rank == 0:
-            print(format_classes(evaluation.summary, names), flush=True)
+            print(format_classes(evaluation.summary, names))
+            print(evaluation.inputs, flush=True)
 
     return on_ranks(parse, job)
 
@@ -128,6 +129,7 @@ def _val_options(argv: Sequence[str]) -> Any:
     p.add_argument("--task", choices=("train", "val", "test"), help="which split")
     p.foreign = foreign.OF_VALIDATION
     add_shared_flags(p)
+    p.add_argument("--rect", action=argparse.BooleanOptionalAction, help="rectangular inputs, the default")
     p.add_argument("--conf-thres", dest="conf_thres", type=float)
     p.add_argument("--iou-thres", dest="iou_thres", type=float)
     p.add_argument("--max-det", dest="max_det", type=int)

@@ -84,10 +84,15 @@ def build_evaluation_loader(
     batch: int,
     workers: int,
     pin_memory: bool,
+    rect: bool = True,
 ) -> Loader:
-    """This rank's validation batches: rectangular, padded as little as the global batch allows."""
-    heights, widths = annotations.heights, annotations.widths
-    order, shapes = rect_shapes(heights, widths, imgsz=imgsz, stride=stride, batch=batch)
+    """This rank's validation batches: rectangular, as small as the global batch allows, or squares."""
+    order: Ints | None = None
+    shapes: Any = (round_to_stride(imgsz, stride),) * 2
+    if rect:
+        order, shapes = rect_shapes(
+            annotations.heights, annotations.widths, imgsz=imgsz, stride=stride, batch=batch
+        )
     sampler = StepSampler(
         len(annotations), batch, comm.rank, comm.size, seed=0, shuffle=False, shape=shapes, order=order
     )

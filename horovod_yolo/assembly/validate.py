@@ -34,6 +34,7 @@ class ValOptions:
     data: str = ""
     task: str = "val"
     imgsz: int = 0
+    rect: bool = True
     batch_size: int = 32
     conf_thres: float = 0.001
     iou_thres: float = 0.6
@@ -82,6 +83,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
         batch=options.batch_size,
         workers=options.workers,
         pin_memory=pinned(device),
+        rect=options.rect,
     )
     precision = choose_precision(options.precision, device)
     evaluator = Evaluator(
@@ -90,6 +92,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
         criterion=build_criterion(model, trained),
         comm=comm,
         precision=precision,
+        rect=options.rect,
         thresholds=Thresholds(confidence=options.conf_thres, iou=options.iou_thres, most=options.max_det),
     )
     collected: dict[int, Detections] | None = {} if options.save_json else None

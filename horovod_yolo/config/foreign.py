@@ -67,7 +67,6 @@ OF_VALIDATION: Mapping[str, str] = {
     "--name": "leave it out: there is no folder but that of --save-json FILE",
     "--plots": "leave it out: the run folder has plots of training",
     "--project": "leave it out: there is no folder but that of --save-json FILE",
-    "--rect": _DEFAULT,
     "--save-conf": "use --save-json FILE, which has the scores",
     "--save-hybrid": "leave it out",
     "--save-txt": "use --save-json FILE",

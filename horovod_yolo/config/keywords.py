@@ -49,6 +49,7 @@ VALIDATION: Mapping[str, Renaming] = {
 PREDICTION: Mapping[str, Renaming] = {
     "conf": _as("conf_threshold"),
     "conf_thres": _as("conf_threshold"),
+    "batch_size": _as("batch"),
     "iou": _as("iou_threshold"),
     "iou_thres": _as("iou_threshold"),
     "max_det": _as("max_detections"),
@@ -85,12 +86,16 @@ def prediction_options(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a name that is no option, or a number out of its range.
     """
-    options = renamed(given, PREDICTION, ("conf_threshold", "iou_threshold", "max_detections"), {})
+    known = ("batch", "conf_threshold", "iou_threshold", "max_detections", "rect")
+    options = renamed(given, PREDICTION, known, {})
     for name, value in options.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name == "max_detections" and not (number and value >= 1 and value == int(value)):
-            raise UserError(f"{name} is {value!r:.60}", fix="it must be a whole number, 1 or more")
-        if name != "max_detections" and not (number and 0 <= value <= 1):
+        if name == "rect":
+            _switch(name, value)
+        elif name in ("batch", "max_detections"):
+            if not (number and value >= 1 and value == int(value)):
+                raise UserError(f"{name} is {value!r:.60}", fix="it must be a whole number, 1 or more")
+        elif not (number and 0 <= value <= 1):
             raise UserError(f"{name} is {value!r:.60}", fix="it must be between 0 and 1")
     return options
 

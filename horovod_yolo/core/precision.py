@@ -24,12 +24,16 @@ class Precision:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def images(self, batch: Batch) -> Tensor:
+        """The images of a batch as the network's input."""
+        return self.inputs(batch.images)
+
+    def inputs(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 or scaled pixels -> the network's input in 0..1, on the device.
 
         Channels last: convolutions are up to a third faster so, on CPUs and on GPUs. The weights stay as
         they are, because Horovod and checkpoints want them contiguous.
         """
-        images = batch.images.to(self.device, self.of_weights, non_blocking=True)
+        images = pixels.to(self.device, self.of_weights, non_blocking=True)
         return images.contiguous(memory_format=self.memory_format) / 255
 
     def autocast(self) -> torch.autocast:

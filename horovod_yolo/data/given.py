@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from horovod_yolo.data.read import IMAGE_SUFFIXES, ImageError, pixels_of, read_i
 Given: TypeAlias = str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]
 
 
-def one_by_one(images: Given | Iterable[Given]) -> Sequence[Given]:
+def one_by_one(images: Given | Iterable[Given]) -> Iterable[Given]:
     """What is meant, image by image: of a folder its images in the order of their names.
 
     Raises:
@@ -30,7 +30,7 @@ def one_by_one(images: Given | Iterable[Given]) -> Sequence[Given]:
         return [images]
     if not isinstance(images, Iterable):
         raise _unusable(images)
-    return list(images)
+    return images
 
 
 def pixels(image: Given) -> Image:

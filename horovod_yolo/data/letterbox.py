@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -10,20 +12,30 @@ from horovod_yolo.core.types import Floats, Image, Letterbox
 GREY = 114  # what fills the input around an image, in all three channels
 
 
+def fitted_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of an image that is scaled to the largest size of its shape inside height x width."""
+    gain = min(height / rows, width / columns)
+    return max(1, min(height, round(rows * gain))), max(1, min(width, round(columns * gain)))
+
+
+def least_input(rows: int, columns: int, longest_side: int, stride: int) -> tuple[int, int]:
+    """(height, width) of the smallest input, in whole strides, for an image with that longest side in it."""
+    fitted = fitted_size(rows, columns, longest_side, longest_side)
+    height, width = (math.ceil(side / stride) * stride for side in fitted)
+    return height, width
+
+
 def resize_to_fit(image: Image, height: int, width: int, antialias: bool = False) -> Image:
     """Scale an (H, W, 3) image, up or down, to the largest size of its shape inside height x width.
 
     ``antialias`` averages over the area of each new pixel where the image shrinks: better, slower.
     """
-    gain = min(height / image.shape[0], width / image.shape[1])
-    size = (
-        max(1, min(width, round(image.shape[1] * gain))),
-        max(1, min(height, round(image.shape[0] * gain))),
-    )
-    if size == (image.shape[1], image.shape[0]):
+    rows, columns = fitted_size(image.shape[0], image.shape[1], height, width)
+    if (rows, columns) == image.shape[:2]:
         return image
-    interpolation = cv2.INTER_AREA if antialias and gain < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
+    shrinks = rows < image.shape[0] or columns < image.shape[1]
+    interpolation = cv2.INTER_AREA if antialias and shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (columns, rows), interpolation=interpolation), np.uint8)
 
 
 def letterbox(

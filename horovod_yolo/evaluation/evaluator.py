@@ -37,6 +37,7 @@ class Evaluator:
     criterion: Criterion[Any, Any]
     comm: Communicator
     precision: Precision
+    rect: bool = True  # what the loader gives: rectangles, or squares
     thresholds: Thresholds = field(default_factory=Thresholds)
     stop: StopRequest = field(default_factory=StopRequest)
     micro_batches: int = 1  # in which a slice is scored: more of them need less memory
@@ -76,7 +77,7 @@ class Evaluator:
             self.comm, lost, len(self.annotations), self.loader.lost.values(), self.annotations.root
         )
         means = {term: value / max(images, 1.0) for term, value in zip(terms, sums, strict=True)}
-        return Evaluation(summary, means)
+        return Evaluation(summary, means, self.rect)
 
     def _match(self, model: Detector, micro_batches: Sequence[Batch]) -> tuple[list[Any], list[Any]]:
         """The matches of each micro-batch, and its predictions where these were needed for that."""

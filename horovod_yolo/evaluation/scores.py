@@ -16,6 +16,16 @@ class Evaluation:
 
     summary: DetectionSummary
     losses: Mapping[str, float]  # the loss terms by name: means over the images
+    rect: bool = True  # whether inputs were rectangles or squares
+
+    @property
+    def inputs(self) -> str:
+        """What the network was given, in words."""
+        if self.rect:
+            return (
+                "inputs: rectangles, each batch the smallest in whole strides and half a stride more (--rect)"
+            )
+        return "inputs: squares (--no-rect)"
 
 
 def metrics_of(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
@@ -25,4 +35,5 @@ def metrics_of(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
         **to_json(summary, names),
         "fitness": 0.1 * summary.map50 + 0.9 * summary.map50_95,
         "val_loss": dict(evaluation.losses),
+        "rect": evaluation.rect,
     }

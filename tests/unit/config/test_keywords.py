@@ -116,6 +116,9 @@ def test_options_of_validation_and_prediction() -> None:
         "iou_threshold": 0.5,
         "max_detections": 7,
     }
-    for wrong in ({"conf": 3}, {"iou_thres": "x"}, {"max_det": 0}, {"max_det": 1.5}, {"stream": False}):
+    assert prediction_options({"rect": False, "batch": 4}) == {"rect": False, "batch": 4}
+    assert prediction_options({"batch_size": 4, "rect": None}) == {"batch": 4}
+    wrong_counts = ({"max_det": 0}, {"max_det": 1.5}, {"batch": 0}, {"batch": True}, {"rect": 1})
+    for wrong in ({"conf": 3}, {"iou_thres": "x"}, {"stream": False}, *wrong_counts):
         with pytest.raises(UserError):
             prediction_options(wrong)
