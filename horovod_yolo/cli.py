@@ -22,7 +22,14 @@ from horovod_yolo.assembly.job import (
     require_fitting_launch,
 )
 from horovod_yolo.config import foreign
-from horovod_yolo.config.load import Parser, add_shared_flags, config_from_flags, nearest, train_parser
+from horovod_yolo.config.load import (
+    Parser,
+    add_label_flags,
+    add_shared_flags,
+    config_from_flags,
+    nearest,
+    train_parser,
+)
 from horovod_yolo.config.schema import Precision, TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.launchers.found import launcher
@@ -115,6 +122,7 @@ def val_main(argv: Sequence[str]) -> int:
         evaluation, names = validate(options, comm)
         if comm.rank == 0:
             print(format_classes(evaluation.summary, names))
+            print(f"up to {options.max_det} detections an image are counted")
             print(evaluation.inputs, flush=True)
 
     return on_ranks(parse, job)
@@ -135,6 +143,7 @@ def _val_options(argv: Sequence[str]) -> Any:
     p.add_argument("--max-det", dest="max_det", type=int)
     p.add_argument("--workers", type=int)
     p.add_argument("--precision", choices=get_args(Precision))
+    add_label_flags(p)
     p.add_argument("--cache-dir", dest="cache_dir")
     p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
     given = vars(p.parse_strictly(argv))

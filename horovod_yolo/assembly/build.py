@@ -137,6 +137,22 @@ def round_to_stride(imgsz: int, stride: int) -> int:
     return rounded
 
 
+def require_cells(config: TrainConfig, stride: int, *, resumed: bool) -> None:
+    """Raise `UserError` where the coarsest map may be one cell: batch norm has no statistics of one value.
+
+    The smallest size decides, whatever the batch and the number of ranks: a last batch may be one image.
+    """
+    least = stride * (3 if config.multi_scale else 2)  # half of 3 strides is rounded to 2
+    if config.imgsz >= least:
+        return
+    smallest = "with --multi-scale down to half of it, " if config.multi_scale else ""
+    what = f"--imgsz {config.imgsz} is too small: {smallest}the coarsest map (stride {stride}) has one cell"
+    if resumed:
+        log.warning("%s; the run goes on as it began", what)
+    else:
+        raise UserError(what, fix=f"use --imgsz {least} or more")
+
+
 def build_schedule(config: TrainConfig, batches_per_epoch: int) -> Schedule:
     """Rates and accumulation of the whole run."""
     hyp = config.hyp
@@ -231,6 +247,7 @@ def build_trainer(
     )
     stride = max(model.strides)
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
+    together(comm, lambda: require_cells(config, stride, resumed=resumed is not None))
     model.to(device, precision.of_weights)
     ema = Ema(model)
     criterion = build_criterion(model, config)

@@ -11,10 +11,10 @@ from horovod_yolo.assembly.hand_on import hand_on
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.data.annotations import Annotations
-from horovod_yolo.data.spec import DataSpec, load_data_yaml
-from horovod_yolo.distributed.agreement import together
+from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.places import local_cache
+from horovod_yolo.models.suppression import Thresholds
 
 if TYPE_CHECKING:
     from horovod_yolo.assembly.elastic import Elastic
@@ -41,20 +41,31 @@ def annotation_folder(cache_dir: str) -> Path | None:
     return Path(cache_dir) / "annotations" if cache_dir else local_cache("annotations")
 
 
+def warn_of_full_images(annotations: Annotations, most: int) -> None:
+    """Say where images have more objects than detections are counted: no model can find them all."""
+    full = int((annotations.counts > most).sum())
+    if full:
+        log.warning(
+            "%d images have more than %d objects, the most detections counted (up to %d in one)",
+            *(full, most, annotations.counts.max()),
+        )
+
+
 def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
     """The training and validation images. *Collective.*"""
     folder = annotation_folder(config.cache_dir)
     train, val = (shared_annotations(spec, split, comm, folder) for split in ("train", "val"))
+    if comm.rank == 0:
+        warn_of_full_images(val, Thresholds.most)
     return Data(spec, train, val)
 
 
-def run_data(config: TrainConfig, elastic: Elastic | None, comm: Communicator) -> Data:
+def run_data(spec: DataSpec, config: TrainConfig, elastic: Elastic | None, comm: Communicator) -> Data:
     """The images of a run. *Collective.*
 
     An elastic job scans them once. Later the ranks hand the annotations on: another scan would leave out the
     images that are gone by then, and the rest of the epoch would be that of another order.
     """
-    spec = together(comm, lambda: load_data_yaml(Path(config.data)))
     if elastic is None:
         return build_data(spec, config, comm)
     data = _handed_on(elastic, spec, annotation_folder(config.cache_dir), comm)

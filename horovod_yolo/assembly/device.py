@@ -135,9 +135,21 @@ def _require_no_lost_gpu(wanted: str) -> None:
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """``auto`` is fp16 on GPUs and fp32 on CPUs."""
-    name = wanted if wanted != "auto" else ("fp32" if device.type == "cpu" else "fp16")
+    """``auto`` is fp16 on GPUs and fp32 on CPUs.
+
+    Raises:
+        UserError: fp16 on a CPU, which has no fast kernels for it and a loss scaler for nothing.
+    """
+    name = precision_name(wanted, device)
+    if name == "fp16" and device.type == "cpu":
+        fix = "use --precision bf16 or fp32; a run that began in fp16 goes on on a GPU"
+        raise UserError("--precision fp16 needs a GPU, this is a CPU", fix=fix)
     return Precision(device=device, dtype=DTYPES[name])
+
+
+def precision_name(wanted: str, device: torch.device) -> str:
+    """What ``auto`` stands for on this device."""
+    return wanted if wanted != "auto" else ("fp32" if device.type == "cpu" else "fp16")
 
 
 def pinned(device: torch.device) -> bool:

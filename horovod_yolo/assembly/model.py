@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from horovod_yolo.assembly.weights import transfer
 from horovod_yolo.checkpoint import store
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.core.boxes import xyxy_to_xywh
@@ -32,7 +33,7 @@ def new_model(config: TrainConfig, train: Annotations) -> Detector:
     torch.manual_seed(config.seed)
     model = zoo.build_model(config.cfg or str((weights or {})["model_name"]), len(train.names))
     if weights is not None:
-        transfer(model, weights, config.weights)
+        transfer(model, weights, config.weights, train.names, config.class_map)
     else:
         zoo.family_of(model.name).fit_to_data(model, _boxes_wh_px(train, config.imgsz), config)
     return model
@@ -76,27 +77,9 @@ def load_weights(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def transfer(model: Detector, checkpoint: dict[str, Any], where: str) -> None:
-    """Copy the averaged weights of a checkpoint; a head of other classes stays as it is.
-
-    Raises:
-        UserError: the checkpoint is of another model.
-    """
-    if checkpoint["model_name"] != model.name:
-        raise UserError(
-            f"weights are of {checkpoint['model_name']}, the model is {model.name}",
-            where=where,
-            fix=f"use --cfg {checkpoint['model_name']} or other weights",
-        )
-    weights, own = checkpoint["ema"]["weights"], model.state_dict()
-    fitting = {key: value for key, value in weights.items() if own[key].shape == value.shape}
-    model.load_state_dict(fitting, strict=False)
-    log.info("weights: %d of %d tensors taken from %s", len(fitting), len(own), where)
-
-
 def _boxes_wh_px(annotations: Annotations, imgsz: int) -> NDArray[np.float32]:
-    """(N, 2) widths and heights of all boxes, in pixels of the network's input."""
+    """(N, 2) widths and heights of all boxes but crowds', in pixels of the network's input."""
     gains = imgsz / np.maximum(annotations.heights, annotations.widths)
     gain_of_box = np.repeat(gains.astype(np.float32), annotations.counts)[:, None]
     sizes: NDArray[np.float32] = xyxy_to_xywh(annotations.boxes_xyxy)[:, 2:] * gain_of_box
-    return sizes
+    return sizes[~annotations.crowd]

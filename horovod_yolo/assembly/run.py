@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from horovod_yolo.assembly.build import build_trainer, round_to_stride
 from horovod_yolo.assembly.data import Data, run_data
-from horovod_yolo.assembly.device import arithmetic
+from horovod_yolo.assembly.data_state import data_state, require_same_data
+from horovod_yolo.assembly.device import arithmetic, precision_name
 from horovod_yolo.assembly.elastic import SECONDS_BETWEEN_SAVES, Elastic
+from horovod_yolo.assembly.labels import label_rules
+from horovod_yolo.assembly.resuming import PATHS, absolute_paths, settings_here
 from horovod_yolo.assembly.run_folder import new_run_folder, versions, write_config, write_json
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.checkpoint.state import copied
-from horovod_yolo.config.load import config_from_flags, load_hyp
+from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.config.schema import TrainConfig, from_dict, to_dict
 from horovod_yolo.core.errors import StoppedError, UnwrittenError, UserError
-from horovod_yolo.distributed.agreement import on_rank_0, raise_together, together
+from horovod_yolo.data.spec import DataSpec, load_data_yaml
+from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.families import zoo
 from horovod_yolo.process.stop import StopRequest
@@ -63,6 +67,7 @@ def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
 
 def new_run(config: TrainConfig, comm: Communicator) -> Run:
     """A run of its own, in a folder that rank 0 makes. *Collective.*"""
+    config = replace(config, **absolute_paths({name: getattr(config, name) for name in PATHS}))
     together(comm, lambda: _check_before_start(config, comm))
     folder = on_rank_0(comm, lambda: new_run_folder(config.run_parent, config.name, config.exist_ok))
     return Run(config, folder, None)
@@ -117,32 +122,9 @@ def _going_on(found: tuple[dict[str, Any], Path], given: dict[str, Any], comm: C
     state, folder = found
     if "imgsz" in given:  # as the run has it
         given["imgsz"] = round_to_stride(given["imgsz"], max(zoo.spec_of(state["model_name"]).strides))
-    saved = dict(state["config"])
-    config = together(comm, lambda: from_dict(_with_place_of_this_job(saved, given)))
+    config = together(comm, lambda: from_dict(settings_here(state, given)))
     together(comm, lambda: config.check_world(comm.size))
     return Run(config, folder, state)
-
-
-# Of this job; the results stay the same.
-PLACE = ("device", "workers", "cache", "cache_dir", "log_dir", "noplots", "elastic", "elastic_wait")
-NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already
-
-
-def _with_place_of_this_job(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The run's settings with those of the machine it goes on on."""
-    for name, value in given.items():
-        if name in PLACE:
-            saved[name] = value
-        elif name == "hyp":
-            if asdict(load_hyp(value)) != saved["hyp"]:
-                raise UserError(f"--hyp {value} differs from the run's", where="--resume", fix="leave it out")
-        elif name not in NAMES_OF_RUN and saved.get(name) != (list(value) if name == "freeze" else value):
-            raise UserError(
-                f"--{name.replace('_', '-')} {value} differs from the run's {saved.get(name)}",
-                where="--resume",
-                fix="leave the flag out, or start a new run from its weights with --weights",
-            )
-    return saved
 
 
 def _check_before_start(config: TrainConfig, comm: Communicator) -> None:
@@ -163,13 +145,15 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     stop = stop or StopRequest()
     if run.elastic is None or run.state is None:  # else its last commit may be in memory only
         stop.alone_from_here(f"before the first step; {_kept(run)}")
-    data = run_data(run.config, run.elastic, comm)
-    if run.state is not None:
-        raise_together(comm, _mismatch(run.state, list(data.spec.names)))
+    spec = together(comm, lambda: _spec(run))
+    data = run_data(spec, run.config, run.elastic, comm)
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
     checkpointer = Checkpointer(run.folder / "weights", run.config.save_period, least_seconds)
+    of_data = together(comm, lambda: _data_state(run, data))
     callbacks = [checkpointer, *_callbacks(run, alone=comm.size == 1)] if comm.rank == 0 else []
     trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop)
+    device = trainer.evaluator.precision.device
+    trainer.about = {"data": of_data, "precision": precision_name(run.config.precision, device)}
     if comm.rank == 0 and not run.config.noplots:
         callbacks.append(_report_writer(run, trainer))
     if run.elastic is not None:
@@ -196,6 +180,26 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     if unwritten:
         raise UnwrittenError("; ".join(unwritten))
     return results
+
+
+def _data_state(run: Run, data: Data) -> dict[str, Any]:
+    """What the run's checkpoints say of its data, which must be what they said before."""
+    now = data_state(data)
+    handed_on = run.elastic is not None and run.elastic.digests is not None
+    if run.state is not None and not handed_on:
+        require_same_data(run.state.get("data", {}), now, changed=run.config.data_changed)
+    return now
+
+
+def _spec(run: Run) -> DataSpec:
+    """The run's data file, read by its rules and for its classes."""
+    if run.state is not None and not Path(run.config.data).exists():
+        fix = f"say where it is now: --resume {run.folder} --data path/to/data.yaml"
+        raise UserError("the data of the run is not there", where=run.config.data, fix=fix)
+    spec = load_data_yaml(Path(run.config.data), label_rules(run.config, run.state))
+    if run.state is None:
+        return spec
+    return spec.for_classes(run.state["names"], "the classes of the data and of the run")
 
 
 def _kept(run: Run) -> str:
@@ -300,18 +304,6 @@ def _order(content: dict[str, Any]) -> tuple[int, int, int]:
     """How new it is. Of the same step, what knows the data is newer: or only some ranks would scan it."""
     state = content["state"] or {"step": 0, "epoch": 0}
     return state["step"], state["epoch"], int(content["data"] is not None)
-
-
-def _mismatch(state: dict[str, Any], names: list[str]) -> str | None:
-    if state["names"] == names:
-        return None
-    return str(
-        UserError(
-            f"the data has classes {', '.join(names[:5])}, the checkpoint {', '.join(state['names'][:5])}",
-            where="--resume",
-            fix="use the data of the run",
-        )
-    )
 
 
 def _callbacks(run: Run, *, alone: bool) -> list[Callback]:

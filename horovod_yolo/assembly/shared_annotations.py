@@ -11,6 +11,7 @@ import hashlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +26,21 @@ from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import Entry, Problem
 from horovod_yolo.data.listing import list_entries, listing_of, survey
 from horovod_yolo.data.scan import problems_of, require_useful
+from horovod_yolo.data.soundness import Tally, count_objects, remarks, require_sound, summary
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.data.table import Table
-from horovod_yolo.distributed.agreement import raise_together, require_same
+from horovod_yolo.distributed.agreement import on_rank_0, raise_together, require_same
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.columns import ColumnFile
 
 log = logging.getLogger(__name__)
-MOST_PROBLEMS_SHOWN = 20
 
 
 def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: Path | None) -> Annotations:
     """The annotations of a split: from the cache, or scanned by all ranks together. *Collective.*
 
-    Problems with single images or rows are logged (by rank 0) and left out.
+    Problems with single images or rows are logged (by rank 0) and left out; labels that as a whole cannot be
+    what the user means end the job.
 
     Args:
         spec: of the data set.
@@ -61,8 +63,8 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
     assert file is not None, "rank 0 is a keeper"
     annotations = Annotations(spec.root, file)
     require_same(comm, annotations.digest, f"the {split} annotations", where=spec.file, fix=SAME_FILES)
-    if comm.rank == 0 and keeper is not None:
-        _report(split, annotations, [*keeper.survey.entries[0].problems])
+    listed = keeper.survey.entries[0].problems if keeper else ()
+    on_rank_0(comm, lambda: _say_and_require(spec, split, annotations, listed))
     return annotations
 
 
@@ -159,23 +161,27 @@ def _kept(spec: DataSpec, split: str, keeper: Keeper, parts: Sequence[Part]) -> 
     try:
         require_useful(table, paths, spec.root)
     except UserError as error:
-        problems = _problems(keeper.survey.entries[0].problems, table, spec.root, 1)
-        shown = f" The first: {problems[0]}" if problems else ""
+        tally = _tally(keeper.survey.entries[0].problems, table, spec.root)
+        ends, class_id, crowd = (table[name] for name in ("object_end", "class_id", "crowd"))
+        counts = count_objects(len(spec.names), ends[table["usable"]], class_id, crowd)
+        require_sound(spec, split, counts, tally)  # which says more, where it can
+        first = (*tally.left_out, *tally.notes)[:1]
+        shown = f" The first: {first[0]}" if first else ""
         raise UserError(f"{error}.{shown}") from None
     return keeper.cache.keep(keeper.survey, spec.root, split, spec.names, table)
 
 
-def _report(split: str, annotations: Annotations, listed: Sequence[Problem]) -> None:
-    counts, columns = annotations.counts, annotations.file.columns
-    empty = int((counts == 0).sum())
-    log.info("%s: %d images, %d boxes, %d images without", split, len(counts), counts.sum(), empty)
-    for problem in _problems(listed, columns, annotations.root, MOST_PROBLEMS_SHOWN):
-        log.warning("left out: %s", problem)
-    more = len(listed) + int(columns["problem_count"].sum()) - MOST_PROBLEMS_SHOWN
-    if more > 0:
-        log.warning("left out: %d more like these", more)
+def _say_and_require(spec: DataSpec, split: str, annotations: Annotations, listed: Sequence[Problem]) -> None:
+    """Log what was found and left out; raise where the labels as a whole are a mistake."""
+    columns = annotations.file.columns
+    tally = _tally(listed, columns, annotations.root)
+    counts = count_objects(len(spec.names), columns["object_end"], annotations.classes, annotations.crowd)
+    log.info("%s", summary(split, counts, tally))
+    for line in remarks(tally):
+        log.warning("%s", line)
+    require_sound(spec, split, counts, tally)
 
 
-def _problems(listed: Sequence[Problem], table: Table, root: Path, most: int) -> list[Problem]:
-    """The first problems: those of the listing, then those of the scan."""
-    return [*listed[:most], *problems_of(table, root, most - len(listed[:most]))]
+def _tally(listed: Sequence[Problem], table: Table, root: Path) -> Tally:
+    """The problems of the listing, then those of the scan."""
+    return Tally.of(chain(listed, problems_of(table, root)))

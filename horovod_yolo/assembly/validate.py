@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
 from horovod_yolo.assembly.build import (
     build_evaluation_loader,
 )
-from horovod_yolo.assembly.data import annotation_folder
+from horovod_yolo.assembly.data import annotation_folder, warn_of_full_images
 from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_precision, pinned
 from horovod_yolo.assembly.model import build_criterion, trained_model
 from horovod_yolo.assembly.shared_annotations import shared_annotations
+from horovod_yolo.config.class_map import ClassMap
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.annotations import Annotations
-from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.data.formats import LabelRules
+from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.evaluation.evaluator import Evaluator, as_arrays
@@ -42,6 +47,8 @@ class ValOptions:
     device: str = ""
     workers: int = 4
     precision: str = "auto"
+    class_map: ClassMap = ()
+    skip_bad_classes: bool = False
     cache_dir: str = ""
     save_json: str = ""
 
@@ -69,11 +76,12 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     """
     model, trained, names = together(comm, lambda: trained_model(Path(options.weights)))
     data = options.data or trained.data
-    spec = together(comm, lambda: load_data_yaml(Path(data)))
-    together(comm, lambda: _require_classes(options, data, names, spec.names))
+    spec = together(comm, lambda: _spec(options, data, trained, names))
     together(comm, lambda: _require_folder(options.save_json if comm.rank == 0 else ""))
     device = agreed_device(options.device, comm)
     annotations = shared_annotations(spec, options.task, comm, annotation_folder(options.cache_dir))
+    if comm.rank == 0:
+        warn_of_full_images(annotations, options.max_det)
     imgsz = options.imgsz or trained.imgsz
     loader = build_evaluation_loader(
         annotations,
@@ -102,19 +110,15 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     finally:
         loader.close()
     if collected is not None:
-        _save_detections(options.save_json, collected, annotations, comm)
+        _save_detections(options.save_json, collected, annotations, spec, comm)
     return evaluation, names
 
 
-def _require_classes(
-    options: ValOptions, data: str, trained: tuple[str, ...], given: tuple[str, ...]
-) -> None:
-    if len(trained) != len(given):
-        raise UserError(
-            f"the data has {len(given)} classes, {options.weights} was trained on {len(trained)}",
-            where=data,
-            fix="use data with the classes of the checkpoint",
-        )
+def _spec(options: ValOptions, data: str, trained: TrainConfig, names: tuple[str, ...]) -> DataSpec:
+    """The data, with labels numbered as the checkpoint's classes are."""
+    rules = LabelRules(options.class_map or trained.class_map, options.skip_bad_classes)
+    meeting = f"the classes of the data and of {options.weights}"
+    return load_data_yaml(Path(data), rules).for_classes(names, meeting)
 
 
 def _require_folder(file: str) -> None:
@@ -126,10 +130,14 @@ def _require_folder(file: str) -> None:
 
 
 def _save_detections(
-    path: str, mine: dict[int, Detections], annotations: Annotations, comm: Communicator
+    path: str, mine: dict[int, Detections], annotations: Annotations, spec: DataSpec, comm: Communicator
 ) -> None:
+    """Write them under the class numbers of data.yaml; a class that is not in there has no number."""
     gathered = comm.allgather_object({i: as_arrays(found) for i, found in mine.items()})
     if comm.rank == 0:
+        numbers = spec.class_numbers
         everything = {i: found for shard in gathered for i, found in shard.items()}
-        images = ((annotations.image_id(i), everything[i]) for i in sorted(everything))
-        write_results(Path(path), images, list(range(len(annotations.names))))
+        known = np.array([number is not None for number in numbers])
+        kept = {i: found.only(known[found.classes]) for i, found in everything.items()}
+        images = ((annotations.image_id(i), kept[i]) for i in sorted(kept))
+        write_results(Path(path), images, [-1 if number is None else number for number in numbers])

@@ -8,6 +8,7 @@ from dataclasses import fields
 from os import PathLike
 from typing import Any
 
+from horovod_yolo.config.class_map import class_map
 from horovod_yolo.config.foreign import OF_TRAINING, OF_VALIDATION, device, instead
 from horovod_yolo.config.load import Parser, nearest
 from horovod_yolo.config.schema import Hyp
@@ -77,7 +78,16 @@ def validation_options(given: Mapping[str, Any], known: Collection[str]) -> dict
         UserError: a name that is no option, whatever its value.
     """
     options = renamed(given, VALIDATION, known, OF_VALIDATION)
-    return {name: device_name(value) if name == "device" else value for name, value in options.items()}
+    if "device" in options:
+        options["device"] = device_name(options["device"])
+    if "class_map" in options:
+        value = options["class_map"]
+        pairs = _pairs("class_map", value) if isinstance(value, Mapping) else str(value)
+        try:
+            options["class_map"] = class_map(pairs)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"class_map {error}") from None
+    return options
 
 
 def prediction_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,6 +148,8 @@ def _words(action: argparse.Action, name: str, value: object) -> list[str]:
         return [flag] if _switch(name, value) else []
     if name == "device":
         return [f"{flag}={device_name(value)}"]
+    if isinstance(value, Mapping):
+        return [f"{flag}={_pairs(name, value)}"]
     if isinstance(value, bool):
         if action.nargs != "?":
             raise UserError(f"{name} is {value}", fix=f"give {name} its value, or leave it out")
@@ -145,6 +157,16 @@ def _words(action: argparse.Action, name: str, value: object) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [flag, *map(str, value)]
     return [f"{flag}={value}"]
+
+
+def _pairs(name: str, value: Mapping[object, object]) -> str:
+    """``class_map={"dog": "Hund"}`` as the command line has it."""
+    words = [str(word or "") for pair in value.items() for word in pair]
+    if any("," in word or "=" in word for word in words):
+        raise UserError(
+            f"{name} has names with , or =", fix=f"write 'old: new' lines into a file, {name}='map.yaml'"
+        )
+    return ",".join(f"{old}={new}" for old, new in zip(words[::2], words[1::2], strict=True))
 
 
 def _switch(name: str, value: object) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from horovod_yolo.config import foreign
+from horovod_yolo.config.class_map import class_map
 from horovod_yolo.config.schema import (
     Cache,
     Compression,
@@ -77,12 +78,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--epochs", type=int)
     add_shared_flags(p)
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
-    add(
-        "--resume",
-        nargs="?",
-        const="newest",
-        help="go on from a run folder or checkpoint; alone: the newest; auto: the run of --name, new or not",
-    )
+    _add_resume_flags(p)
     add("--cache", nargs="?", const="ram", choices=get_args(Cache))
     add("--multi-scale", dest="multi_scale", action="store_true", help="vary the input size by 50%%")
     add("--optimizer", choices=get_args(OptimizerName))
@@ -113,9 +109,25 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--deterministic", action="store_true", help="the same bits in every run on a GPU; slower")
     add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="lr0 by the images of a step / nbs")
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
+    add_label_flags(p)
     add("--cache-dir", dest="cache_dir", help="folder of the data index and the image cache")
     add("--log-dir", dest="log_dir", help="a log file of each rank in this folder, with all messages")
     return p
+
+
+def _add_resume_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--resume",
+        nargs="?",
+        const="newest",
+        help="go on from a run folder or checkpoint; alone: the newest; auto: the run of --name, new or not",
+    )
+    p.add_argument(
+        "--data-changed",
+        dest="data_changed",
+        action="store_true",
+        help="with --resume: go on though images or labels are others than when the run began",
+    )
 
 
 def add_shared_flags(p: argparse.ArgumentParser) -> None:
@@ -137,6 +149,23 @@ def add_shared_flags(p: argparse.ArgumentParser) -> None:
         help="square input size in pixels",
     )
     p.add_argument("--device", type=foreign.device, help="cpu, or GPU numbers such as 0 or 0,1 of this host")
+
+
+def add_label_flags(p: argparse.ArgumentParser) -> None:
+    """How ``train`` and ``val`` read labels."""
+    p.add_argument(
+        "--class-map",
+        dest="class_map",
+        type=class_map,
+        metavar="OLD=NEW,...",
+        help="which class a name in the labels or the checkpoint is, or a YAML file; OLD= leaves it out",
+    )
+    p.add_argument(
+        "--skip-bad-classes",
+        dest="skip_bad_classes",
+        action="store_true",
+        help="leave out rows whose class number is none of names, instead of ending",
+    )
 
 
 def load_hyp(path: str | Path) -> Hyp:

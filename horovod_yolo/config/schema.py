@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.core.errors import UserError
 
 Cache = Literal["none", "ram", "disk"]
@@ -141,6 +142,9 @@ class TrainConfig:
     deterministic: bool = False
     scale_lr: ScaleLr = "none"
     max_steps: int = 0
+    class_map: ClassMap = ()
+    skip_bad_classes: bool = False
+    data_changed: bool = False
     cache_dir: str = ""
     log_dir: str = ""
 
@@ -227,6 +231,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     values: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
     values["hyp"] = {f.name: getattr(config.hyp, f.name) for f in fields(config.hyp)}
     values["freeze"] = list(config.freeze)
+    values["class_map"] = dict(config.class_map)
     return values
 
 
@@ -235,4 +240,5 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     values = dict(values)
     values["hyp"] = Hyp(**values["hyp"])
     values["freeze"] = tuple(values["freeze"])
+    values["class_map"] = tuple(values.get("class_map", {}).items())
     return TrainConfig(**values)

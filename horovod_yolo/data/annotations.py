@@ -21,7 +21,7 @@ from horovod_yolo.core.types import Floats, Ints
 from horovod_yolo.data.table import Table, ragged, ragged_row
 from horovod_yolo.io.columns import Column, ColumnFile, bytes_of, columns_in_memory
 
-FORMAT_VERSION = 2  # of the columns; a new one when the same files would give others
+FORMAT_VERSION = 3  # of the columns; a new one when the same files would give others
 
 _OF_IMAGES = ("folder", "name", "name_end", "height", "width", "object_end", "image_id", "image_id_end")
 _OF_OBJECTS = ("class_id", "box_xyxy", "crowd", "area")

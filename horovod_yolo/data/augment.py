@@ -122,7 +122,7 @@ class EvaluationTransform:
 def evaluation_sample(
     key: SampleKey, annotations: Annotations, load: Load, longest_side: int | None = None
 ) -> Sample:
-    """Letterbox one image: nothing random, all its boxes (crowds too), none clipped or dropped.
+    """Letterbox one image: nothing random, its boxes but no crowds, none clipped or dropped.
 
     Args:
         key: names the image and the input's size; the epoch is ignored.
@@ -139,7 +139,8 @@ def evaluation_sample(
         longest_side=longest_side,
         antialias=True,
     )
-    return Sample(canvas, record.classes, boxes_to_input(record.boxes_xyxy, fit), fit, key.index)
+    classes, boxes_xyxy = _ground_truth(record)
+    return Sample(canvas, classes, boxes_to_input(boxes_xyxy, fit), fit, key.index)
 
 
 def augment(key: SampleKey, annotations: Annotations, load: Load, params: AugmentParams, seed: int) -> Sample:

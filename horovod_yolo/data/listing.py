@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import FORMAT_VERSION
 from horovod_yolo.data.formats import Entry, Folders, Problem, coco, voc, yolo
+from horovod_yolo.data.formats.numbered import NumberedLabels
 from horovod_yolo.data.read import IMAGE_SUFFIXES
 from horovod_yolo.data.spec import DataSpec
 
@@ -70,6 +71,11 @@ def list_entries(spec: DataSpec, split: str) -> list[Entry]:
             fix=f"images end in {suffixes}",
         )
     numbered = _with_ids(unique)
+    if spec.numbered is not None:
+        numbered = [
+            dataclasses.replace(entry, labels=NumberedLabels(entry.labels, spec.numbered))
+            for entry in numbered
+        ]
     numbered[0] = dataclasses.replace(numbered[0], problems=tuple(problems))
     return numbered
 
@@ -125,7 +131,10 @@ def listing_of(entries: Sequence[Entry], spec: DataSpec, split: str) -> str:
 
 def rules_of(spec: DataSpec) -> str:
     """Hash of what the result of a scan depends on beside the files."""
-    return hashlib.sha256(canonical(FORMAT_VERSION, spec.names)).hexdigest()
+    numbered = spec.numbered and dataclasses.astuple(spec.numbered)
+    return hashlib.sha256(
+        canonical(FORMAT_VERSION, spec.names, dataclasses.astuple(spec.rules), numbered)
+    ).hexdigest()
 
 
 def _identity(entry: Entry, root: Path) -> tuple[object, ...]:
@@ -181,19 +190,19 @@ def _resolve(item: str, spec: DataSpec) -> Path:
 def _list_item(path: Path, spec: DataSpec, split: str, folders: Folders) -> tuple[list[Entry], list[Problem]]:
     where = f"{spec.file}, {split}"
     if path.is_dir():
-        return yolo.list_folder(path)
+        return yolo.list_folder(path, spec.root, folders, spec.rules)
     if not path.is_file():
         fix = f"relative paths start at {spec.root}; correct 'path' or '{split}'"
         raise UserError(f"there is no folder or file {path}", where=where, fix=fix)
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return coco.list_file(path, spec.root, split, spec.names, folders)
+        return coco.list_file(path, spec.root, split, spec.own_names, folders, spec.rules)
     if suffix != ".txt":
         fix = "give a folder of images, a .txt list, a VOC ImageSets list or a COCO .json"
         raise UserError(f"{path} is none of the known kinds", where=where, fix=fix)
     if voc.is_image_set(path):
-        return voc.list_file(path, folders)
-    return yolo.list_file(path, spec.root, folders)
+        return voc.list_file(path, folders, spec.rules)
+    return yolo.list_file(path, spec.root, folders, spec.rules)
 
 
 def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]]:

@@ -144,15 +144,11 @@ def require_useful(table: Table, images: Sequence[Path], root: Path) -> None:
         )
 
 
-def problems_of(columns: Table, root: Path, most: int) -> list[Problem]:
-    """The first problems of a table, in the order of the entries."""
-    found: list[Problem] = []
+def problems_of(columns: Table, root: Path) -> Iterator[Problem]:
+    """The problems of a table, in the order of the entries."""
     for i in np.flatnonzero(columns["problem_count"]).tolist():
-        if len(found) >= most:
-            break
-        rows = json.loads(ragged_row(columns, "problem", i))
-        found += [Problem(str(root / file), line, reason) for file, line, reason in rows]
-    return found[:most]
+        for file, *rest in json.loads(ragged_row(columns, "problem", i)):
+            yield Problem(str(root / file), *rest)
 
 
 def join(tables: Sequence[Table]) -> Table:
@@ -182,4 +178,5 @@ def _hashes(found: Sequence[bytes]) -> NDArray[np.uint8]:
 def _packed(problems: Sequence[Problem], root: Path) -> bytes:
     if not problems:
         return b""
-    return json.dumps([(relative_name(Path(p.file), root), p.line, p.reason) for p in problems]).encode()
+    rows = [(relative_name(Path(p.file), root), p.line, p.reason, p.kind, p.about, p.count) for p in problems]
+    return json.dumps(rows).encode()

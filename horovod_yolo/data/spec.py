@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.core.class_names import listed, match_names, without_own
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.formats import LabelRules, Numbering
 from horovod_yolo.io.plain_yaml import read_mapping
 
 MAX_YAML_BYTES = 1 << 20
-_KEYS = ("path", "train", "val", "test", "nc", "names")
+_KEYS = ("path", "train", "val", "test", "nc", "names", "kpt_shape")
 # YOLOv5 and the sites that export for it write these; none changes what we read.
-_IGNORED_KEYS = ("download", "roboflow")
+_IGNORED_KEYS = (
+    "download",
+    "roboflow",
+    "flip_idx",
+    "kpt_names",
+    "author",
+    "license",
+    "version",
+    "description",
+)
 
+_RULES = LabelRules()
 _log = logging.getLogger(__name__)
 
 
@@ -29,7 +41,33 @@ class DataSpec:
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]  # empty where the file has none
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the classes, which labels get
+    rules: LabelRules = _RULES
+    numbered: Numbering | None = None  # where the file's own names are not the classes'
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The names in the file, which its labels are numbered by."""
+        return self.numbered.names if self.numbered else self.names
+
+    @property
+    def class_numbers(self) -> tuple[int | None, ...]:
+        """The number that each class has in the file; None where it is not in there."""
+        if self.numbered is None:
+            return tuple(range(len(self.names)))
+        number = {found: i for i, found in reversed([*enumerate(self.numbered.ids)]) if found is not None}
+        return tuple(number.get(class_id) for class_id in range(len(self.names)))
+
+    def for_classes(self, names: Sequence[str], meeting: str) -> DataSpec:
+        """The same data for a model of other classes: equal sets, or one a part of the other.
+
+        Raises:
+            UserError: strangers on both sides, or no name in common.
+        """
+        class_map = without_own(dict(self.rules.class_map), names)
+        match = match_names(self.own_names, names, class_map, meeting=meeting, where=self.file)
+        numbered = None if match.is_identity else Numbering(self.own_names, match.ids)
+        return replace(self, names=tuple(names), numbered=numbered)
 
     @property
     def num_classes(self) -> int:
@@ -37,7 +75,7 @@ class DataSpec:
         return len(self.names)
 
 
-def load_data_yaml(path: Path) -> DataSpec:
+def load_data_yaml(path: Path, rules: LabelRules = _RULES) -> DataSpec:
     """Read a data.yaml with YOLOv5's keys. A relative ``path:`` starts at the file's own folder.
 
     Nothing is downloaded or executed, and no image is looked for yet.
@@ -45,7 +83,7 @@ def load_data_yaml(path: Path) -> DataSpec:
     Raises:
         UserError: the file is missing or is not such a file.
     """
-    content = read_mapping(path, most_bytes=MAX_YAML_BYTES, what="a data file")
+    content = read_mapping(path, most_bytes=MAX_YAML_BYTES, what="a data file", as_text=("names",))
     _require_known_keys(content, path)
     names = _names(content, path)
     return DataSpec(
@@ -55,6 +93,7 @@ def load_data_yaml(path: Path) -> DataSpec:
         val=_items(content, "val", path, required=True),
         test=_items(content, "test", path, required=False),
         names=names,
+        rules=replace(rules, keypoints=None if rules.first_release else _keypoints(content, path)),
     )
 
 
@@ -101,6 +140,7 @@ def _items(content: Mapping[str, Any], split: str, file: Path, *, required: bool
 
 
 def _names(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    """The class names as they are written: ``010`` and ``no`` are text here, not the number 8 and false."""
     value = content.get("names")
     if isinstance(value, dict):
         value = _names_in_order(value, file)
@@ -108,19 +148,45 @@ def _names(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
         fix = "add 'names: {0: first, 1: second}', or a list"
         raise UserError("has no usable 'names'", where=file, fix=fix)
     for name in value:
-        if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name).strip():
-            fix = 'put names in quotes: YAML reads no, yes, on and off as true and false, for example "no"'
-            raise UserError(f"class name {name!r} is not text", where=file, fix=fix)
+        if not isinstance(name, str) or not name.strip():
+            fix = "write a word, or a word in quotes, for each class"
+            raise UserError(f"class name {name!r:.60} is not text", where=file, fix=fix)
     _require_count(content.get("nc"), len(value), file)
-    return tuple(str(name) for name in value)
+    repeated = (
+        sorted({name for name in value if value.count(name) > 1}) if len(set(value)) < len(value) else []
+    )
+    if repeated:
+        _log.warning(
+            "%s: several classes are called %s: nobody can tell them apart", file, listed(repeated, 5)
+        )
+    return tuple(value)
 
 
-def _names_in_order(value: Mapping[Any, Any], file: Path) -> list[Any]:
+def _names_in_order(value: Mapping[str, Any], file: Path) -> list[Any]:
+    """Names by number; keys are the text of numbers, quoted or not."""
+    numbers = {int(key): name for key, name in value.items() if key.strip().isdecimal() and len(key) < 9}
+    if len(numbers) < len(value):
+        odd = next(key for key in value if not key.strip().isdecimal() or len(key) > 8)
+        raise UserError(
+            f"names has {odd!r:.60} for a class number", where=file, fix="number the names from 0"
+        )
     for i in range(len(value)):
-        if i not in value:
+        if i not in numbers:
             fix = f"number the {len(value)} names from 0 to {len(value) - 1}"
             raise UserError(f"names has no class {i}", where=file, fix=fix)
-    return [value[i] for i in range(len(value))]
+    return [numbers[i] for i in range(len(value))]
+
+
+def _keypoints(content: Mapping[str, Any], file: Path) -> tuple[int, int] | None:
+    """Points and numbers a point that follow the box of a row, where the set says so."""
+    value = content.get("kpt_shape")
+    if value is None:
+        return None
+    whole = isinstance(value, list) and all(type(number) is int for number in value)
+    if not whole or len(value) != 2 or value[0] < 1 or value[1] not in (2, 3):
+        fix = "write the number of key points and 2 (x, y) or 3 (x, y, visible), such as [17, 3]"
+        raise UserError(f"kpt_shape is {value!r:.60}", where=file, fix=fix)
+    return value[0], value[1]
 
 
 def _require_count(nc: object, count: int, file: Path) -> None:
@@ -128,5 +194,5 @@ def _require_count(nc: object, count: int, file: Path) -> None:
         return
     if isinstance(nc, bool) or not isinstance(nc, int) or nc != count:
         raise UserError(
-            f"nc is {nc!r}, but names has {count}", where=file, fix=f"write 'nc: {count}', or mend names"
+            f"nc is {nc!r:.60}, but names has {count}", where=file, fix=f"write 'nc: {count}', or mend names"
         )

@@ -55,7 +55,9 @@ class Evaluator:
             UserError: too many images are lost, on all ranks alike.
         """
         model.eval()
-        accumulator = DetectionAccumulator(len(self.annotations.names))
+        most = self.thresholds.most
+        limits = (min(1, most), min(10, most), most)
+        accumulator = DetectionAccumulator(len(self.annotations.names), max_detections=limits)
         terms = self.criterion.terms
         losses = torch.zeros(len(terms) + 1, dtype=torch.float64, device=self.precision.device)
         for batch in self.loader.epoch(0):

@@ -22,6 +22,10 @@ from horovod_yolo.metrics.summary import ClassSummary, Curves, DetectionSummary,
 __all__ = ["ClassSummary", "Curves", "DetectionAccumulator", "DetectionSummary", "State"]
 
 _FLUSH_AT = 1 << 18  # detection-truth pairs (an upper bound) that wait before they are matched together
+MAX_DETECTIONS = (
+    300  # of an image, as suppression leaves; pycocotools' own limit, 100 a class, is COCO_LIMITS
+)
+COCO_LIMITS = (1, 10, 100)
 Columns = Mapping[str, NDArray[np.generic]]
 _SETTINGS = ("iou_thresholds", "max_detections")
 
@@ -33,7 +37,7 @@ class DetectionAccumulator:
         self,
         num_classes: int,
         iou_thresholds: Sequence[float] | FloatArray = IOU_THRESHOLDS,
-        max_detections: Sequence[int] = (1, 10, 100),
+        max_detections: Sequence[int] = (1, 10, MAX_DETECTIONS),
     ) -> None:
         self.num_classes = num_classes
         self.iou_thresholds = np.asarray(iou_thresholds, np.float64)

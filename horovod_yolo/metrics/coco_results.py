@@ -24,7 +24,7 @@ import numpy as np
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.io.atomic import replacing
-from horovod_yolo.metrics.accumulator import DetectionAccumulator, DetectionSummary
+from horovod_yolo.metrics.accumulator import COCO_LIMITS, DetectionAccumulator, DetectionSummary
 from horovod_yolo.metrics.matching import BoolArray, FloatArray, ImageDetections, ImageTruths, IntArray
 
 CocoId = int | str
@@ -91,7 +91,7 @@ def evaluate_files(gt: Path, dt: Path) -> FileEvaluation:
     known_truths = (truths.images >= 0) & (truths.classes >= 0)
     known_results = results.classes >= 0
     count = len(truths.image_places)
-    accumulator = DetectionAccumulator(len(truths.categories))
+    accumulator = DetectionAccumulator(len(truths.categories), max_detections=COCO_LIMITS)
     rows_by_image = zip(
         _rows_by_image(truths.images, known_truths, count),
         _rows_by_image(results.images, known_results, count),

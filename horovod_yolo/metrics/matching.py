@@ -54,6 +54,10 @@ class ImageDetections:
     def __len__(self) -> int:
         return len(self.classes)
 
+    def only(self, chosen: BoolArray) -> ImageDetections:
+        """Those that ``chosen``, (m,), marks."""
+        return ImageDetections(self.boxes_ltwh[chosen], self.scores[chosen], self.classes[chosen])
+
 
 @dataclass(frozen=True)
 class Matches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +33,24 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def decode(self, predictions: Any) -> Decoded:
         """Boxes and scores of every place that predicts one. Half precision is decoded in float32."""
+
+    def with_classes_of(
+        self, weights: Mapping[str, Tensor], prefix: str, num_theirs: int, places: Sequence[int | None]
+    ) -> dict[str, Tensor]:
+        """This head's parameters with what another of its kind knows of the classes that both have.
+
+        By default it is not known which parameters belong to a class: the head stays as it is.
+
+        Args:
+            weights: the other model's, whose keys have the ``prefix`` where they are the head's.
+            prefix: of the head's keys.
+            num_theirs: how many classes the other head has.
+            places: of each of their classes its place here; None: it has none.
+
+        Returns:
+            Values by key, with the prefix.
+        """
+        return {prefix + name: own.detach().clone() for name, own in self.named_parameters()}
 
     def suppress(self, decoded: Decoded, thresholds: Thresholds) -> list[Detections]:
         """The detections of each of the B images, best first; for a head that may find an object twice."""

@@ -129,8 +129,8 @@ class EpochLog(TableLog):
         self._path = folder / "results.csv"
 
     def on_start(self, start: RunStart) -> None:
-        """Go on after the last epoch the run has finished."""
-        self._open(self._path, epoch_columns(start.terms), start.epoch)
+        """Go on after the last epoch that has its line."""
+        self._open(self._path, epoch_columns(start.terms), start.epochs_reported)
 
     def on_epoch(self, report: EpochReport) -> None:
         """Add a line."""

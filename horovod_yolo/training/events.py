@@ -16,6 +16,7 @@ class RunStart:
 
     step: int  # optimizer steps done
     epoch: int  # the first to be trained, or to be finished
+    epochs_reported: int  # one more where `--max-steps` has closed this one before its end
     schedule: Schedule
     terms: tuple[str, ...]  # names of the loss terms, in the order in which they are shown
 

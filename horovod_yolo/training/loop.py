@@ -48,6 +48,7 @@ class Trainer:
     early_stopping: EarlyStopping
     stop: StopRequest = field(default_factory=StopRequest)
     metrics: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)  # what checkpoints say of the run beside
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
 
     def fit(self) -> None:
@@ -57,7 +58,11 @@ class Trainer:
             StoppedError: a rank was asked to stop; everything is committed. On all ranks alike.
             NonFiniteError: training diverged, on all ranks alike.
         """
-        start = RunStart(self.progress.step, self.progress.epoch, self.schedule, self.stepper.criterion.terms)
+        progress = self.progress
+        closed_early = progress.batch > 0 and progress.closed_step == progress.step
+        reported = progress.epoch + closed_early
+        terms = self.stepper.criterion.terms
+        start = RunStart(progress.step, progress.epoch, reported, self.schedule, terms)
         for callback in self.callbacks:
             callback.on_start(start)
         self.stop.agree_from_here()
@@ -141,7 +146,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What ``last.pt`` holds. The tensors are live: copy or write them before the next step."""
-        return training_state(
+        state = training_state(
             model=self.stepper.model.state_dict(),
             ema={"weights": self.ema.model.state_dict(), "updates": self.ema.updates},
             optimizer=self.stepper.optimizer.state_dict(),
@@ -153,6 +158,7 @@ class Trainer:
             model_name=self.stepper.model.name,
             names=self.names,
         )
+        return {**state, **self.about}
 
     def close(self) -> None:
         """End the data workers and what else runs beside training, also in the middle of a run."""

@@ -93,12 +93,21 @@ def nothing_to_resume(data: Path, folder: Path) -> tuple[list[object], str]:
     return ["--resume", folder], "resume"
 
 
+def one_cell(data: Path, folder: Path) -> tuple[list[object], str]:
+    return ["--data", data, "--img", "32"], "--imgsz 64"
+
+
+def fp16_on_a_cpu(data: Path, folder: Path) -> tuple[list[object], str]:
+    return ["--data", data, "--precision", "fp16", "--device", "cpu"], "needs a GPU"
+
+
 Case = Callable[[Path, Path], tuple[list[object], str]]
 # Before the ranks say anything to each other, and in the middle of their agreement.
 WITH_REAL_RANKS: list[Case] = [unknown_flag, unreadable_images]
 ALIKE: list[Case] = [
     missing_data, missing_images, batch_below_ranks, weights_of_nothing, nothing_to_resume,
     only_wrong_classes, only_nan_boxes, empty_set, unknown_hyperparameter, no_epochs, unknown_model,
+    one_cell, fp16_on_a_cpu,
 ]  # fmt: skip
 
 
@@ -108,7 +117,7 @@ def words(case: Case, data: Path, folder: Path) -> tuple[list[str], str]:
     defaults = [] if "--resume" in flags else ["--img", "64", "--workers", "0", "--noplots"]
     place = [] if "--resume" in flags else ["--project", folder / "runs"]
     model = [] if {"--cfg", "--resume", "--weights"} & set(map(str, flags)) else ["--cfg", "yolov5n"]
-    return [str(word) for word in [*flags, *model, *defaults, *place]], named
+    return [str(word) for word in [*model, *defaults, *place, *flags]], named
 
 
 @pytest.mark.parametrize("case", [*WITH_REAL_RANKS, *ALIKE], ids=lambda case: case.__name__)

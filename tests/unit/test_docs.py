@@ -40,7 +40,7 @@ def as_cell(value: Any) -> str:
     """How the documents write a default."""
     if isinstance(value, bool):
         return {False: "off", True: "on"}[value]
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value) or NO_DEFAULT
+    return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or NO_DEFAULT
 
 
 def blocks(language: str, text: str) -> list[str]:

@@ -8,11 +8,12 @@ entry's ``LabelSource`` knows how. Parsers take bytes, so that tests can feed th
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,24 +21,38 @@ from numpy.typing import NDArray
 from horovod_yolo.core import boxes
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Floats, Ints
+from horovod_yolo.data.formats.rules import LabelRules, Numbering
+from horovod_yolo.data.formats.text import lines, not_text
 from horovod_yolo.io.files import read_bytes
+
+__all__ = ["Entry", "Folders", "LabelRules", "LabelSource", "Labels", "Numbering", "Problem", "Row", "lines"]
 
 MAX_LABEL_BYTES = 16 << 20  # of one image; the longest honest ones are a few MB of polygons
 MAX_LIST_BYTES = 1 << 30  # of a list of images; ten million paths of a hundred letters
 MAX_OBJECTS = 100_000  # in one image
 MAX_PROBLEMS = 1000  # of one label file or list: more means it is no such file at all
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_BYTES_AT_ONCE = 1 << 20
+
+# What became of it.
+# "left out": an image or object that cannot be used. "bad class": a row whose class number is none of ours.
+# "other class": objects left out because the name of their class is none of ours; "stranger": the same where
+# only the whole set can tell whether that is a mistake. "unlabelled": images without a label file, which are
+# background. "note": nothing is left out.
+ProblemKind = Literal["left out", "bad class", "other class", "stranger", "unlabelled", "note"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in the user's files that was left out, or that they should know of."""
+    """Something in the user's files that was left out, or that they should know of.
+
+    ``about`` is the class as the files have it, and ``count`` how many objects or images are meant.
+    """
 
     file: str
     line: int | None
     reason: str
+    kind: ProblemKind = "left out"
+    about: str = ""
+    count: int = 1
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -97,6 +112,7 @@ class Folders:
 
     def __init__(self) -> None:
         self._names: dict[Path, frozenset[str]] = {}
+        self._spellings: dict[Path, dict[str, list[str]]] = {}
 
     def names(self, folder: Path) -> frozenset[str]:
         """The names in a folder; none when it cannot be listed."""
@@ -111,6 +127,23 @@ class Folders:
     def hold(self, path: Path) -> bool:
         """Whether the path's folder has its name."""
         return path.name in self.names(path.parent)
+
+    def spelled(self, path: Path) -> Path | None:
+        """The one file in the path's folder whose name is the same but for case, accents or percent signs."""
+        same = self._alike(path.parent).get(alike(path.name), ())
+        return path.with_name(same[0]) if len(same) == 1 else None
+
+    def _alike(self, folder: Path) -> dict[str, list[str]]:
+        if folder not in self._spellings:
+            found = self._spellings[folder] = {}
+            for name in sorted(self.names(folder)):
+                found.setdefault(alike(name), []).append(name)
+        return self._spellings[folder]
+
+
+def alike(name: str) -> str:
+    """What a file's name has in common with its other spellings: case, composed accents, percent signs."""
+    return unicodedata.normalize("NFC", unquote(name, errors="surrogateescape")).casefold()
 
 
 def is_file_name(text: str) -> bool:
@@ -157,23 +190,12 @@ def read_list(file: Path, limit: int, fix: str) -> bytes:
         UserError: it cannot be read, or is longer than ``limit`` bytes.
     """
     try:
-        return read_bytes(file, limit)
+        data = read_bytes(file, limit)
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", where=file, fix=fix) from error
-
-
-def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1, and the lines that are not blank. All three kinds of line end count."""
-    start = len(_BYTE_ORDER_MARK) if data.startswith(_BYTE_ORDER_MARK) else 0
-    number = 0
-    while start < len(data):
-        end = _LINE_END.search(data, start + _BYTES_AT_ONCE)  # lists are long: not all lines at once
-        stop = end.end() if end else len(data)
-        for line in data[start:stop].splitlines():
-            number += 1
-            if stripped := line.strip():
-                yield number, stripped
-        start = stop
+    if file.suffix.lower() == ".txt" and (reason := not_text(data)):
+        raise UserError(f"cannot be read: {reason}", where=file, fix=fix)
+    return data
 
 
 def settle(rows: Iterable[Row], height: int, width: int, file: str) -> tuple[Labels, list[Problem]]:
@@ -209,22 +231,40 @@ def too_many_objects(file: str, line: int | None) -> Problem:
     return Problem(file, line, f"{MAX_OBJECTS} objects in one image: the rest of the file is left out")
 
 
-def class_ids(names: Sequence[str]) -> dict[str, int]:
-    """Class name -> id; of equal names the first counts."""
-    ids: dict[str, int] = {}
-    for i, name in enumerate(names):
-        ids.setdefault(name.strip(), i)
-    return ids
-
-
 def size_problem(file: str, stated: tuple[int, int] | None, height: int, width: int) -> list[Problem]:
     """A note, not a reason to leave anything out, when labels were made for an image of another size."""
     if stated is None or min(stated) <= 0 or stated == (height, width):
         return []
-    reason = (
-        f"labels are for {stated[1]}x{stated[0]}, the image is {width}x{height}: kept, as pixels of the image"
-    )
-    return [Problem(file, None, reason)]
+    sizes = f"it says that the image is {stated[1]}x{stated[0]}, which is {width}x{height}"
+    return [Problem(file, None, f"{sizes}: its boxes are taken as pixels of the image", "note")]
+
+
+def other_classes(file: str, counts: Mapping[str, int], kind: ProblemKind = "other class") -> list[Problem]:
+    """Objects left out because the name of their class is none of ours."""
+    return [
+        Problem(
+            file,
+            None,
+            f"{count} objects of {name!r:.80}, which is none of the classes",
+            kind,
+            name,
+            count,
+        )
+        for name, count in counts.items()
+    ]
+
+
+def unless_all_bad(
+    labels: Labels, problems: list[Problem], file: Path, rules: LabelRules, lost: int = 0
+) -> tuple[Labels | None, list[Problem]]:
+    """The labels; none where every object of the image had to be left out: it is no background.
+
+    ``lost`` are objects that nobody could hand to ``labels``.
+    """
+    bad = [problem for problem in problems if problem.kind == "left out"]
+    if len(labels.classes) or not (bad or lost) or rules.first_release:
+        return labels, problems
+    return None, [*problems, Problem(str(file), None, "no object of the image is usable: it is left out too")]
 
 
 def _reference(row: Row) -> str:

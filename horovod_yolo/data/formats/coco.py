@@ -7,8 +7,8 @@ An image's file is looked for in this order, and all files of a set need not lie
 3. below the JSON's folder, its parent and the root: ``images/<name>/`` and ``<name>/``, where name is
    what the JSON's name says (``train2017`` of ``instances_train2017.json``), then the split
 
-Categories become classes by name. When no name agrees, the i-th category by id is class i, leaving out
-the unused category that only heads the others (Roboflow writes one); the counts must be equal.
+Categories become classes by name, case and spaces ignored: see `core.class_names`. A category without
+objects, such as the head of all others that Roboflow writes, need be none of the classes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import (
     Entry,
     Folders,
+    LabelRules,
     Labels,
     Problem,
     Row,
-    class_ids,
     is_file_name,
+    other_classes,
     read_list,
     settle,
     size_problem,
+    unless_all_bad,
 )
+from horovod_yolo.data.formats.coco_categories import Key, key_of, map_categories, text_of
 from horovod_yolo.data.read import MAX_PIXELS
 
-Key = int | str  # of an image or a category
-
+_RULES = LabelRules()
 MAX_JSON_BYTES = 4 << 30  # COCO's largest is 0.5 GB, LVIS's 1.1 GB
 
 
@@ -59,6 +61,8 @@ class CocoLabels:
     file: Path
     rows: tuple[CocoRow, ...]
     stated_size: tuple[int, int] | None = None  # (height, width)
+    rules: LabelRules = _RULES
+    lost: int = 0
 
     def read(self, names: Sequence[str], height: int, width: int) -> tuple[Labels | None, list[Problem]]:
         """See ``LabelSource``. The classes were mapped when the file was listed."""
@@ -71,7 +75,7 @@ class CocoLabels:
             else:
                 rows.append(checked)
         labels, more = settle(rows, height, width, str(self.file))
-        return labels, problems + more
+        return unless_all_bad(labels, problems + more, self.file, self.rules, self.lost)
 
 
 @dataclass
@@ -82,10 +86,11 @@ class CocoImage:
     file_name: str
     stated_size: tuple[int, int] | None
     rows: list[CocoRow] = field(default_factory=list)
+    lost: int = 0  # annotations whose category is unknown
 
 
 def list_file(
-    file: Path, root: Path, split: str, names: Sequence[str], folders: Folders
+    file: Path, root: Path, split: str, names: Sequence[str], folders: Folders, rules: LabelRules = _RULES
 ) -> tuple[list[Entry], list[Problem]]:
     """An entry for each image of a COCO JSON.
 
@@ -94,14 +99,14 @@ def list_file(
             its images is found.
     """
     data = read_list(file, MAX_JSON_BYTES, "give a COCO annotation file")
-    images, problems = parse(data, str(file), names)
+    images, problems = parse(data, str(file), names, rules)
     places = _places(file, root, split)
     entries = []
     found = False
     for image in images:
         path = _locate(image.file_name, places, folders)
         found = found or path is not None
-        labels = CocoLabels(file, tuple(image.rows), image.stated_size)
+        labels = CocoLabels(file, tuple(image.rows), image.stated_size, rules, image.lost)
         entries.append(Entry(path or places[0] / image.file_name, labels, image.image_id, str(file)))
     if images and not found:
         raise UserError(
@@ -113,7 +118,9 @@ def list_file(
     return entries, problems
 
 
-def parse(data: bytes, file: str, names: Sequence[str]) -> tuple[list[CocoImage], list[Problem]]:
+def parse(
+    data: bytes, file: str, names: Sequence[str], rules: LabelRules = _RULES
+) -> tuple[list[CocoImage], list[Problem]]:
     """The content of a COCO JSON -> its images with their annotations, and what belongs to no image.
 
     Raises:
@@ -122,57 +129,26 @@ def parse(data: bytes, file: str, names: Sequence[str]) -> tuple[list[CocoImage]
     content = _load(data, file)
     annotations = content["annotations"]
     used = {
-        key for a in annotations if isinstance(a, dict) and (key := _key(a.get("category_id"))) is not None
+        key for a in annotations if isinstance(a, dict) and (key := key_of(a.get("category_id"))) is not None
     }
-    classes = map_categories(content["categories"], used, names, file)
+    classes = map_categories(content["categories"], used, names, file, rules)
+    listed = {
+        key_of(c.get("id")): text_of(c.get("name")) for c in content["categories"] if isinstance(c, dict)
+    }
     images, problems = _images(content["images"], file)
     left_out: dict[str, list[str]] = {}
+    others: dict[str, int] = {}
     for position, annotation in enumerate(annotations):
-        if reason := _attach(annotation, position, images, classes):
+        reason, name = _attach(annotation, position, images, classes, listed)
+        if name is not None:
+            others[name] = others.get(name, 0) + 1
+        elif reason:
             left_out.setdefault(reason, []).append(_name(annotation, position))
     for reason, rows in left_out.items():
-        others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-        problems.append(Problem(file, None, f"{rows[0]}{others}: {reason}"))
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        problems.append(Problem(file, None, f"{rows[0]}{more}: {reason}", count=len(rows)))
+    problems += _merged(classes, listed, file) + other_classes(file, others)
     return list(images.values()), problems
-
-
-def map_categories(
-    categories: Sequence[object], used: set[Key], names: Sequence[str], file: str
-) -> dict[Key, int]:
-    """Category id -> class. ``used`` holds the category ids that annotations have.
-
-    Raises:
-        UserError: neither the names nor the counts agree.
-    """
-    known = {key: c for c in categories if isinstance(c, dict) and (key := _key(c.get("id"))) is not None}
-    ids = class_ids(names)
-    by_name = {key: ids[name] for key, c in known.items() if (name := _text(c.get("name")).strip()) in ids}
-    if by_name:
-        foreign = [_text(known[key].get("name")) for key in known if key in used and key not in by_name]
-        absent = [name for i, name in enumerate(names) if i not in by_name.values()]
-        if foreign and absent:
-            raise _unmapped(
-                f"category {foreign[0]!r} is not in names, and name {absent[0]!r} is no category", file
-            )
-        return by_name
-    return _map_by_order(known, used, names, file)
-
-
-def _map_by_order(
-    known: Mapping[Key, Mapping[str, Any]], used: set[Key], names: Sequence[str], file: str
-) -> dict[Key, int]:
-    heads = {_text(c.get("supercategory")) for c in known.values()}
-    order = sorted(known, key=lambda key: (isinstance(key, str), key))
-    if len(order) != len(names):
-        order = [key for key in order if key in used or _text(known[key].get("name")) not in heads]
-    if len(order) != len(names):
-        listed = ", ".join(_text(known[key].get("name")) for key in order[:10])
-        raise _unmapped(f"none of the {len(order)} categories ({listed}) is in the {len(names)} names", file)
-    return {key: i for i, key in enumerate(order)}
-
-
-def _unmapped(what: str, file: str) -> UserError:
-    return UserError(what, where=file, fix="make 'names' in data.yaml the category names of this file")
 
 
 def _load(data: bytes, file: str) -> dict[str, list[object]]:
@@ -194,7 +170,7 @@ def _images(listed: Sequence[object], file: str) -> tuple[dict[Key, CocoImage], 
     problems: list[Problem] = []
     for position, image in enumerate(listed):
         content = image if isinstance(image, dict) else {}
-        key = _key(content.get("id"))
+        key = key_of(content.get("id"))
         name = content.get("file_name")
         if key is None or not isinstance(name, str) or not is_file_name(name):
             problems.append(
@@ -216,17 +192,39 @@ def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     return height, width
 
 
+def _merged(classes: Mapping[Key, int], listed: Mapping[Key | None, str], file: str) -> list[Problem]:
+    """A note on each class that several categories are."""
+    of_class: dict[int, list[str]] = {}
+    for key, class_id in classes.items():
+        of_class.setdefault(class_id, []).append(f"{listed[key]!r:.60} ({key!r:.20})")
+    return [
+        Problem(file, None, f"categories {' and '.join(same[:5])} are one class", "note")
+        for same in of_class.values()
+        if len(same) > 1
+    ]
+
+
 def _attach(
-    annotation: object, position: int, images: Mapping[Key, CocoImage], classes: Mapping[Key, int]
-) -> str:
-    """Hand an annotation to its image; the reason, if it has none or no class."""
+    annotation: object,
+    position: int,
+    images: Mapping[Key, CocoImage],
+    classes: Mapping[Key, int],
+    listed: Mapping[Key | None, str],
+) -> tuple[str, str | None]:
+    """Hand an annotation to its image; else why it is left out, or its category that is none of ours."""
     if not isinstance(annotation, dict):
-        return "not a mapping"
-    image_key, category = _key(annotation.get("image_id")), _key(annotation.get("category_id"))
+        return "not a mapping", None
+    image_key, category = key_of(annotation.get("image_id")), key_of(annotation.get("category_id"))
     if image_key is None or image_key not in images:
-        return "image_id is not the id of an image in the file"
+        return "image_id is not the id of an image in the file", None
     if category is None or category not in classes:
-        return f"category_id {reprlib.repr(annotation.get('category_id')):.60} is not a class of data.yaml"
+        if category in listed:
+            return "", listed[category]
+        images[image_key].lost += 1
+        return (
+            f"category_id {reprlib.repr(annotation.get('category_id')):.60} is not a class of data.yaml",
+            None,
+        )
     row = CocoRow(
         name=_name(annotation, position),
         class_id=classes[category],
@@ -235,25 +233,13 @@ def _attach(
         crowd=bool(annotation.get("iscrowd")),
     )
     images[image_key].rows.append(row)
-    return ""
+    return "", None
 
 
 def _name(annotation: object, position: int) -> str:
     if isinstance(annotation, dict) and "id" in annotation:
         return f"annotation {reprlib.repr(annotation['id'])}"[:80]
     return f"annotation at position {position}"
-
-
-def _text(value: object) -> str:
-    """A name. What is nested deep enough to overflow the stack is none."""
-    return str(value) if isinstance(value, str | int | float) else ""
-
-
-def _key(value: object) -> Key | None:
-    """An id that can be looked up. Some exporters write 7.0 for 7; true and false are no ids."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def _check_row(raw: CocoRow) -> Row | str:
@@ -303,7 +289,9 @@ def _places(file: Path, root: Path, split: str) -> list[Path]:
 
 
 def _locate(file_name: str, places: Sequence[Path], folders: Folders) -> Path | None:
-    return next(_candidates(file_name, places, folders), None)
+    if found := next(_candidates(file_name, places, folders), None):
+        return found
+    return next((found for place in places if (found := folders.spelled(place / file_name))), None)
 
 
 def _candidates(file_name: str, places: Sequence[Path], folders: Folders) -> Iterator[Path]:

@@ -11,9 +11,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from xml.parsers import expat
 
+from horovod_yolo.core.class_names import find_names
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import (
     MAX_LIST_BYTES,
@@ -21,23 +23,26 @@ from horovod_yolo.data.formats import (
     MAX_PROBLEMS,
     Entry,
     Folders,
+    LabelRules,
     Labels,
     Problem,
     Row,
     UnreadableError,
-    class_ids,
     is_file_name,
     lines,
+    other_classes,
     read_labels,
     read_list,
     settle,
     size_problem,
     too_many,
     too_many_objects,
+    unless_all_bad,
     unreadable,
 )
 from horovod_yolo.data.read import IMAGE_SUFFIXES
 
+_RULES = LabelRules()
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 MOST_NESTED = 200_000
 _DEEPEST = 5  # annotation, object, bndbox, xmin, and one more to tell what lies deeper
@@ -49,6 +54,7 @@ class VocLabels:
     """The XML file of one image."""
 
     file: Path
+    rules: LabelRules = _RULES
 
     def read(self, names: Sequence[str], height: int, width: int) -> tuple[Labels | None, list[Problem]]:
         """See ``LabelSource``. Without a sound file the image's objects are unknown, not absent."""
@@ -58,7 +64,10 @@ class VocLabels:
             return None, [unreadable(self.file, error)]
         except UnreadableError as error:
             return None, [error.problem]
-        return parse_annotation(data, str(self.file), names, height, width)
+        labels, problems = parse_annotation(data, str(self.file), names, height, width, self.rules)
+        if labels is None:
+            return None, problems
+        return unless_all_bad(labels, problems, self.file, self.rules)
 
 
 @dataclass
@@ -118,7 +127,7 @@ def is_image_set(file: Path) -> bool:
     return "ImageSets" in file.parts[-3:-1]
 
 
-def list_file(file: Path, folders: Folders) -> tuple[list[Entry], list[Problem]]:
+def list_file(file: Path, folders: Folders, rules: LabelRules = _RULES) -> tuple[list[Entry], list[Problem]]:
     """An entry for each name in a VOC list. ``name -1``, as in the lists of one class, names an image too.
 
     Raises:
@@ -130,6 +139,7 @@ def list_file(file: Path, folders: Folders) -> tuple[list[Entry], list[Problem]]
             fix = f"a VOC list in {base}/ImageSets needs Annotations and JPEGImages in {base}"
             raise UserError(f"there is no folder {base / folder}", where=file, fix=fix)
     data = read_list(file, MAX_LIST_BYTES, "give a text file with one image name a line")
+    annotations = base / "Annotations"
     stems = _stems(base / "JPEGImages", folders)
     entries, problems = [], []
     for number, line in lines(data):
@@ -142,13 +152,16 @@ def list_file(file: Path, folders: Folders) -> tuple[list[Entry], list[Problem]]
         else:
             name = _name(text, stems)
             image = base / "JPEGImages" / stems.get(name, f"{name}.jpg")
-            labels = VocLabels(base / "Annotations" / f"{name}.xml")
+            if name not in stems:
+                image = folders.spelled(image) or image
+            xml = annotations / f"{name}.xml"
+            labels = VocLabels(xml if folders.hold(xml) else folders.spelled(xml) or xml, rules)
             entries.append(Entry(image, labels, named_in=str(file), named_at=number))
     return entries, problems
 
 
 def parse_annotation(
-    data: bytes, file: str, names: Sequence[str], height: int, width: int
+    data: bytes, file: str, names: Sequence[str], height: int, width: int, rules: LabelRules = _RULES
 ) -> tuple[Labels | None, list[Problem]]:
     """The content of a VOC XML -> labels in pixels of a (height, width) image, and the objects left out.
 
@@ -160,13 +173,19 @@ def parse_annotation(
     except (expat.ExpatError, ValueError, LookupError) as error:
         line = handler.parser.CurrentLineNumber
         return None, [Problem(file, line, f"labels cannot be read: {error}")]
-    ids = class_ids(names)
+    ours = tuple(names)
+    others: dict[str, int] = {}
     rows: list[Row] = []
     problems = size_problem(file, _stated_size(handler.size), height, width)
     if len(handler.objects) > MAX_OBJECTS:
         problems.append(too_many_objects(file, handler.objects.pop().line))
     for found in handler.objects:
-        checked = _check_object(found, ids)
+        name = found.fields.get("name")
+        class_id = class_of(name, ours, rules) if name else None
+        if name and class_id is None:
+            others[name] = others.get(name, 0) + 1
+            continue
+        checked = _check_object(found, class_id)
         if isinstance(checked, Row):
             rows.append(checked)
         else:
@@ -175,7 +194,7 @@ def parse_annotation(
             problems.append(too_many(file, found.line))
             break
     labels, more = settle(rows, height, width, file)
-    return labels, problems + more
+    return labels, problems + other_classes(file, others, "stranger") + more
 
 
 def _base(file: Path) -> Path:
@@ -198,13 +217,18 @@ def _name(text: str, stems: dict[str, str]) -> str:
     return first.strip() if flag in ("-1", "0", "1") and first.strip() else text
 
 
-def _check_object(found: _Object, ids: dict[str, int]) -> Row | str:
+@lru_cache(maxsize=4096)
+def class_of(name: str, ours: tuple[str, ...], rules: LabelRules) -> int | None:
+    """The class an object's name is; None where it is none of ours."""
+    if rules.first_release:
+        return next((i for i, own in enumerate(ours) if own.strip() == name), None)
+    return find_names((name,), ours, dict(rules.class_map)).ids[0]
+
+
+def _check_object(found: _Object, class_id: int | None) -> Row | str:
     """The object with its numbers checked, or why it is left out."""
-    name = found.fields.get("name")
-    if name is None:
+    if class_id is None:
         return "object has no name"
-    if name not in ids:
-        return f"object name {name[:60]!r} is not in 'names' of data.yaml"
     corners = []
     for corner in _CORNERS:
         value = _number(found.fields.get(corner, ""))
@@ -214,7 +238,7 @@ def _check_object(found: _Object, ids: dict[str, int]) -> Row | str:
     x1, y1, x2, y2 = corners
     if x2 <= x1 or y2 <= y1:
         return f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) has no area: max must exceed min"
-    return Row(ids[name], (x1, y1, x2, y2), line=found.line)
+    return Row(class_id, (x1, y1, x2, y2), line=found.line)
 
 
 def _number(text: str) -> float | None:

@@ -1,9 +1,9 @@
 """YOLO txt labels: a folder of images, or a list file, with one text file of rows an image.
 
 A row is ``class cx cy w h``, all but the class as a share of the image's size, or
-``class x1 y1 x2 y2 x3 y3 ...``, a polygon, which becomes its bounding box. The label file of
-``.../images/a/b.jpg`` is ``.../labels/a/b.txt`` (the last folder called ``images`` counts); without such a
-folder it lies beside the image. An image without label file is background.
+``class x1 y1 x2 y2 x3 y3 ...``, a polygon, which becomes its bounding box. Where ``kpt_shape`` says that key
+points follow the box, they are passed over. Where a label file is: `label_files.py`. An image without label
+file is background.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from horovod_yolo.data.formats import (
     MAX_PROBLEMS,
     Entry,
     Folders,
+    LabelRules,
     Labels,
     Problem,
     Row,
@@ -31,11 +32,16 @@ from horovod_yolo.data.formats import (
     settle,
     too_many,
     too_many_objects,
+    unless_all_bad,
+    unreadable,
 )
+from horovod_yolo.data.formats.label_files import LabelFinder, label_path
+from horovod_yolo.data.formats.text import not_text
 from horovod_yolo.data.read import IMAGE_SUFFIXES
 
 OVERHANG = 1e-3  # how far values may lie outside 0..1: rounding in exporters, no more
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
+_RULES = LabelRules()
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class YoloLabels:
     """The text file of one image."""
 
     file: Path
+    rules: LabelRules = _RULES
 
     def read(self, names: Sequence[str], height: int, width: int) -> tuple[Labels | None, list[Problem]]:
         """See ``LabelSource``. A missing file means that the image has no objects."""
@@ -52,14 +59,23 @@ class YoloLabels:
             data = b""
         except UnreadableError as error:
             return None, [error.problem]
-        return parse_labels(data, str(self.file), len(names), height, width)
+        if (reason := not_text(data)) and not self.rules.first_release:
+            return None, [unreadable(self.file, reason)]
+        labels, problems = parse_labels(data, str(self.file), len(names), height, width, self.rules)
+        return unless_all_bad(labels, problems, self.file, self.rules)
 
 
 class _BadRowError(ValueError):
     """A row that is left out; the text says why."""
 
 
-def list_folder(folder: Path) -> tuple[list[Entry], list[Problem]]:
+class _BadClassError(_BadRowError):
+    """A row whose class is none of ours."""
+
+
+def list_folder(
+    folder: Path, root: Path, folders: Folders, rules: LabelRules
+) -> tuple[list[Entry], list[Problem]]:
     """An entry for each image in a folder and the folders below it. Hidden files do not count."""
     problems: list[Problem] = []
 
@@ -68,17 +84,24 @@ def list_folder(folder: Path) -> tuple[list[Entry], list[Problem]]:
         problems.append(Problem(str(error.filename or folder), None, reason))
 
     entries = []
+    finder = LabelFinder(root, folders)
     for here, names in _folders_below(folder, note):
-        labels = label_path(here / "of.jpg").parent  # once a folder: paths are slow, and sets are large
+        images = [name for name in names if name.lower().endswith(_SUFFIXES)]
+        if rules.first_release:
+            labels = label_path(here / "of.jpg").parent  # once a folder: paths are slow, and sets are large
+            found = [labels / f"{name[: name.rindex('.')]}.txt" for name in images]
+        else:
+            found = finder.of_folder(here, images)
         entries += [
-            Entry(here / name, YoloLabels(labels / f"{name[: name.rindex('.')]}.txt"))
-            for name in names
-            if name.lower().endswith(_SUFFIXES)
+            Entry(here / name, YoloLabels(file, rules)) for name, file in zip(images, found, strict=True)
         ]
+    problems += finder.remarks(str(folder), strays=True)
     return entries, problems
 
 
-def list_file(file: Path, root: Path, folders: Folders) -> tuple[list[Entry], list[Problem]]:
+def list_file(
+    file: Path, root: Path, folders: Folders, rules: LabelRules
+) -> tuple[list[Entry], list[Problem]]:
     """An entry for each line of a list file.
 
     Paths are absolute, relative to the list file's folder (``./`` in front or not), or relative to ``root``.
@@ -88,6 +111,7 @@ def list_file(file: Path, root: Path, folders: Folders) -> tuple[list[Entry], li
     """
     data = read_list(file, MAX_LIST_BYTES, "give a text file with one image path a line")
     entries, problems = [], []
+    finder = LabelFinder(root, folders)
     for number, line in lines(data):
         text = os.fsdecode(line)
         if not is_file_name(text) or Path(text).suffix.lower() not in IMAGE_SUFFIXES:
@@ -97,22 +121,13 @@ def list_file(file: Path, root: Path, folders: Folders) -> tuple[list[Entry], li
                 break
             continue
         image = _locate(text.replace("\\", "/"), file.parent, root, folders)
-        entries.append(Entry(image, YoloLabels(label_path(image)), named_in=str(file), named_at=number))
-    return entries, problems
-
-
-def label_path(image: Path) -> Path:
-    """An image's label file: the last folder ``images`` becomes ``labels``, the suffix ``.txt``."""
-    parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+        labels = label_path(image) if rules.first_release else finder.of_image(image)
+        entries.append(Entry(image, YoloLabels(labels, rules), named_in=str(file), named_at=number))
+    return entries, [*problems, *finder.remarks(str(file), strays=False)]
 
 
 def parse_labels(
-    data: bytes, file: str, num_classes: int, height: int, width: int
+    data: bytes, file: str, num_classes: int, height: int, width: int, rules: LabelRules = _RULES
 ) -> tuple[Labels, list[Problem]]:
     """The content of a label file -> labels in pixels of a (height, width) image, and the rows left out."""
     rows: list[Row] = []
@@ -122,9 +137,10 @@ def parse_labels(
             problems.append(too_many_objects(file, number))
             break
         try:
-            class_id, (x1, y1, x2, y2) = _parse_row(line.split(), num_classes)
+            class_id, (x1, y1, x2, y2) = _parse_row(line.split(), num_classes, rules)
         except _BadRowError as error:
-            problems.append(Problem(file, number, str(error)))
+            about = _short(line.split()[0]) if isinstance(error, _BadClassError) else ""
+            problems.append(Problem(file, number, str(error), "bad class" if about else "left out", about))
             if len(problems) >= MAX_PROBLEMS:
                 problems.append(too_many(file, number))
                 break
@@ -166,26 +182,33 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _locate(text: str, beside: Path, root: Path, folders: Folders) -> Path:
     path = Path(text)
-    if path.is_absolute():
-        return path
-    first = beside / path
-    if not text.startswith("./") and not folders.hold(first) and folders.hold(root / path):
-        return root / path
-    return first
+    places = [path] if path.is_absolute() else [beside / path]
+    if not path.is_absolute() and not text.startswith("./"):
+        places.append(root / path)
+    for place in places:
+        if folders.hold(place):
+            return place
+    return next((found for place in places if (found := folders.spelled(place))), places[0])
 
 
-def _parse_row(columns: Sequence[bytes], num_classes: int) -> tuple[int, tuple[float, float, float, float]]:
+def _parse_row(
+    columns: Sequence[bytes], num_classes: int, rules: LabelRules
+) -> tuple[int, tuple[float, float, float, float]]:
     """Columns -> class and corners as shares of the image."""
-    if len(columns) != 5 and (len(columns) < 7 or len(columns) % 2 == 0):
-        raise _BadRowError(
-            f"{len(columns)} columns: a row is 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...'"
-        )
+    if rules.keypoints and len(columns) == 5 + rules.keypoints[0] * rules.keypoints[1]:
+        columns = columns[:5]
+    _require_columns(columns, rules)
     numbers = [_number(column) for column in columns]
     class_id, values = numbers[0], numbers[1:]
     if not class_id.is_integer():
         raise _BadRowError(f"class {_shown(columns[0])} is not a whole number")
     if not 0 <= class_id < num_classes:
-        raise _BadRowError(f"class {_shown(columns[0])} is not in 0..{num_classes - 1}")
+        raise _BadClassError(f"class {_shown(columns[0])} is not in 0..{num_classes - 1}")
+    if not rules.first_release and (points := _hidden_keypoints(values)):
+        shape = f"kpt_shape: [{points}, 3]"
+        raise _BadRowError(
+            f"{len(columns)} columns look like a box with {points} key points: write '{shape}' into data.yaml"
+        )
     if len(values) == 4 and min(values[2:]) <= 0:
         raise _BadRowError(f"width {values[2]:g} and height {values[3]:g} must be positive")
     outside = [value for value in values if not -OVERHANG <= value <= 1 + OVERHANG]
@@ -194,6 +217,38 @@ def _parse_row(columns: Sequence[bytes], num_classes: int) -> tuple[int, tuple[f
             f"{outside[0]:g} is outside 0..1: values are shares of the image's size, not pixels"
         )
     return int(class_id), _corners(values)
+
+
+def _require_columns(columns: Sequence[bytes], rules: LabelRules) -> None:
+    count = len(columns)
+    if rules.keypoints and count != 5:
+        points, numbers = rules.keypoints
+        raise _BadRowError(
+            f"{count} columns: with kpt_shape [{points}, {numbers}] a row is 'class cx cy w h', then "
+            f"{points * numbers} numbers of key points"
+        )
+    if count != 5 and (count < 7 or count % 2 == 0):
+        hint = ", separated by spaces" if any(b"," in column or b";" in column for column in columns) else ""
+        raise _BadRowError(
+            f"{count} columns: a row is 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...'{hint}"
+        )
+
+
+def _hidden_keypoints(values: Sequence[float]) -> int:
+    """How many key points (x, y, 0 to 2) there seem to be behind a box; 0: it may be a polygon.
+
+    Each third number would be a corner of a polygon that lies on the image's very edge, and all its other
+    corners in a box that its first two make.
+    """
+    points = [values[i : i + 3] for i in range(4, len(values), 3)]
+    if len(values) <= 4 or len(points[-1]) < 3 or any(seen not in (0, 1, 2) for _, _, seen in points):
+        return 0
+    cx, cy, w, h = values[:4]
+    if min(w, h) <= 0 or min(_corners(values[:4])) < -OVERHANG or max(_corners(values[:4])) > 1 + OVERHANG:
+        return 0
+    across, down = 0.6 * w + OVERHANG, 0.6 * h + OVERHANG  # a tenth beyond the box's sides
+    inside = all(abs(x - cx) <= across and abs(y - cy) <= down for x, y, seen in points if seen)
+    return len(points) if inside else 0
 
 
 def _corners(values: Sequence[float]) -> tuple[float, float, float, float]:
@@ -220,5 +275,9 @@ def _number(column: bytes) -> float:
 
 def _shown(raw: bytes) -> str:
     """User's bytes for a message: printable, one line, short."""
+    return repr(_short(raw))
+
+
+def _short(raw: bytes) -> str:
     text = raw.decode("utf-8", errors="replace")
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,33 @@ class AnchorHead(Head):
             bias = conv.bias.view(-1, self.outputs)
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
             bias[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
+
+    def with_classes_of(
+        self, weights: Mapping[str, Tensor], prefix: str, num_theirs: int, places: Sequence[int | None]
+    ) -> dict[str, Tensor]:
+        """This head's parameters with what another head knows of the classes that both have.
+
+        Args:
+            weights: the other model's, whose keys have the ``prefix`` where they are the head's.
+            prefix: of the head's keys.
+            num_theirs: how many classes the other head has.
+            places: of each of their classes its place here; None: it has none.
+
+        Returns:
+            Values by key; this head's own where no class is shared.
+        """
+        merged = {}
+        for name, own in self.named_parameters():
+            value, theirs = own.detach().clone(), weights[prefix + name]
+            rows = value.view(-1, self.outputs, *value.shape[1:])
+            given = theirs.view(-1, 5 + num_theirs, *theirs.shape[1:])
+            shared = [(here, there) for there, here in enumerate(places) if here is not None]
+            if shared:
+                rows[:, :5] = given[:, :5]  # box and objectness
+            for here, there in shared:
+                rows[:, 5 + here] = given[:, 5 + there]
+            merged[prefix + name] = value
+        return merged
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """L maps (B, c_l, H_l, W_l) -> L raw predictions (B, A, H_l, W_l, 5 + C).

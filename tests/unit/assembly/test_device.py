@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from horovod_yolo.assembly.build import compressed
-from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_device
+from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_device, choose_precision
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers.world import WorldCommunicator, run_world, world_outcomes
@@ -107,6 +107,12 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_for_the_cpu(
     assert choose_device("cpu", Rank(0)) == torch.device("cpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert choose_device("", Rank(0)) == torch.device("cpu")
+
+
+def test_fp16_is_for_gpus() -> None:
+    with pytest.raises(UserError, match=r"fp16 needs a GPU, this is a CPU. use --precision bf16 or fp32"):
+        choose_precision("fp16", torch.device("cpu"))
+    assert choose_precision("bf16", torch.device("cpu")).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("auto", False), ("tf32", True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.assembly.run import new_run, resumed_run, start_run
+from horovod_yolo.assembly.run import new_run, resumed_run, start_run, train
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.checkpoint import store
 from horovod_yolo.config.load import config_from_flags
@@ -254,6 +255,28 @@ def test_a_run_without_a_whole_checkpoint_begins_anew_and_says_so(
 def test_without_resume_each_run_has_its_own_folder(digits: Path, tmp_path: Path) -> None:
     folders = [start_run("", flags(digits, tmp_path), COMM).folder.name for _ in range(2)]
     assert folders == ["exp", "exp2"]
+
+
+def test_going_on_with_a_run_that_is_over_keeps_its_rows_and_asks_for_its_data(
+    digits: Path, tmp_path: Path
+) -> None:
+    """Ended by --max-steps within its first epoch, whose line is in results.csv."""
+    shutil.copytree(digits.parent, tmp_path / "data")
+    data = tmp_path / "data" / digits.name
+    given = flags(data, tmp_path, imgsz=64, max_steps=1, noplots=True)
+    run = start_run("auto", dict(given), COMM)
+    train(run, COMM)
+    tables = {name: (run.folder / name).read_text() for name in ("results.csv", "steps.csv")}
+    assert [len(text.splitlines()) for text in tables.values()] == [2, 2]
+    train(start_run("auto", dict(given), COMM), COMM)
+    assert {name: (run.folder / name).read_text() for name in tables} == tables
+    image = min((data.parent / "images/train").iterdir())
+    shutil.copy(image, image.with_name("new" + image.suffix))
+    with pytest.raises(UserError, match=r"1 are new.*--data-changed"):
+        train(start_run("auto", dict(given), COMM), COMM)
+    data.parent.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=f"--resume {run.folder} --data path/to/data.yaml"):
+        train(resumed_run(str(run.folder), {}, COMM), COMM)
 
 
 @pytest.mark.parametrize(

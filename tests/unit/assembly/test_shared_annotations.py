@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo.assembly import scanning
-from horovod_yolo.assembly.shared_annotations import MOST_PROBLEMS_SHOWN, shared_annotations
+from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import Entry
+from horovod_yolo.data.soundness import MOST_SHOWN
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
@@ -131,7 +132,7 @@ def test_problems_are_reported_from_the_cache_too(
 ) -> None:
     data, cache = copy_of(digits, tmp_path / "data"), tmp_path / "cache"
     for label in (data.parent / "labels" / "train").glob("*.txt"):
-        label.write_text("77 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.2 0.2\n")
+        label.write_text("0 0.5 0.5 0 0.1\n0 0.5 0.5 0.2 0.2\n")
     texts = []
     for _ in range(2):
         caplog.clear()
@@ -139,8 +140,8 @@ def test_problems_are_reported_from_the_cache_too(
             annotations_of(data, cache)
         texts.append([record.getMessage() for record in caplog.records])
     assert texts[0] == texts[1]
-    assert len(texts[0]) == MOST_PROBLEMS_SHOWN + 1
-    assert texts[0][-1].endswith(f"{28 - MOST_PROBLEMS_SHOWN} more like these")
+    assert len(texts[0]) == MOST_SHOWN + 1
+    assert texts[0][-1].endswith(f"{28 - MOST_SHOWN} more like these")
 
 
 def test_a_set_without_a_usable_image_names_the_first_problem(digits: Path, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_label_smoothing_of_the_file_counts_unless_the_flag_is_given(tmp_path: P
         ("lr0: 2001-99-99", "not valid YAML"),
         ("lr0: " + "1" * 5000, "not valid YAML"),
         ("? [a]\n: 1", "not valid YAML"),
-        (b"lr0: \xff", "not valid YAML"),
+        (b"lr0: \xff", "not UTF-8 text (byte 0xff in line 1). save it as UTF-8"),
         (b"\0\0\0", "not valid YAML"),
         ("lr0: 1\n---\nlr0: 2", "not valid YAML"),
     ],

@@ -66,11 +66,12 @@ def test_labels_of_another_image_size_are_noted_and_kept() -> None:
     size = "<size><width>100</width><height>200</height></size>"
     labels, problems = read_voc(voc_xml(voc_object("a", 1, 2, 3, 4), size))
     assert labels is not None and len(labels.classes) == 1
-    assert problems == ["a.xml: labels are for 100x200, the image is 200x100: kept, as pixels of the image"]
+    rule = "its boxes are taken as pixels of the image"
+    assert problems == [f"a.xml: it says that the image is 100x200, which is 200x100: {rule}"]
     images = [{"id": 7, "file_name": "a.jpg", "height": 10, "width": W}]
     labels, problems = read_coco(coco_json(images=images))
     assert len(labels.classes) == 1
-    assert problems == ["a.json: labels are for 200x10, the image is 200x100: kept, as pixels of the image"]
+    assert problems == [f"a.json: it says that the image is 200x10, which is 200x100: {rule}"]
 
 
 def test_huge_label_file_is_reported_not_read(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.data.formats import coco
+from horovod_yolo.data.formats import LabelRules, coco
+from horovod_yolo.data.formats.coco_categories import map_categories
+from horovod_yolo.data.formats.rules import FIRST
 from tests.unit.data.label_files import (
     H,
     W,
@@ -20,6 +22,8 @@ from tests.unit.data.label_files import (
     coco_json,
     read_coco,
 )
+
+RULES = LabelRules()
 
 
 def test_coco_keeps_crowd_and_stated_area() -> None:
@@ -89,38 +93,92 @@ def _categories(*items: tuple[object, str, str]) -> list[object]:
     return [{"id": key, "name": name, "supercategory": head} for key, name, head in items]
 
 
-def test_categories_map_by_name_whatever_their_ids() -> None:
-    categories = _categories((90, "b", ""), (3, "a", ""), ("k", "c ", ""))
-    assert coco.map_categories(categories, {90, 3}, ("a", "b", "c"), "f") == {90: 1, 3: 0, "k": 2}
+def _mapped(
+    categories: list[object], used: set[int | str], names: tuple[str, ...], rules: LabelRules = RULES
+) -> dict[int | str, int]:
+    return map_categories(categories, used, names, "f", rules)
+
+
+def test_categories_map_by_name_whatever_their_ids_case_and_spaces() -> None:
+    categories = _categories((90, "B b", ""), (3, "a", ""), ("k", "c ", ""))
+    assert _mapped(categories, {90, 3}, ("a", "bB", "C")) == {90: 1, 3: 0, "k": 2}
+
+
+def test_cat_and_dog_are_not_exchanged() -> None:
+    categories = _categories((1, "Dog", ""), (2, "Cat", ""))
+    assert _mapped(categories, {1, 2}, ("cat", "dog")) == {1: 1, 2: 0}
 
 
 def test_categories_map_by_name_past_roboflows_unused_head() -> None:
     categories = _categories((0, "cells", "none"), (1, "rbc", "cells"), (2, "wbc", "cells"))
-    assert coco.map_categories(categories, {1, 2}, ("rbc", "wbc"), "f") == {1: 0, 2: 1}
-    assert coco.map_categories(categories, {1, 2}, ("red", "white"), "f") == {1: 0, 2: 1}
-
-
-def test_categories_map_by_order_of_id_when_no_name_agrees() -> None:
-    categories = _categories((30, "z", ""), (2, "y", ""), (11, "x", ""))
-    assert coco.map_categories(categories, {2}, ("p", "q", "r"), "f") == {2: 0, 11: 1, 30: 2}
+    assert _mapped(categories, {1, 2}, ("rbc", "wbc")) == {1: 0, 2: 1}
 
 
 def test_a_subset_of_the_categories_may_be_trained() -> None:
     categories = _categories((1, "a", ""), (2, "b", ""))
-    assert coco.map_categories(categories, {1, 2}, ("b",), "f") == {2: 0}
+    assert _mapped(categories, {1, 2}, ("b",)) == {2: 0}
+    assert _mapped(categories, {1, 2}, ("c", "b", "a")) == {1: 2, 2: 1}
+
+
+def test_objects_of_other_categories_are_counted_by_name() -> None:
+    annotations = [
+        {"id": i, "image_id": 7, "category_id": 10 * (i % 3), "bbox": [i, 2, 3, 4]} for i in range(9)
+    ]
+    images, problems = coco.parse(coco_json(annotations=annotations), "a.json", ("b",))
+    assert len(images[0].rows) == 3
+    assert [(p.kind, p.about, p.count) for p in problems] == [
+        ("other class", "a", 3),
+        ("other class", "c", 3),
+    ]
 
 
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (("a", "bb"), "category 'b' is not in names, and name 'bb' is no category"),
-        (("x",), "none of the 2 categories"),
+        (("a", "bb"), r"differ: 'b' here, 'bb' there\. They are 'a', 'b'; and 'a', 'bb'"),
+        (("x",), r"have no name in common\. They are 'a', 'b'; and 'x'"),
+        (("x", "y"), r"have no name in common\. They are 'a', 'b'; and 'x', 'y'"),
     ],
 )
 def test_categories_that_fit_no_way_are_an_error(names: tuple[str, ...], what: str) -> None:
     categories = _categories((1, "a", ""), (2, "b", ""))
-    with pytest.raises(UserError, match=f"^f: {what}.*data.yaml"):
-        coco.map_categories(categories, {1, 2}, names, "f")
+    with pytest.raises(UserError, match=f"^f: the categories .*data.yaml {what}.*--class-map OLD=NEW"):
+        _mapped(categories, {1, 2}, names)
+
+
+def test_a_class_map_settles_it() -> None:
+    categories = _categories((1, "Katze", ""), (2, "Hund", ""), (3, "Maus", ""))
+    rules = LabelRules(class_map=(("katze", "cat"), ("Hund", "dog"), ("Maus", "")))
+    assert _mapped(categories, {1, 2, 3}, ("dog", "cat"), rules) == {1: 1, 2: 0}
+    with pytest.raises(UserError, match="--class-map katze=cat: 'cat' is none of 'dog', 'cow'"):
+        _mapped(categories, {1, 2, 3}, ("dog", "cow"), rules)
+
+
+def test_a_run_of_the_first_release_goes_on_by_position() -> None:
+    categories = _categories((30, "z", ""), (2, "y", ""), (11, "x", ""))
+    assert _mapped(categories, {2}, ("p", "q", "r"), LabelRules(version=FIRST)) == {2: 0, 11: 1, 30: 2}
+
+
+def test_categories_of_one_class_are_noted() -> None:
+    categories = [{"id": 0, "name": "a"}, {"id": 1, "name": "A"}]
+    _, problems = coco.parse(coco_json(categories=categories, annotations=[]), "a.json", ("a",))
+    assert [(p.kind, p.reason) for p in problems] == [
+        ("note", "categories 'a' (0) and 'A' (1) are one class")
+    ]
+
+
+def test_an_image_of_bad_annotations_alone_is_left_out_one_of_other_categories_is_not() -> None:
+    unusable = {"id": 0, "image_id": 7, "category_id": 10, "bbox": [1, 2, 0, 4]}
+    for wrong in (unusable, {**unusable, "category_id": 99}):
+        images, problems = coco.parse(coco_json(annotations=[wrong]), "a.json", ("b",))
+        labels = coco.CocoLabels(Path("a.json"), tuple(images[0].rows), None, RULES, images[0].lost)
+        found, more = labels.read(("b",), H, W)
+        assert found is None
+        assert "no object of the image is usable" in str([*problems, *more][-1])
+    other = {**unusable, "category_id": 0}
+    images, _ = coco.parse(coco_json(annotations=[other]), "a.json", ("b",))
+    found, _ = coco.CocoLabels(Path("a.json"), tuple(images[0].rows)).read(("b",), H, W)
+    assert found is not None and len(found.classes) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from horovod_yolo.data.formats import voc
+from horovod_yolo.data.formats import LabelRules, voc
+from horovod_yolo.data.formats.rules import FIRST
 from tests.unit.data.label_files import (
     H,
     W,
@@ -35,10 +38,33 @@ def test_voc_parts_of_a_person_are_not_objects() -> None:
     np.testing.assert_array_equal(labels.boxes_xyxy, [[1, 2, 9, 9]])
 
 
+def test_voc_names_that_are_none_of_ours_are_counted() -> None:
+    data = voc_xml(
+        voc_object("cat", 1, 2, 3, 4) + voc_object("A", 1, 2, 3, 4) + voc_object("cat", 5, 6, 7, 8)
+    )
+    labels, problems = voc.parse_annotation(data, "a.xml", ("a", "b"), H, W)
+    assert labels is not None and labels.classes.tolist() == [0]
+    assert [(p.kind, p.about, p.count) for p in problems] == [("stranger", "cat", 2)]
+    rules = LabelRules(class_map=(("Cat", "b"),))
+    labels, problems = voc.parse_annotation(data, "a.xml", ("a", "b"), H, W, rules)
+    assert labels is not None and labels.classes.tolist() == [1, 0, 1] and problems == []
+
+
+def test_voc_image_of_bad_objects_alone_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "a.xml"
+    file.write_bytes(voc_xml(voc_object("a", 5, 2, 5, 4)))
+    labels, problems = voc.VocLabels(file).read(("a",), H, W)
+    assert labels is None and "no object of the image is usable" in str(problems[-1])
+    labels, _ = voc.VocLabels(file, LabelRules(version=FIRST)).read(("a",), H, W)
+    assert labels is not None
+    file.write_bytes(voc_xml(voc_object("other", 1, 2, 3, 4)))
+    labels, _ = voc.VocLabels(file).read(("a",), H, W)
+    assert labels is not None and len(labels.classes) == 0
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (voc_object("cat", 1, 2, 3, 4), "object name 'cat' is not in 'names'"),
         ("<object><bndbox/></object>\n", "object has no name"),
         (voc_object("a", 1, 2, 3), "ymax 'is missing' is not a finite number"),
         (voc_object("a", 1, 2, "x", 4), "xmax 'x' is not a finite number"),
@@ -106,9 +132,10 @@ def test_voc_very_deep_xml_is_harmless() -> None:
 def test_voc_any_bytes_give_valid_boxes_or_problems(data: bytes) -> None:
     labels, problems = voc.parse_annotation(data, "a.xml", ("a", "b"), H, W)
     for problem in problems:
-        assert str(problem).startswith(f"a.xml:{problem.line}: ")
+        if problem.kind != "stranger":
+            assert str(problem).startswith(f"a.xml:{problem.line}: ")
     if labels is None:
         assert len(problems) == 1
         return
     check_labels(labels, 2)
-    assert len(labels.classes) + len(problems) == data.count(b"<object>")
+    assert len(labels.classes) + sum(problem.count for problem in problems) == data.count(b"<object>")

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from horovod_yolo.data import formats
-from horovod_yolo.data.formats import yolo
+from horovod_yolo.data.formats import LabelRules, text, yolo
+from horovod_yolo.data.formats.rules import FIRST
 from tests.unit.data.label_files import (
     H,
     W,
@@ -140,7 +141,70 @@ def test_missing_label_file_is_background_an_unreadable_one_is_not(tmp_path: Pat
 def test_lines_are_numbered_alike_however_many_are_looked_at_at_once(
     monkeypatch: pytest.MonkeyPatch, end: bytes, at_once: int
 ) -> None:
-    monkeypatch.setattr(formats, "_BYTES_AT_ONCE", at_once)
+    monkeypatch.setattr(text, "_BYTES_AT_ONCE", at_once)
     data = b"\xef\xbb\xbf" + end.join([b"a", b"", b" bc ", b"", b"", b"d e", b"f"])
-    assert list(formats.lines(data)) == [(1, b"a"), (3, b"bc"), (6, b"d e"), (7, b"f")]
-    assert list(formats.lines(data + end)) == list(formats.lines(data))
+    assert list(text.lines(data)) == [(1, b"a"), (3, b"bc"), (6, b"d e"), (7, b"f")]
+    assert list(text.lines(data + end)) == list(text.lines(data))
+
+
+@pytest.mark.parametrize(
+    ("row", "about"), [("3 .5 .5 .1 .1", "3"), ("-1 .5 .5 .1 .1", "-1"), ("7.0 .5 .5 .1 .1", "7.0")]
+)
+def test_a_class_that_is_none_of_names_is_told_from_other_mistakes(row: str, about: str) -> None:
+    _, problems = yolo.parse_labels(row.encode(), "a.txt", 3, H, W)
+    assert [(p.kind, p.about) for p in problems] == [("bad class", about)]
+
+
+POSE = "0 0.5 0.5 0.4 0.4 0.4 0.5 2 0.6 0.5 1 0.3 0.5 0 0.7 0.6 2"
+
+
+@pytest.mark.parametrize("row", [POSE, "0 0.5 0.5 0.4 0.4 0.4 0.5 1", "0 .5 .5 .4 .4 .4 .5 1 .6 .5 1"])
+def test_key_points_are_no_polygon(row: str) -> None:
+    labels, (problem,) = yolo.parse_labels(row.encode(), "a.txt", 1, H, W)
+    points = (len(row.split()) - 5) // 3
+    assert len(labels.classes) == 0
+    assert f"kpt_shape: [{points}, 3]" in problem.reason or len(row.split()) == 8
+    labels, problems = yolo.parse_labels(row.encode(), "a.txt", 1, H, W, LabelRules(keypoints=(points, 3)))
+    assert problems == []
+    np.testing.assert_allclose(labels.boxes_xyxy, [[60, 30, 140, 70]], rtol=1e-6)
+
+
+def test_with_kpt_shape_a_polygon_is_a_mistake_and_a_plain_box_is_none() -> None:
+    rules = LabelRules(keypoints=(2, 2))
+    labels, problems = yolo.parse_labels(
+        b"0 .5 .5 .4 .4\n0 .5 .5 .4 .2 .1 .1 .2 .2\n", "a.txt", 1, H, W, rules
+    )
+    assert len(labels.classes) == 2 and problems == []
+    _, (problem,) = yolo.parse_labels(b"0 .1 .1 .5 .1 .5 .5", "a.txt", 1, H, W, rules)
+    assert "7 columns: with kpt_shape [2, 2] a row is" in problem.reason
+
+
+def test_polygons_that_touch_the_edge_stay_polygons() -> None:
+    labels, problems = read_yolo("0 0.1 0.2 0.9 0.9 0.5 0.5 1 0.2 0.1 0\n")
+    assert problems == [] and len(labels.classes) == 1
+
+
+def test_an_image_whose_every_row_is_bad_is_no_background(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    for content, usable in ((b"0 .5 .5 0 .1\n", False), (b"", True), (b"9 .5 .5 .1 .1\n", True)):
+        file.write_bytes(content)
+        labels, _ = yolo.YoloLabels(file).read(["a"], H, W)
+        assert (labels is not None) == usable
+        labels, _ = yolo.YoloLabels(file, LabelRules(version=FIRST)).read(["a"], H, W)
+        assert labels is not None, "as the run began"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings_are_named(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("0 0.5 0.5 0.1 0.1\n" * 3, encoding=encoding)
+    labels, (problem,) = yolo.YoloLabels(file).read(["a"], H, W)
+    assert labels is None
+    assert f"it is {encoding[:6].upper()} text: save it as UTF-8" in problem.reason
+
+
+def test_rows_separated_by_commas_say_so() -> None:
+    _, problems = read_yolo("0,0.5,0.5,0.1,0.1\n")
+    assert problems[0].endswith("separated by spaces")
+    labels, problems = read_yolo("0\t0.5\t0.5 0.1\t0.1 \t\n")
+    assert len(labels.classes) == 1 and problems == []

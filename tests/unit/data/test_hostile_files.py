@@ -28,7 +28,7 @@ import json, resource, signal, sys, time
 from pathlib import Path
 from horovod_yolo.checkpoint import store
 from horovod_yolo.config.load import load_hyp
-from horovod_yolo.data.formats import Folders, coco, voc, yolo
+from horovod_yolo.data.formats import Folders, LabelRules, coco, voc, yolo
 from horovod_yolo.data.read import image_size, read_image, verify_image
 from horovod_yolo.data.listing import list_entries
 from horovod_yolo.data.spec import load_data_yaml
@@ -41,13 +41,13 @@ def set_of(path):
 def said(found):
     labels, problems = found
     count = len(labels.classes) if labels else None
-    return f"{count} | {problems[-1] if problems else ''}"
+    return f"{count} | {'; '.join(map(str, problems[-2:]))}"
 
 READ = {
     "image": lambda p: [f(p) for f in (verify_image, image_size, read_image)],
     "yolo": lambda p: said(yolo.YoloLabels(p).read(["a"], 100, 100)),
     "voc": lambda p: said(voc.VocLabels(p).read(["a"], 100, 100)),
-    "list": lambda p: said((None, yolo.list_file(p, p.parent, Folders())[1])),
+    "list": lambda p: said((None, yolo.list_file(p, p.parent, Folders(), LabelRules())[1])),
     "coco": lambda p: str(len(coco.list_file(p, p.parent, "train", ["a"], Folders())[0])),
     "hyp": lambda p: str(load_hyp(str(p))),
     "set": set_of,
@@ -222,7 +222,7 @@ ATTACKS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "name.xml": (
         "voc",
         repeated(b"x", start=b"<a><object><name>", end=b"</name></object></a>"),
-        "not in 'names'",
+        "none of the classes",
     ),
     "entities.xml": (
         "voc",

@@ -37,7 +37,7 @@ def _spec(root: Path, *train: str) -> DataSpec:
 
 def _scan(spec: DataSpec) -> tuple[list[Record | None], list[str]]:
     records, problems = records_of(spec)
-    return records, [str(problem) for problem in problems]
+    return records, [str(problem) for problem in problems if problem.kind != "unlabelled"]
 
 
 def _paths(records: list[Record | None]) -> list[str | None]:
@@ -51,7 +51,7 @@ def small_set(tmp_path: Path) -> DataSpec:
         _image(tmp_path / "images" / name)
     (tmp_path / "images/0.jpg").write_bytes(b"not an image")
     (tmp_path / "labels/b").mkdir(parents=True)
-    (tmp_path / "labels/1.txt").write_text("1 .5 .5 .5 .5\n9 .5 .5 .5 .5\n")
+    (tmp_path / "labels/1.txt").write_text("1 .5 .5 .5 .5\n1 .5 .5 0 .5\n")
     (tmp_path / "labels/b/2.txt").write_text("0 .5 .5 .1 .1\n0 .25 .25 .1 .1\n")
     return _spec(tmp_path, "images")
 
@@ -61,7 +61,7 @@ def test_folder_gives_sorted_records_and_reports_the_rest(small_set: DataSpec) -
     assert _paths(records) == [None, "images/1.png", "images/b/2.jpg", "images/b/3.jpg"]
     assert problems == [
         f"{small_set.root}/images/0.jpg: not an image of a known format, or cut off in its header",
-        f"{small_set.root}/labels/1.txt:2: class '9' is not in 0..1",
+        f"{small_set.root}/labels/1.txt:2: width 0 and height 0.5 must be positive",
     ]
     index = annotations_of(small_set)
     assert [len(record.classes) for record in index.records] == [1, 2, 0]

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.formats import LabelRules, Numbering
+from horovod_yolo.data.formats.rules import FIRST
 from horovod_yolo.data.spec import load_data_yaml
 
 SETS = Path(__file__).resolve().parents[3] / "../shared/data"
@@ -76,7 +78,15 @@ def test_download_is_named_and_never_run(tmp_path: Path, caplog: pytest.LogCaptu
         ("train: a\nval: b\nnames: []\n", "has no usable 'names'"),
         ("train: a\nval: b\nnames: {0: x, 2: y}\n", "names has no class 1"),
         ("train: a\nval: b\nnames: {1: x, 2: y}\n", "names has no class 0"),
-        ("train: a\nval: b\nnames: [no, se]\n", "class name False is not text"),
+        ("train: a\nval: b\nnames: [x, ~]\n", "class name None is not text"),
+        ("train: a\nval: b\nnames: [x, ' ']\n", "class name ' ' is not text"),
+        ("train: a\nval: b\nnames: red blue\n", "has no usable 'names'"),
+        ("train: a\nval: b\nnames: {a: x, b: y}\n", "names has 'a' for a class number"),
+        ("train: a\nval: b\nnames: {-1: x, 0: y}\n", "names has '-1' for a class number"),
+        ("train: a\nval: b\nnames: [x]\nnames: [y]\n", "not valid YAML ('names' twice, line 4)"),
+        ("train: a\nval: b\nnames: {0: x, 0: y}\n", "not valid YAML ('0' twice, line 3)"),
+        ("train: a\nval: b\nnames: [x]\nkpt_shape: 17\n", "kpt_shape is 17"),
+        ("train: a\nval: b\nnames: [x]\nkpt_shape: [17, 4]\n", "kpt_shape is [17, 4]"),
         ("train: a\nval: b\nnames: [x, [y]]\n", "class name ['y'] is not text"),
         ("train: a\nval: b\nnc: 3\nnames: [x, y]\n", "nc is 3, but names has 2"),
         ("train: a\nval: b\nnc: two\nnames: [x, y]\n", "nc is 'two', but names has 2"),
@@ -124,3 +134,56 @@ def test_reads_every_shared_set() -> None:
     assert counts["bccd"] == 3
     assert counts["coco-ccby"] == 80
     assert counts["rbc-roboflow"] == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("{'0': red, '1': blue}", ("red", "blue")),
+        ("{'1': blue, 0: red}", ("red", "blue")),
+        ("[no, yes]", ("no", "yes")),
+        ("[010, 1:30, 1.0, 1e3, 2001-01-01, 0x1F]", ("010", "1:30", "1.0", "1e3", "2001-01-01", "0x1F")),
+        ("[x, x]", ("x", "x")),
+    ],
+)
+def test_names_are_what_is_written(tmp_path: Path, names: str, expected: tuple[str, ...]) -> None:
+    spec = load_data_yaml(_write(tmp_path, f"train: a\nval: b\nnames: {names}\n"))
+    assert spec.names == expected
+
+
+@pytest.mark.parametrize(
+    ("encoding", "what"),
+    [
+        ("utf-16", "UTF-16 text"),
+        ("utf-16-le", "UTF-16 text"),
+        ("latin-1", "not UTF-8 text (byte 0xe9 in line 3)"),
+    ],
+)
+def test_other_encodings_are_named(tmp_path: Path, encoding: str, what: str) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_bytes("train: a\nval: b\nnames: [caf\u00e9]\n".encode(encoding))
+    with pytest.raises(UserError) as caught:
+        load_data_yaml(path)
+    assert str(caught.value).startswith(f"{path}: {what}")
+    assert "save it as UTF-8" in str(caught.value)
+
+
+def test_pose_sets_say_what_follows_a_box(tmp_path: Path) -> None:
+    text = "train: a\nval: b\nnames: [x]\nkpt_shape: [17, 3]\nflip_idx: [0, 1]\n"
+    assert load_data_yaml(_write(tmp_path, text)).rules.keypoints == (17, 3)
+    assert load_data_yaml(tmp_path / "data.yaml", LabelRules(version=FIRST)).rules.keypoints is None
+
+
+def test_labels_for_a_model_of_other_classes(tmp_path: Path) -> None:
+    spec = load_data_yaml(_write(tmp_path, "train: a\nval: b\nnames: [Dog, Cat]\n"))
+    assert spec.for_classes(("Dog", "Cat"), "m").numbered is None
+    turned = spec.for_classes(("cat", "dog"), "m")
+    assert turned.names == ("cat", "dog")
+    assert turned.numbered == Numbering(("Dog", "Cat"), (1, 0))
+    assert spec.for_classes(("cat",), "m").numbered == Numbering(("Dog", "Cat"), (None, 0))
+    assert spec.for_classes(("cow", "cat", "dog"), "m").numbered == Numbering(("Dog", "Cat"), (2, 1))
+    exchanged = load_data_yaml(spec.file, LabelRules(class_map=(("dog", "Cat"), ("cat", "Dog"))))
+    assert exchanged.for_classes(spec.names, "m").numbered is None, "it is the labels' names that it is about"
+    for strangers in (("cow", "cat"), ("x", "y")):
+        with pytest.raises(UserError, match=f"{tmp_path}/data.yaml: classes meet .*'Dog', 'Cat'; and"):
+            spec.for_classes(strangers, "classes meet")

@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from horovod_yolo.metrics.accumulator import DetectionAccumulator
+from horovod_yolo.metrics.accumulator import COCO_LIMITS, DetectionAccumulator
 from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
 
 Sample = tuple[ImageTruths, ImageDetections]
@@ -94,7 +94,7 @@ def pycocotools_evaluation(dataset: dict[str, Any], results: list[dict[str, Any]
 def accumulate(
     samples: Sequence[Sample], classes: int, ids: Sequence[int] | None = None
 ) -> DetectionAccumulator:
-    result = DetectionAccumulator(classes)
+    result = DetectionAccumulator(classes, max_detections=COCO_LIMITS)
     for image in range(len(samples)) if ids is None else ids:
         result.add(image, *samples[image])
     return result

@@ -132,7 +132,7 @@ def start(step: int = 0, epoch: int = 0) -> RunStart:
         epochs=9, batches_per_epoch=1, accumulate=1, lr0=0.01, lrf=0.1, cosine=False, momentum=0.9,
         warmup_epochs=0.0, warmup_momentum=0.8, warmup_bias_lr=0.1,
     )  # fmt: skip
-    return RunStart(step, epoch, schedule, TERMS)
+    return RunStart(step, epoch, epoch, schedule, TERMS)
 
 
 def step_report(step: int) -> StepReport:

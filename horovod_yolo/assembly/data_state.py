@@ -1,0 +1,59 @@
+"""What a checkpoint says of its run's data, and whether a resumed run still has it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from horovod_yolo.assembly.data import Data
+from horovod_yolo.assembly.datasets import LARGEST_LOST_SHARE
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.annotations import Annotations
+from horovod_yolo.data.contents import Marks, compare, marks
+
+log = logging.getLogger(__name__)
+SPLITS = ("train", "val")
+
+
+def data_state(data: Data) -> dict[str, Any]:
+    """Rules, and digest and marks of each split, in plain tensors and builtins."""
+    state: dict[str, Any] = {"rules": data.spec.rules.version}
+    for split in SPLITS:
+        annotations: Annotations = getattr(data, split)
+        # torch has no uint32 that all its versions save
+        of_images = torch.from_numpy(_marks(annotations).view(np.int32))
+        state[split] = {"digest": annotations.digest, "marks": of_images}
+    return state
+
+
+def require_same_data(saved: dict[str, Any], now: dict[str, Any], *, changed: bool) -> None:
+    """Raise `UserError` where a run's data is not what it was, unless the user says that it is ``changed``.
+
+    Images that are gone are no change up to the tenth that may vanish while a job runs.
+    """
+    for split in SPLITS:
+        if split not in saved or saved[split]["digest"] == now[split]["digest"]:
+            continue
+        before, after = (state[split]["marks"].numpy().view(np.uint32) for state in (saved, now))
+        change = compare(before, after)
+        what = f"{split}: of {len(before)} images {change.gone} are gone or changed, {change.come} are new"
+        if not change.come and change.gone <= max(1, len(before) // LARGEST_LOST_SHARE):
+            log.warning("%s; the run goes on without them", what)
+        elif changed:
+            log.warning("%s; the run goes on with them, as --data-changed says", what)
+        else:
+            fix = "give it back its data, or say --data-changed to go on with the new"
+            raise UserError(what, where="--resume", fix=fix)
+
+
+def _marks(annotations: Annotations) -> Marks:
+    return marks(
+        map(annotations.path, range(len(annotations))),
+        np.column_stack((annotations.heights, annotations.widths)).astype(np.int64),
+        np.cumsum(annotations.counts),
+        annotations.classes.astype(np.int64),
+        annotations.boxes_xyxy,
+    )

@@ -1,0 +1,73 @@
+"""The settings of a resumed run: its own, but for the place that it goes on in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from horovod_yolo.config.load import load_hyp
+from horovod_yolo.core.errors import UserError
+
+# Of this job; the results stay the same. That labels are read as the same data is seen by its digest.
+PLACE = (
+    *("data", "data_changed", "skip_bad_classes"),
+    *("device", "workers", "cache", "cache_dir", "log_dir", "noplots", "elastic", "elastic_wait"),
+)
+NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already
+PATHS = ("data", "weights")
+
+
+def absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that mean the same from another working folder."""
+    found = {name: str(Path(settings[name]).absolute()) for name in PATHS if settings.get(name)}
+    return {**settings, **found}
+
+
+def settings_here(state: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The run's settings with those of the machine it goes on on.
+
+    Args:
+        state: of the checkpoint.
+        given: the flags on the command line.
+
+    Raises:
+        UserError: a flag that would make it another run.
+    """
+    saved = {**state["config"], "data_changed": False}
+    precision = _precision(state)
+    for name, value in absolute_paths(given).items():
+        if name in PLACE:
+            saved[name] = value
+        elif name == "class_map":
+            saved[name] = {**saved.get(name, {}), **dict(value)}
+        elif name == "hyp":
+            if asdict(load_hyp(value)) != saved["hyp"]:
+                raise UserError(f"--hyp {value} differs from the run's", where="--resume", fix="leave it out")
+        elif name == "precision" and value in ("auto", precision):
+            continue
+        elif name not in NAMES_OF_RUN and _plain(value) != _saved(saved, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} {given[name]} differs from the run's {saved.get(name)}",
+                where="--resume",
+                fix="leave the flag out, or start a new run from its weights with --weights",
+            )
+    return {**saved, "precision": precision}
+
+
+def _saved(saved: dict[str, Any], name: str) -> Any:
+    value = saved.get(name)
+    return str(Path(value).absolute()) if name in PATHS and value else value
+
+
+def _plain(value: Any) -> Any:
+    """A setting as checkpoints have it."""
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _precision(state: dict[str, Any]) -> str:
+    """What the run computes in: where it began, ``auto`` stood for one of them. A scaler tells of fp16."""
+    stated = str(state["config"].get("precision", "auto"))
+    if stated != "auto":
+        return stated
+    return str(state.get("precision") or ("fp16" if state["scaler"] else "fp32"))

@@ -1,0 +1,142 @@
+"""Where the label file of an image is.
+
+That of ``.../images/a/b.jpg`` is ``.../labels/a/b.txt``: the last folder called ``images`` below the root of
+the data set counts, then the one before it; without such a file it lies beside the image. A name that differs
+in case, in how accents are composed or in percent signs is the same where no other image claims it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from horovod_yolo.data.formats import Folders, Problem, alike
+from horovod_yolo.data.read import IMAGE_SUFFIXES
+
+MOST_NAMED = 3
+MOST_LETTERS = 120  # of a name in a message
+_NO_LABELS = frozenset(("classes.txt", "labels.txt", "obj.names", "readme.txt", "license.txt", "notes.txt"))
+
+
+def label_path(image: Path) -> Path:
+    """An image's label file where nothing else is known: the last folder ``images`` becomes ``labels``."""
+    parts = list(image.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+class LabelFinder:
+    """Finds the label files of one folder or list, and remembers what is to be said of them."""
+
+    def __init__(self, root: Path, folders: Folders) -> None:
+        self._root = root
+        self._folders = folders
+        self._places: dict[Path, list[Path]] = {}
+        self._images: dict[Path, Counter[str]] = {}
+        self._used: dict[Path, set[str]] = {}
+        self._missing: list[str] = []
+        self._elsewhere: list[tuple[Path, Path]] = []
+        self._looked_for = 0
+
+    def of_folder(self, folder: Path, images: Sequence[str]) -> list[Path]:
+        """The label file of each image in a folder."""
+        self._images[folder] = Counter(alike(_stem(name)) for name in images)
+        return [self._find(folder, name) for name in images]
+
+    def of_image(self, image: Path) -> Path:
+        """The label file of one image."""
+        if image.parent not in self._images:
+            names = self._folders.names(image.parent)
+            images = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+            self._images[image.parent] = Counter(alike(_stem(name)) for name in images)
+        return self._find(image.parent, image.name)
+
+    def remarks(self, where: str, *, strays: bool) -> list[Problem]:
+        """Notes on labels that are missing, were found elsewhere, or belong to no image of the folder."""
+        found = []
+        if self._elsewhere:
+            label, image = self._elsewhere[0]
+            count = f"{len(self._elsewhere)} label files are spelled otherwise or lie elsewhere"
+            found.append(
+                Problem(
+                    where,
+                    None,
+                    f"{count}, such as {_shown(str(label))} of {_shown(str(image))}: taken",
+                    "note",
+                )
+            )
+        if self._missing:
+            named = ", ".join(_shown(name) for name in self._missing[:MOST_NAMED])
+            count = f"{len(self._missing)} of {self._looked_for} images have no label file, such as {named}"
+            reason = f"{count}: they are background"
+            found.append(Problem(where, None, reason, "unlabelled", count=len(self._missing)))
+        return found + ([*self._strays()] if strays else [])
+
+    def _strays(self) -> Iterator[Problem]:
+        for folder, used in self._used.items():
+            names = [name for name in self._folders.names(folder) - used if _is_label(name)]
+            if names:
+                shown = ", ".join(_shown(name) for name in sorted(names)[:MOST_NAMED])
+                reason = f"{len(names)} label files belong to no image, such as {shown}"
+                yield Problem(str(folder), None, reason, "note")
+
+    def _find(self, folder: Path, image: str) -> Path:
+        self._looked_for += 1
+        places = self._places_of(folder)
+        stem = _stem(image)
+        for place in places:
+            if f"{stem}.txt" in self._folders.names(place):
+                return self._take(place / f"{stem}.txt", folder / image, places)
+        if self._images[folder][alike(stem)] == 1:
+            for place in places:
+                for wanted in (f"{stem}.txt", f"{image}.txt"):
+                    if label := self._folders.spelled(place / wanted):
+                        return self._take(label, folder / image, places)
+        self._missing.append(image)
+        if places[0] != folder:
+            self._used.setdefault(places[0], set())
+        return places[0] / f"{stem}.txt"
+
+    def _take(self, label: Path, image: Path, places: Sequence[Path]) -> Path:
+        self._used.setdefault(label.parent, set()).add(label.name)
+        if label != places[0] / f"{_stem(image.name)}.txt":
+            self._elsewhere.append((label, image))
+        return label
+
+    def _places_of(self, folder: Path) -> list[Path]:
+        """Folders that may hold the labels of a folder's images, best first."""
+        if folder not in self._places:
+            self._places[folder] = [*dict.fromkeys([*self._label_folders(folder), folder])]
+        return self._places[folder]
+
+    def _label_folders(self, folder: Path) -> Iterator[Path]:
+        parts = folder.parts
+        inside = folder.is_relative_to(self._root)
+        # The root itself may be the folder of the images; what lies above it is somebody else's.
+        first = len(self._root.parts) - 1 if inside else 0
+        for i in range(len(parts) - 1, first - 1, -1):
+            if parts[i].lower() != "images":
+                continue
+            above = Path(*parts[:i])
+            exact = above / "labels"
+            named = exact if self._folders.hold(exact) else self._folders.spelled(exact) or exact
+            yield named.joinpath(*parts[i + 1 :])
+
+
+def _shown(name: str) -> str:
+    """A file's name for a message: its end where it is long, also where it is no UTF-8."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return text if len(text) <= MOST_LETTERS else "..." + text[-MOST_LETTERS:]
+
+
+def _stem(name: str) -> str:
+    return name[: name.rindex(".")]
+
+
+def _is_label(name: str) -> bool:
+    return name.lower().endswith(".txt") and name.lower() not in _NO_LABELS and not name.startswith(".")
