@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import time
@@ -28,6 +29,7 @@ POLLS_A_WAIT = 20  # a poll comes at most so late: the wait so far, divided by t
 # labels of its part from a slow disk.
 NAMED_AFTER, ENDED_AFTER = "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
 DEFAULTS = {NAMED_AFTER: "30", ENDED_AFTER: "600"}
+MOST_BYTES_AT_ONCE = 1 << 28  # of objects, all ranks' together: MPI counts with C's int
 
 
 def initialise() -> None:
@@ -145,24 +147,33 @@ def allgather_object(value: T, name: str) -> list[T]:
     for each other for ever.
     """
     mine = _pickled(value)
-    lengths = _result(hvd.allgather_async(torch.tensor([len(mine)]), name=f"{name}.lengths"))
-    everyone = _result(hvd.allgather_async(mine, name=f"{name}.bytes"))
-    return [pickle.loads(part.numpy().data) for part in torch.split(everyone, lengths.tolist())]
+    lengths = _result(hvd.allgather_async(torch.tensor([len(mine)]), name=f"{name}.lengths")).tolist()
+    everyone = [torch.empty(length, dtype=torch.uint8) for length in lengths]
+    step = max(MOST_BYTES_AT_ONCE // len(lengths), 1)  # the ranks' pieces arrive as one
+    for start in range(0, max(lengths), step):
+        pieces = _result(hvd.allgather_async(mine[start : start + step], name=f"{name}.bytes"))
+        places = [whole[start : start + step] for whole in everyone]
+        for place, piece in zip(places, torch.split(pieces, [len(place) for place in places]), strict=True):
+            place.copy_(piece)
+    return [pickle.loads(whole.numpy().data) for whole in everyone]
 
 
 def broadcast_object(value: T, root: int, name: str) -> T:
     """The value of rank ``root``. *Collective.*"""
     data = _pickled(value) if hvd.rank() == root else torch.empty(0, dtype=torch.uint8)
-    length = _result(hvd.broadcast_async(torch.tensor([len(data)]), root, name=f"{name}.length"))
+    length = int(_result(hvd.broadcast_async(torch.tensor([len(data)]), root, name=f"{name}.length")))
     if hvd.rank() != root:
-        data = torch.empty(int(length), dtype=torch.uint8)
-    data = _result(hvd.broadcast_async(data, root, name=f"{name}.bytes"))
+        data = torch.empty(length, dtype=torch.uint8)
+    for piece in torch.split(data, MOST_BYTES_AT_ONCE):
+        _result(hvd.broadcast_async_(piece, root, name=f"{name}.bytes"))
     received: T = pickle.loads(data.numpy().data)
     return received
 
 
 def _pickled(value: object) -> Tensor:
-    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+    content = io.BytesIO()
+    pickle.dump(value, content)
+    return torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
 
 
 def grouped(parameters: Sequence[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:

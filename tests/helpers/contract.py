@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from horovod_yolo.distributed import horovod_backend
 from horovod_yolo.distributed.backends import connect
 from horovod_yolo.distributed.communicator import Communicator
 
@@ -15,19 +16,26 @@ BIG = 2**53 + 1  # the smallest whole number that float64 does not hold
 
 def check_contract(comm: Communicator) -> None:
     """Fail where a call answers wrongly. *Collective.*"""
-    ranks = range(comm.size)
-    assert comm.rank in ranks
+    assert comm.rank in range(comm.size)
     assert 0 <= comm.local_rank < comm.local_size <= comm.size
     _check_sums(comm)
     _check_maxima(comm)
-    own = {"rank": comm.rank, "none": None, "bytes": b"x" * comm.rank}
-    assert comm.allgather_object(own) == [{"rank": r, "none": None, "bytes": b"x" * r} for r in ranks]
-    assert comm.allgather_object(None if comm.rank else "v") == [None if r else "v" for r in ranks]
-    assert comm.broadcast_object(("of", comm.rank)) == ("of", 0)
+    check_objects(comm)
     tensors = {"b": torch.full((2,), float(comm.rank)), "a": torch.tensor(comm.rank)}
     comm.broadcast_tensors(tensors)
     assert tensors["b"].tolist() == [0.0, 0.0] and tensors["a"].item() == 0
     assert comm.wait_s >= 0
+
+
+def check_objects(comm: Communicator) -> None:
+    """Fail where an object is not what was sent. *Collective.*"""
+    ranks = range(comm.size)
+    own = {"rank": comm.rank, "none": None, "bytes": bytes(range(100)) * comm.rank}
+    assert comm.allgather_object(own) == [
+        {"rank": r, "none": None, "bytes": bytes(range(100)) * r} for r in ranks
+    ]
+    assert comm.allgather_object(None if comm.rank else "v") == [None if r else "v" for r in ranks]
+    assert comm.broadcast_object(("of", comm.rank, bytes(range(100)))) == ("of", 0, bytes(range(100)))
 
 
 def _check_sums(comm: Communicator) -> None:
@@ -58,5 +66,7 @@ def _check_maxima(comm: Communicator) -> None:
 if __name__ == "__main__":
     job = connect()
     check_contract(job)
+    horovod_backend.MOST_BYTES_AT_ONCE = 100  # now the same objects are too large for one message
+    check_objects(job)
     print(f"rank {job.rank} of {job.size}: the contract holds", flush=True)
     job.close()
