@@ -37,6 +37,7 @@ class Seen(NamedTuple):
     copy: str  # names the copy that this host sees
     known: str  # names the rows that it knows
     missing: int  # rows that it does not know
+    whole: bool  # whether it has just these rows in one file; else they are parts of others
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
     """
     keeper = _look(spec, split, comm, AnnotationCache(folder))
     plan = _plan(comm, keeper, f"the {split} images or labels", spec.file)
-    if all(seen.missing == 0 for seen in plan.seen if seen):
+    if any(seen.whole for seen in plan.seen if seen) and not any(seen.missing for seen in plan.seen if seen):
         file = keeper.known.whole if keeper else None
     else:
         file = _scan(spec, split, comm, plan, keeper)
@@ -97,7 +97,8 @@ def _plan(comm: Communicator, keeper: Keeper | None, what: str, where: Path) -> 
         rows = keeper.known.rows
         known = hashlib.sha256(np.packbits(rows).tobytes()).hexdigest()
         missing = int((~rows).sum())
-        seen = Seen(socket.gethostname(), keeper.survey.sizes, keeper.survey.copy, known, missing)
+        whole = keeper.known.whole is not None
+        seen = Seen(socket.gethostname(), keeper.survey.sizes, keeper.survey.copy, known, missing, whole)
     everyone = comm.allgather_object((host_id(), seen))
     plan = Plan.of([host for host, _ in everyone], [seen for _, seen in everyone])
     _require_copies(plan, [seen and seen.sizes for seen in plan.seen], what, where)

@@ -84,6 +84,22 @@ def test_only_what_changed_is_opened_again(digits: Path, tmp_path: Path, opened:
     assert longer.digest == annotations_of(data, None).digest
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_part_of_what_is_known_needs_no_scan(
+    digits: Path, tmp_path: Path, opened: list[str], size: int
+) -> None:
+    """Images that are gone: all others are known, and no file holds just them."""
+    data, cache = copy_of(digits, tmp_path / "data"), tmp_path / "cache"
+    annotations_of(data, cache)
+    opened.clear()
+    for image in sorted((data.parent / "images" / "train").iterdir())[:6]:
+        image.unlink()
+    for _ in range(2):
+        found = run_world(size, lambda comm: annotations_of(data, cache, comm).digest)
+        assert set(found) == {annotations_of(data, None).digest}
+    assert len(opened) == 2 * 22, "by the scans without a cache only"
+
+
 def test_sets_that_differ_in_classes_only_share_nothing(digits: Path, tmp_path: Path) -> None:
     """Names, sizes and times of all files are equal, as after ``cp -p`` or out of an archive."""
     data = copy_of(digits, tmp_path / "1")
