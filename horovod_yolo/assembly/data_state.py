@@ -29,24 +29,38 @@ def data_state(data: Data) -> dict[str, Any]:
     return state
 
 
-def require_same_data(saved: dict[str, Any], now: dict[str, Any], *, changed: bool) -> None:
-    """Raise `UserError` where a run's data is not what it was, unless the user says that it is ``changed``.
+def require_same_data(saved: dict[str, Any], now: dict[str, Any], *, changed: bool) -> dict[str, Any]:
+    """What the checkpoints of a resumed run say of its data.
 
-    Images that are gone are no change up to the tenth that may vanish while a job runs.
+    Images that are gone are no change up to the tenth that may vanish while a job runs. Then they say what
+    was there when the run began: images may come back, and no second tenth may go with the next resume.
+
+    Args:
+        saved: what the run's checkpoint says; nothing in that of the first release.
+        now: what there is.
+        changed: whether the user says that the data is another.
+
+    Raises:
+        UserError: the data is not what it was, and the user does not say so.
     """
+    keep = dict(now)
     for split in SPLITS:
         if split not in saved or saved[split]["digest"] == now[split]["digest"]:
             continue
         before, after = (state[split]["marks"].numpy().view(np.uint32) for state in (saved, now))
         change = compare(before, after)
         what = f"{split}: of {len(before)} images {change.gone} are gone or changed, {change.come} are new"
-        if not change.come and change.gone <= max(1, len(before) // LARGEST_LOST_SHARE):
+        if not any(change):
+            what = f"{split}: the images and boxes are the same; their ids, areas or crowds are not"
+        if not change.come and 0 < change.gone <= max(1, len(before) // LARGEST_LOST_SHARE):
             log.warning("%s; the run goes on without them", what)
+            keep[split] = saved[split]
         elif changed:
             log.warning("%s; the run goes on with them, as --data-changed says", what)
         else:
             fix = "give it back its data, or say --data-changed to go on with the new"
             raise UserError(what, where="--resume", fix=fix)
+    return keep
 
 
 def _marks(annotations: Annotations) -> Marks:

@@ -187,7 +187,7 @@ def _data_state(run: Run, data: Data) -> dict[str, Any]:
     now = data_state(data)
     handed_on = run.elastic is not None and run.elastic.digests is not None
     if run.state is not None and not handed_on:
-        require_same_data(run.state.get("data", {}), now, changed=run.config.data_changed)
+        return require_same_data(run.state.get("data", {}), now, changed=run.config.data_changed)
     return now
 
 
