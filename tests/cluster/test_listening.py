@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,9 +151,13 @@ def test_an_elastic_job(hosts: Cluster, folder: Path, digits: Path) -> None:
         places = listening(hosts["host1"]) | listening(hosts["host2"])
         assert {address for address, _ in places} <= {hosts["host1"].address, hosts["host2"].address}
         assert_nothing_was_read(ask(hosts["host3"], places))
-        hosts["host3"].start(question(places, 100), cwd="/")
-        step = job.step
-        job.until_step(step + 3)
-        job.ask_to_stop()
-        assert job.finish(25) == 3, job.output
+        stranger = hosts["host3"].start(question(places, 100), cwd="/")
+        try:
+            step = job.step
+            job.until_step(step + 3)
+            job.ask_to_stop()
+            assert job.finish(25) == 3, job.output
+        finally:
+            os.killpg(stranger.pid, signal.SIGKILL)
+            stranger.wait()
         assert "Traceback" not in job.output.split("stopped on request")[0]

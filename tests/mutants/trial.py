@@ -32,6 +32,7 @@ from hypothesis import Phase, settings
 
 SURVIVED, KILLED, TIMED_OUT = "survived", "killed", "timed out"
 PROFILE = "mutants"
+OUTPUT = "output"
 MOST_MEMORY = 16 << 30
 SLOWER_THAN_BEFORE = 10  # times as long as the tests took without a mistake is taken for an endless loop
 LEAST_LIMIT_S = 30.0
@@ -201,10 +202,10 @@ def _forked(work: Sequence[Work], jobs: int) -> Iterator[tuple[Any, int | None, 
         while waiting or running:
             while waiting and len(running) < jobs:
                 key, function, limit = waiting.pop()
-                output = folder / str(len(waiting))
-                pid = _start(function, output)
-                running[pid] = (key, output, time.monotonic() + limit)
-            for pid, (key, output, deadline) in list(running.items()):
+                place = folder / str(len(waiting))
+                pid = _start(function, place)
+                running[pid] = (key, place, time.monotonic() + limit)
+            for pid, (key, place, deadline) in list(running.items()):
                 late = time.monotonic() > deadline
                 if late:
                     os.killpg(pid, signal.SIGKILL)
@@ -214,7 +215,9 @@ def _forked(work: Sequence[Work], jobs: int) -> Iterator[tuple[Any, int | None, 
                     with contextlib.suppress(ProcessLookupError):  # what a test may have left
                         os.killpg(pid, signal.SIGKILL)
                     code = None if late else os.waitstatus_to_exitcode(status)
-                    yield key, code, output.read_text(errors="replace")[-4000:]
+                    output = (place / OUTPUT).read_text(errors="replace")[-4000:]
+                    shutil.rmtree(place)
+                    yield key, code, output
             time.sleep(0.01)
     finally:
         for pid in running:
@@ -223,7 +226,10 @@ def _forked(work: Sequence[Work], jobs: int) -> Iterator[tuple[Any, int | None, 
         shutil.rmtree(folder)
 
 
-def _start(function: Callable[[], int], output: Path) -> int:
+def _start(function: Callable[[], int], place: Path) -> int:
+    """Fork; the child's output and its temporary files are in the new folder ``place``, however it ends."""
+    place.mkdir()
+    (place / OUTPUT).touch()
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -233,7 +239,8 @@ def _start(function: Callable[[], int], output: Path) -> int:
     code = 70
     try:
         os.setpgid(0, 0)
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(place)
+        descriptor = os.open(place / OUTPUT, os.O_WRONLY)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
