@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from horovod_yolo.assembly.hand_on import hand_on
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.schema import TrainConfig
@@ -41,13 +43,15 @@ def annotation_folder(cache_dir: str) -> Path | None:
     return Path(cache_dir) / "annotations" if cache_dir else local_cache("annotations")
 
 
-def warn_of_full_images(annotations: Annotations, most: int) -> None:
-    """Say where images have more objects than detections are counted: no model can find them all."""
-    full = int((annotations.counts > most).sum())
-    if full:
+def say_what_counts(annotations: Annotations, most: int) -> None:
+    """Say how many detections count, and where images have more objects: no model can find them all."""
+    log.info("validation counts up to %d detections an image", most)
+    image_of_object = np.repeat(np.arange(len(annotations)), annotations.counts)
+    objects = np.bincount(image_of_object[~annotations.crowd])
+    if full := int((objects > most).sum()):
         log.warning(
-            "%d images have more than %d objects, the most detections counted (up to %d in one)",
-            *(full, most, annotations.counts.max()),
+            "%d images have more than %d objects (up to %d): not all of them can be found",
+            *(full, most, objects.max()),
         )
 
 
@@ -56,7 +60,7 @@ def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
     folder = annotation_folder(config.cache_dir)
     train, val = (shared_annotations(spec, split, comm, folder) for split in ("train", "val"))
     if comm.rank == 0:
-        warn_of_full_images(val, Thresholds.most)
+        say_what_counts(val, Thresholds.most)
     return Data(spec, train, val)
 
 

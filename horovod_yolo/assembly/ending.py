@@ -16,7 +16,14 @@ from contextlib import suppress
 from multiprocessing.util import get_temp_dir
 from typing import TYPE_CHECKING, NoReturn
 
-from horovod_yolo.core.errors import DataWorkerError, NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.core.errors import (
+    DataWorkerError,
+    NonFiniteError,
+    StoppedError,
+    TakenError,
+    UnwrittenError,
+    UserError,
+)
 from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.process import logs
@@ -84,7 +91,7 @@ def leave_alone(comm: Communicator, error: Exception) -> NoReturn:
     who = logs.rank_here(comm.rank)
     if isinstance(error, comm.lost_errors):
         print(f"{who}: another rank left or does not answer ({_first_line(error)})", file=sys.stderr)
-    elif isinstance(error, (DataWorkerError, UserError)):
+    elif isinstance(error, (DataWorkerError, TakenError, UserError)):
         complain(f"{who}: {error}")
     else:
         print(f"{who} failed: {advice(error) or repr(error)}", file=sys.stderr)

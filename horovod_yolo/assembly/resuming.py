@@ -15,7 +15,7 @@ PLACE = (
     *("device", "workers", "cache", "cache_dir", "log_dir", "noplots", "elastic", "elastic_wait"),
 )
 NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already
-PATHS = ("data", "weights")
+PATHS = ("data", "weights", "cache_dir", "log_dir")
 
 
 def absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:

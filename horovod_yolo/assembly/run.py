@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from horovod_yolo.assembly.elastic import SECONDS_BETWEEN_SAVES, Elastic
 from horovod_yolo.assembly.labels import label_rules
 from horovod_yolo.assembly.resuming import PATHS, absolute_paths, settings_here
 from horovod_yolo.assembly.run_folder import new_run_folder, versions, write_config, write_json
+from horovod_yolo.assembly.run_lock import RunLock
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.checkpoint.state import copied
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from horovod_yolo.distributed.elastic import Kept
 
 log = logging.getLogger(__name__)
+Found = tuple[dict[str, Any], Path, int]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Run:
     folder: Path
     state: dict[str, Any] | None
     elastic: Elastic | None = None
+    lock: RunLock = field(default_factory=RunLock)
+    written_ns: int | None = None  # its last checkpoint, when this job looked for it; None: it is not known
 
 
 def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
@@ -69,8 +73,13 @@ def new_run(config: TrainConfig, comm: Communicator) -> Run:
     """A run of its own, in a folder that rank 0 makes. *Collective.*"""
     config = replace(config, **absolute_paths({name: getattr(config, name) for name in PATHS}))
     together(comm, lambda: _check_before_start(config, comm))
-    folder = on_rank_0(comm, lambda: new_run_folder(config.run_parent, config.name, config.exist_ok))
-    return Run(config, folder, None)
+
+    def begin() -> tuple[Path, int]:
+        folder = new_run_folder(config.run_parent, config.name, config.exist_ok)
+        return folder, resume.written_ns(folder)
+
+    folder, written_ns = on_rank_0(comm, begin)
+    return Run(config, folder, None, written_ns=written_ns)
 
 
 def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
@@ -82,7 +91,7 @@ def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
         comm: the ranks.
     """
 
-    def load() -> tuple[dict[str, Any], Path]:
+    def load() -> Found:
         project = Path(given.get("project", TrainConfig.project))
         return _newest_state(resume.newest_run(project) if target == "newest" else Path(target))
 
@@ -97,7 +106,7 @@ def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
     config = together(comm, lambda: config_from_flags(given))
     folder = config.run_parent / config.name
 
-    def load() -> tuple[dict[str, Any], Path] | None:
+    def load() -> Found | None:
         try:
             return _newest_state(folder)
         except resume.NothingWholeError as error:
@@ -109,22 +118,23 @@ def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
     return _going_on(found, given, comm) if found else new_run(replace(config, exist_ok=True), comm)
 
 
-def _newest_state(target: Path) -> tuple[dict[str, Any], Path]:
-    """The state to go on from, and the run's folder."""
+def _newest_state(target: Path) -> Found:
+    """The state to go on from, the run's folder, and when the last checkpoint in it was written."""
+    written_ns = resume.written_ns(target if target.is_dir() else target.parent.parent)
     state, chosen, passed_over = resume.load(target)
     for reason in passed_over:
         log.warning("passed over: %s", reason)
     log.info("resume from %s: epoch %d, step %d", chosen, state["epoch"] + 1, state["step"])
-    return state, chosen.parent.parent
+    return state, chosen.parent.parent, written_ns
 
 
-def _going_on(found: tuple[dict[str, Any], Path], given: dict[str, Any], comm: Communicator) -> Run:
-    state, folder = found
+def _going_on(found: Found, given: dict[str, Any], comm: Communicator) -> Run:
+    state, folder, written_ns = found
     if "imgsz" in given:  # as the run has it
         given["imgsz"] = round_to_stride(given["imgsz"], max(zoo.spec_of(state["model_name"]).strides))
     config = together(comm, lambda: from_dict(settings_here(state, given)))
     together(comm, lambda: config.check_world(comm.size))
-    return Run(config, folder, state)
+    return Run(config, folder, state, written_ns=written_ns)
 
 
 def _check_before_start(config: TrainConfig, comm: Communicator) -> None:
@@ -141,16 +151,34 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
         NonFiniteError: training diverged, on all ranks alike.
         UnwrittenError: the run is over, but not all of it is on the disk; on all ranks alike.
         StoppedError: ``stop`` was asked for on any rank; all ranks alike, and the checkpoint is written.
+        TakenError: on rank 0: another job has taken the run over.
     """
     stop = stop or StopRequest()
     if run.elastic is None or run.state is None:  # else its last commit may be in memory only
         stop.alone_from_here(f"before the first step; {_kept(run)}")
+    with run.lock.until_over(handed_on=run.elastic is not None):
+        on_rank_0(comm, lambda: _take(run))
+        if comm.rank != 0:
+            run.lock.drop()
+        return _trained(run, comm, stop)
+
+
+def _take(run: Run) -> None:
+    """Let no other job work on this run, and see that none did since this one looked."""
+    run.lock.take(run.folder)
+    if run.written_ns not in (None, resume.written_ns(run.folder)):
+        raise UserError("another job has just trained this run", where=run.folder, fix="start this one again")
+
+
+def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     spec = together(comm, lambda: _spec(run))
     data = run_data(spec, run.config, run.elastic, comm)
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
     checkpointer = Checkpointer(run.folder / "weights", run.config.save_period, least_seconds)
     of_data = together(comm, lambda: _data_state(run, data))
-    callbacks = [checkpointer, *_callbacks(run, alone=comm.size == 1)] if comm.rank == 0 else []
+    callbacks: list[Callback] = []
+    if comm.rank == 0:
+        callbacks += [run.lock, checkpointer, *_callbacks(run, alone=comm.size == 1)]
     trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop)
     device = trainer.evaluator.precision.device
     trainer.about = {"data": of_data, "precision": precision_name(run.config.precision, device)}
@@ -185,10 +213,10 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
 def _data_state(run: Run, data: Data) -> dict[str, Any]:
     """What the run's checkpoints say of its data, which must be what they said before."""
     now = data_state(data)
-    handed_on = run.elastic is not None and run.elastic.digests is not None
-    if run.state is not None and not handed_on:
-        return require_same_data(run.state.get("data", {}), now, changed=run.config.data_changed)
-    return now
+    said = run.state.get("data", {}) if run.state is not None else {}
+    if run.elastic is not None and run.elastic.digests is not None:  # it was handed on
+        return said or now
+    return require_same_data(said, now, changed=run.config.data_changed)
 
 
 def _spec(run: Run) -> DataSpec:
@@ -283,13 +311,15 @@ def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run
         renew(state=copied(state))
         kept.check_hosts()
 
+    kept.lock = kept.lock or RunLock(content["lock"])
     mine = kept.local if kept.local and kept.local.digests == content["data"] else None
     elastic = Elastic(content["ranks"], keep, content["data"], mine, keep_data)
-    return Run(from_dict(content["config"]), Path(content["folder"]), saved, elastic)
+    return Run(from_dict(content["config"]), Path(content["folder"]), saved, elastic, kept.lock)
 
 
 def _first_content(run: Run, kept: Kept, comm: Communicator) -> dict[str, Any]:
     content = {
+        "lock": comm.broadcast_object(run.lock.token),
         "config": to_dict(run.config),
         "folder": str(run.folder),
         "ranks": comm.size,

@@ -12,7 +12,7 @@ import numpy as np
 from horovod_yolo.assembly.build import (
     build_evaluation_loader,
 )
-from horovod_yolo.assembly.data import annotation_folder, warn_of_full_images
+from horovod_yolo.assembly.data import annotation_folder, say_what_counts
 from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_precision, pinned
 from horovod_yolo.assembly.model import build_criterion, trained_model
 from horovod_yolo.assembly.shared_annotations import shared_annotations
@@ -81,7 +81,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     device = agreed_device(options.device, comm)
     annotations = shared_annotations(spec, options.task, comm, annotation_folder(options.cache_dir))
     if comm.rank == 0:
-        warn_of_full_images(annotations, options.max_det)
+        say_what_counts(annotations, options.max_det)
     imgsz = options.imgsz or trained.imgsz
     loader = build_evaluation_loader(
         annotations,

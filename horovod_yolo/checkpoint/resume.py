@@ -19,6 +19,14 @@ def generations(weights: Path) -> list[Path]:
     return [last, *(store.older(last, k) for k in range(1, KEEP))]
 
 
+def written_ns(folder: Path) -> int:
+    """When the last checkpoint in a run folder was written, in nanoseconds; 0 where there is none."""
+    try:
+        return generations(folder / "weights")[0].stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def set_damaged_aside(weights: Path) -> None:
     """Rename what is damaged and newer than the newest whole checkpoint to ``last.pt.damaged``.
 

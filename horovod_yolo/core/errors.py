@@ -39,3 +39,7 @@ class StoppedError(RuntimeError):
 
 class DataWorkerError(RuntimeError):
     """The processes that make batches die again and again. Only the rank they belong to knows."""
+
+
+class TakenError(RuntimeError):
+    """Another job has taken this one's run over, which must have been silent for long. Only rank 0 knows."""

@@ -66,6 +66,7 @@ class Kept:
     ) -> None:
         self.content: dict[str, Any] | None = None
         self.local: Any = None  # what this rank keeps beside it from world to world, and never sends
+        self.lock: Any = None  # of the run, which the first rank of each world takes
         self._order = (-1, -1, -1)  # of the content; the highest is the newest
         self._wait_s = wait_s
         self._on_wait = on_wait

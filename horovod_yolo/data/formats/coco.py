@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.core.class_names import loose
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import (
     Entry,
@@ -147,7 +148,11 @@ def parse(
     for reason, rows in left_out.items():
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         problems.append(Problem(file, None, f"{rows[0]}{more}: {reason}", count=len(rows)))
-    problems += _merged(classes, listed, file) + other_classes(file, others)
+    problems += [
+        *_merged(classes, listed, file),
+        *_unmapped(rules, listed, file),
+        *other_classes(file, others),
+    ]
     return list(images.values()), problems
 
 
@@ -201,6 +206,16 @@ def _merged(classes: Mapping[Key, int], listed: Mapping[Key | None, str], file: 
         Problem(file, None, f"categories {' and '.join(same[:5])} are one class", "note")
         for same in of_class.values()
         if len(same) > 1
+    ]
+
+
+def _unmapped(rules: LabelRules, listed: Mapping[Key | None, str], file: str) -> list[Problem]:
+    """A note on each name of the class map that is no category: it may be misspelt."""
+    there = {loose(name) for name in listed.values()}
+    return [
+        Problem(file, None, f"--class-map {old}={new}: no category here is called {old!r:.80}", "note")
+        for old, new in rules.class_map
+        if loose(old) not in there
     ]
 
 

@@ -14,6 +14,7 @@ import torch
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.run import new_run, resumed_run, start_run, train
+from horovod_yolo.assembly.run_lock import NAME, RunLock
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.checkpoint import store
 from horovod_yolo.config.load import config_from_flags
@@ -255,6 +256,21 @@ def test_a_run_without_a_whole_checkpoint_begins_anew_and_says_so(
 def test_without_resume_each_run_has_its_own_folder(digits: Path, tmp_path: Path) -> None:
     folders = [start_run("", flags(digits, tmp_path), COMM).folder.name for _ in range(2)]
     assert folders == ["exp", "exp2"]
+
+
+def test_two_jobs_do_not_work_on_one_run(digits: Path, tmp_path: Path) -> None:
+    run = start_run("", flags(digits, tmp_path, imgsz=64, max_steps=1, noplots=True, exist_ok=True), COMM)
+    other = RunLock()
+    other.take(run.folder)
+    with pytest.raises(UserError, match="another job is at work on this run"):
+        train(run, COMM)
+    assert sorted(path.name for path in run.folder.iterdir()) == [NAME, "weights"]
+    other.release()
+    train(run, COMM)
+    assert not (run.folder / NAME).exists()
+    with pytest.raises(UserError, match="another job has just trained this run"):
+        train(run, COMM)  # it looked before the first did its work
+    assert not (run.folder / NAME).exists()
 
 
 def test_going_on_with_a_run_that_is_over_keeps_its_rows_and_asks_for_its_data(

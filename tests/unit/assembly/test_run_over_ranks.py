@@ -8,6 +8,7 @@ ranks have images but not one object.
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,6 +177,7 @@ class Memory:
         self.content: dict[str, Any] | None = None
         self.order = (-1, -1, -1)
         self.local: Any = None
+        self.lock: Any = None
 
     def keep(self, content: dict[str, Any], order: tuple[int, int, int]) -> None:
         self.content, self.order = content, order
@@ -210,12 +212,15 @@ def test_survivors_go_on_from_the_last_commit_and_end_as_the_undisturbed_run(
         patch.setattr(Stepper, "step", step)
         outcomes = world_outcomes(3, lambda comm: elastic(memories[comm.rank], comm))
     assert [type(outcome) for outcome in outcomes] == [RankLostError, OSError, RankLostError]
-    survivors = [memories[0], memories[2], Memory(), Memory()]
+    lock = (tmp_path / "run" / "run.lock").read_bytes()
+    survivors = [memories[2], memories[0], Memory(), Memory()]  # rank 0 is another one than before
     newest = max(survivors, key=lambda memory: memory.order)
     assert newest.order[:2] == (4, 1), "the step before is committed"
     for memory in survivors:  # what `Kept.agree` does
         memory.keep(copy.deepcopy(newest.content or {}), newest.order)
+    assert json.loads(lock)["token"] == memories[0].lock.token == memories[2].lock.token, "it is handed on"
     run_world(4, lambda comm: elastic(survivors[comm.rank], comm))
+    assert not (tmp_path / "run" / "run.lock").exists()
     assert [row["step"] for row in steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert [row["images"] for row in steps(tmp_path / "run")] == [13, 13, 2] * 2
     assert largest_loss_difference(tmp_path / "run", alone) < 1e-9

@@ -146,6 +146,13 @@ def test_categories_that_fit_no_way_are_an_error(names: tuple[str, ...], what: s
         _mapped(categories, {1, 2}, names)
 
 
+def test_a_class_map_of_a_name_that_is_not_there_is_noted() -> None:
+    rules = LabelRules(class_map=(("Hnd", "b"), ("A", "a")))
+    _, problems = coco.parse(coco_json(), "a.json", ("a", "b", "c"), rules)
+    (note,) = [str(problem) for problem in problems if problem.kind == "note"]
+    assert note == "a.json: --class-map Hnd=b: no category here is called 'Hnd'"
+
+
 def test_a_class_map_settles_it() -> None:
     categories = _categories((1, "Katze", ""), (2, "Hund", ""), (3, "Maus", ""))
     rules = LabelRules(class_map=(("katze", "cat"), ("Hund", "dog"), ("Maus", "")))
