@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from horovod_yolo.assembly.data import Data
-from horovod_yolo.assembly.datasets import LARGEST_LOST_SHARE
+from horovod_yolo.assembly.datasets import most_lost
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.contents import Marks, compare, marks
@@ -52,7 +52,7 @@ def require_same_data(saved: dict[str, Any], now: dict[str, Any], *, changed: bo
         what = f"{split}: of {len(before)} images {change.gone} are gone or changed, {change.come} are new"
         if not any(change):
             what = f"{split}: the images and boxes are the same; their ids, areas or crowds are not"
-        if not change.come and 0 < change.gone <= max(1, len(before) // LARGEST_LOST_SHARE):
+        if not change.come and 0 < change.gone <= most_lost(len(before)):
             log.warning("%s; the run goes on without them", what)
             keep[split] = saved[split]
         elif changed:

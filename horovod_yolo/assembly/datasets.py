@@ -14,12 +14,17 @@ MOST_NAMED = 3
 SAME_FILES = "give every host the same files"
 
 
+def most_lost(images: int) -> int:
+    """How many of a set's images may vanish while a job runs on it."""
+    return max(1, images // LARGEST_LOST_SHARE)
+
+
 def require_images(comm: Communicator, lost: int, of: int, seen: Iterable[LostImage], where: object) -> None:
     """Raise `UserError` on all ranks where more than a tenth of a pass's images is lost.
 
     *Collective* where it raises: ``lost`` and ``of`` must be the same on all ranks. ``seen`` are this rank's.
     """
-    if lost <= max(1, of // LARGEST_LOST_SHARE):
+    if lost <= most_lost(of):
         return
     everyone = comm.allgather_object(list(islice(seen, MOST_NAMED)))
     named = dict.fromkeys(f"{image.path} ({image.reason})" for images in everyone for image in images)

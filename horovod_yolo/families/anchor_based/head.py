@@ -60,17 +60,7 @@ class AnchorHead(Head):
     def with_classes_of(
         self, weights: Mapping[str, Tensor], prefix: str, num_theirs: int, places: Sequence[int | None]
     ) -> dict[str, Tensor]:
-        """This head's parameters with what another head knows of the classes that both have.
-
-        Args:
-            weights: the other model's, whose keys have the ``prefix`` where they are the head's.
-            prefix: of the head's keys.
-            num_theirs: how many classes the other head has.
-            places: of each of their classes its place here; None: it has none.
-
-        Returns:
-            Values by key; this head's own where no class is shared.
-        """
+        """See `Head`. Where a class is shared, box and objectness are the other head's too."""
         merged = {}
         for name, own in self.named_parameters():
             value, theirs = own.detach().clone(), weights[prefix + name]
