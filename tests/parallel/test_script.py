@@ -48,7 +48,8 @@ def run(tmp_path: Path, data: Path, end: str) -> str:
 def test_a_mistake_that_nothing_catches_is_one_line(digits: Path, tmp_path: Path) -> None:
     output = run(tmp_path, digits, "mistake")
     assert output.count("caught --epochs is 0") == 2, output
-    assert output.count("error: ") == 1 and "error: none.yaml: cannot be read" in output, output
+    wrong = f"error: {ranks.REPOSITORY / 'none.yaml'}: cannot be read"
+    assert output.count("error: ") == 1 and wrong in output, output
     assert "exit with status code 2" in output and '.py", line' not in output.split("horovodrun")[0], output
 
 
