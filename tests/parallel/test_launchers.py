@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import ranks
 
 LESS_COMMON = (
-    "--cfg yolov5n --img 64 --batch 14 --epochs 2 --workers 0 --compression fp16 --precision bf16 "
+    "--cfg yolov5n --img 96 --batch 14 --epochs 2 --workers 0 --compression fp16 --precision bf16 "
     "--multi-scale --optimizer AdamW --freeze 10 --cache ram --noplots"
 )
 
