@@ -12,6 +12,7 @@ imports nothing but the standard library, ends the rank with SIGKILL when
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import select
@@ -21,10 +22,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_BEATS = 1.0
 SECONDS_WITHOUT_BEAT = 10.0
+SECONDS_TO_LEAVE = 60.0  # without a beat: the interpreter stops its threads first, and then tidies up
+LEAVING = "leaving"
 SECONDS_BETWEEN_CALLS = 4.0  # to the launcher
 CALLS_WITHOUT_ANSWER = 4
 VARIABLE = "HOROVOD_YOLO_HEARTBEAT_SECONDS"
@@ -37,6 +41,12 @@ class Pulse:
         self.rank = rank
         self._pipe = pipe
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """On a busy machine the end may take longer than a rank at work may be silent."""
+        with suppress(OSError):  # the guard is gone
+            os.write(self._pipe, f"{LEAVING}\n".encode())
 
     def _beat(self) -> None:
         while True:
@@ -108,13 +118,18 @@ class Guard:
             beats = os.read(self._pipe, 4096) if ready else b""
             if ready and not beats:
                 return
-            self._rank = beats.decode().split()[-1] if beats else self._rank
+            self._hear(beats.decode().split())
             # Counted, not read off a clock: when the whole machine was asleep, so was this loop.
             silent = 0.0 if ready else silent + SECONDS_BETWEEN_BEATS
             reason = self._reason(silent)
             if reason:
                 self._end(reason)
                 return
+
+    def _hear(self, words: list[str]) -> None:
+        if LEAVING in words and self._seconds > 0:
+            self._seconds = max(self._seconds, SECONDS_TO_LEAVE)
+        self._rank = next((word for word in reversed(words) if word != LEAVING), self._rank)
 
     def _reason(self, silent: float) -> str:
         if 0 < self._seconds <= silent:

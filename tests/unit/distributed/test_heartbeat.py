@@ -108,6 +108,36 @@ def test_a_launcher_that_does_not_answer_ends_the_rank(monkeypatch: pytest.Monke
         os.close(write)
 
 
+def test_a_rank_may_take_longer_to_leave() -> None:
+    """With the interpreter's end its threads stop, the pulse too; on a busy machine that lasts."""
+    program = RANK.replace("time.sleep(60)", "import ctypes")
+    program += """
+class Slow:
+    def __del__(self, sleep=ctypes.PyDLL(None).sleep):  # keeps the interpreter, as tidying up does
+        sleep(4)
+kept = Slow()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, heartbeat.VARIABLE: "2"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_rank_that_never_gets_done_with_leaving_is_ended() -> None:
+    guard = heartbeat.Guard(0, 0, 2.0, ("", 0))
+    guard._hear(["3", heartbeat.LEAVING, "3"])
+    assert not guard._reason(heartbeat.SECONDS_TO_LEAVE - 1)
+    assert guard._reason(heartbeat.SECONDS_TO_LEAVE).startswith("has not answered for 60 s")
+    patient = heartbeat.Guard(0, 0, 0.0, ("", 0))
+    patient._hear([heartbeat.LEAVING])
+    assert not patient._reason(1e6)  # 0 is never
+
+
 def test_a_file_counts_as_read(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as file:
         assert not heartbeat._is_closed(file.fileno())
