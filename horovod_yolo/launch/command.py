@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import pwd
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,7 +104,16 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
         elastic=ranks,
     )
     plan.check_size(made, environ)
+    plan.check_shell(made, _login_shell(), away=not all(network.is_here(host.name) for host in hosts))
     return made, [*notes, *([why] if why else [])]
+
+
+def _login_shell() -> str:
+    """Of this account; empty where it is not known, as in a container with a number for a user."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_shell
+    except KeyError:
+        return ""
 
 
 def _environment_notes(hosts: Sequence[Host]) -> list[str]:

@@ -34,6 +34,9 @@ _OF_THIS_HOST = re.compile(r"(CUDA|HIP|ROCR|NVIDIA)_VISIBLE_DEVICES")
 _MOST_BYTES_OF_AN_ARGUMENT = 128 * 1024 - 1
 _BYTES_OF_THE_LAUNCHER = 4096  # its own variables, and the words around
 _MOST_NAMED = 4
+# Open MPI writes for the login shell of another host, which it takes for this account's own: a Bourne or a C
+# shell. With any of these it reports a syntax error and waits for ever.
+_SHELLS_OF_ANOTHER_GRAMMAR = {"fish", "nu", "xonsh", "elvish", "pwsh"}
 # A launcher around this one left these; they would tell the ranks a wrong place.
 _OF_A_RANK = re.compile(r"HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|GLOO_RENDEZVOUS_.*|CONTROLLER)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -248,6 +251,25 @@ def check_size(plan: LaunchPlan, environ: Mapping[str, str]) -> None:
             f"the environment is too large for horovodrun over Gloo: {size} bytes, "
             f"and {_MOST_BYTES_OF_AN_ARGUMENT} are the limit. The longest variables: {named}",
             fix="unset what the job does not need (`env -u NAME horovod-yolo launch ...`), or use --mpirun",
+        )
+
+
+def check_shell(plan: LaunchPlan, shell: str, away: bool) -> None:
+    """The login shell must understand what Open MPI sends to other hosts.
+
+    Args:
+        plan: the job.
+        shell: path of this account's login shell.
+        away: whether a rank is on another host.
+
+    Raises:
+        UserError: it does not.
+    """
+    name = Path(shell).name
+    if away and plan.launcher != "horovodrun-gloo" and name in _SHELLS_OF_ANOTHER_GRAMMAR:
+        raise UserError(
+            f"Open MPI cannot start ranks on other hosts through the login shell {name}",
+            fix="use --gloo, or give the account a Bourne shell (`chsh -s /bin/bash`)",
         )
 
 

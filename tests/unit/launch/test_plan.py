@@ -217,3 +217,16 @@ def test_what_passes_fits(environ: dict[str, str]) -> None:
         [*(f"{name}={shlex.quote(value)}" for name, value in environ.items()), shlex.join(TRAIN)]
     )
     assert len(shlex.quote(f"cd /work ; exec env {command}").encode()) < 128 * 1024
+
+
+@pytest.mark.parametrize("shell", ["/usr/bin/fish", "/opt/bin/nu"])
+def test_open_mpi_needs_a_login_shell_that_it_knows(shell: str) -> None:
+    """It would wait for ever behind a syntax error on the other host."""
+    for launcher in ("mpirun", "horovodrun-mpi"):
+        made = plan.LaunchPlan(launcher, launcher, HOSTS, TRAIN)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"login shell {Path(shell).name}. use --gloo"):
+            plan.check_shell(made, shell, away=True)
+        plan.check_shell(made, shell, away=False)
+        for known in ("/bin/bash", "/bin/tcsh", "/usr/bin/zsh", ""):
+            plan.check_shell(made, known, away=True)
+    plan.check_shell(plan.LaunchPlan("horovodrun-gloo", "horovodrun", HOSTS, TRAIN), shell, away=True)
