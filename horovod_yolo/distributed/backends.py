@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from horovod_yolo.core.errors import UserError
@@ -51,11 +53,24 @@ def backend_for(launched: Launcher) -> type[Backend]:
     except ImportError as error:
         if launched.size == 1:
             return LocalCommunicator
+        _refuse_namesake()
         raise UserError(
             f"launched on {launched.size} ranks, but Horovod does not load ({error})",
             fix="build it for this Python and torch with launch/install_horovod.sh",
         ) from None
     return HorovodCommunicator
+
+
+def _refuse_namesake() -> None:
+    """Raise where a folder of that name, found earlier, hides Horovod.
+
+    Raises:
+        UserError: names the folder.
+    """
+    spec = find_spec("horovod")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if not Path(folder, "torch").is_dir():
+            raise UserError("this folder hides Horovod", where=folder, fix="rename it, or start elsewhere")
 
 
 def refuse_stranger(launched: Launcher) -> None:

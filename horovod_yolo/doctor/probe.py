@@ -228,7 +228,10 @@ def _space(path: str) -> Facts | None:
 
 def data(asked: Facts) -> Facts:
     """The keys of the data set's splits, by the package that is on this host."""
-    code = [sys.executable, "-m", "horovod_yolo.doctor.data_key", asked["data"]]
+    safe = (
+        ["-P"] if sys.version_info >= (3, 11) else []
+    )  # nothing of what lies in the folder that ssh starts in
+    code = [sys.executable, *safe, "-m", "horovod_yolo.doctor.data_key", asked["data"]]
     environment = {**os.environ, "PYTHONPATH": asked["pythonpath"]}
     try:
         done = subprocess.run(

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -51,7 +50,7 @@ def try_allreduce(hosts: Sequence[Host], interface: str | None, seconds: float) 
             launcher="horovodrun-gloo",
             tool=plan.tool("horovodrun-gloo"),
             hosts=taking_part,
-            program=(sys.executable, "-m", "horovod_yolo.doctor.trial_rank", f"{seconds:.0f}"),
+            program=(*plan.module_command("horovod_yolo.doctor.trial_rank"), f"{seconds:.0f}"),
             interface=interface or network.find_interface(taking_part)[0],
             folder=plan.spelled_out(Path.cwd()),
         )

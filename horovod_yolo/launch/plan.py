@@ -138,12 +138,23 @@ def program(words: Sequence[str]) -> tuple[str, ...]:
     if not words:
         raise UserError("nothing to launch", fix="write it after `--`, such as `-- train --data data.yaml`")
     if words[0] in ("train", "val"):
-        return (sys.executable, "-m", "horovod_yolo.cli", *words)
+        return (*module_command("horovod_yolo.cli"), *words)
     if Path(words[0]).suffix != ".py":
         raise UserError("is neither train, val nor a Python script", where=words[0])
     if not Path(words[0]).is_file():
         raise UserError("no such file", where=words[0])
     return (sys.executable, *words)
+
+
+def module_command(name: str) -> tuple[str, ...]:
+    """The command that runs a module, without what lies in the working folder.
+
+    ``-m`` looks there first: a ``horovod`` or a ``torch.py`` among somebody's data would be imported. In the
+    folder that holds the package, where it may not be installed, everything is the user's own.
+    """
+    of_the_package = Path(__file__).parents[2]
+    safe = sys.version_info >= (3, 11) and Path.cwd() != of_the_package
+    return (sys.executable, *(["-P"] if safe else []), "-m", name)
 
 
 def keeps_to_interface(launcher: Launcher) -> bool:

@@ -227,7 +227,7 @@ class Host:
             with contextlib.suppress(psutil.NoSuchProcess):
                 words = process.cmdline()
                 if len(words) > 1 and "python" in Path(words[0]).name:
-                    launched = words[1:4] == ["-m", "horovod_yolo.cli", "train"]
+                    launched = ["-m", "horovod_yolo.cli", "train"] in (words[1:4], words[2:5])
                     found += [process] if launched or words[1].endswith(script) else []
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -171,3 +172,21 @@ def test_several_ranks_without_horovod_is_the_users_mistake(monkeypatch: pytest.
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"launched on 2 ranks, but Horovod does not load .*install_horovod"):
         connect()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_folder_of_the_same_name_that_hides_horovod_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a download beside train.py: to build Horovod again would not help."""
+    (tmp_path / "horovod").mkdir()
+    (tmp_path / "horovod" / "__init__.py").touch()
+    for name in [name for name in sys.modules if name.split(".")[0] == "horovod"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "horovod_yolo.distributed.horovod_backend", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, value in OPEN_MPI.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^{tmp_path}/horovod: this folder hides Horovod. rename it"):
+        connect()
+    del sys.modules["horovod"]  # with what was there before it comes back at the end

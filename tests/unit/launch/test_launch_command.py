@@ -13,6 +13,7 @@ import pytest
 from horovod_yolo import cli
 from horovod_yolo.launch import elastic, network, plan
 
+SAFE = "-P " if sys.version_info >= (3, 11) else ""
 PYTHON = sys.executable
 BIN = Path(PYTHON).parent
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -58,7 +59,7 @@ def test_a_dry_run_prints_the_command(
     job = ["train", "--data", "a b.yaml", "--", "x"]
     assert cli.main(["launch", *arguments.split(), "--dry-run", "--", *job]) == 0
     shown = capsys.readouterr()
-    assert shown.out == f"/venv/bin/{command} /venv/bin/python -m horovod_yolo.cli {shlex.join(job)}\n"
+    assert shown.out == f"/venv/bin/{command} /venv/bin/python {SAFE}-m horovod_yolo.cli {shlex.join(job)}\n"
     assert shown.err == ""
 
 
@@ -104,7 +105,7 @@ def test_an_elastic_job(
     assert " ".join(found) == (
         f"/venv/bin/horovodrun --gloo --disable-cache --network-interfaces eth0 {ranks} "
         f"--host-discovery-script {ELASTIC.format(patience)} "
-        f"env -C {folder} /venv/bin/python -m horovod_yolo.cli "
+        f"env -C {folder} /venv/bin/python {SAFE}-m horovod_yolo.cli "
         + ("train --elastic" if words == "train" else words)
     )
 

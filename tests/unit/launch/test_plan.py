@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_an_interface_that_the_user_gave_nccl_stays() -> None:
 def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my script.py").write_text("")
-    ours = (sys.executable, "-m", "horovod_yolo.cli")
+    ours = plan.module_command("horovod_yolo.cli")
     assert plan.program(["train", "--data", "d"]) == (*ours, "train", "--data", "d")
     assert plan.program(["val"]) == (*ours, "val")
     assert plan.program(["my script.py", "-x", "--"]) == (sys.executable, "my script.py", "-x", "--")
@@ -230,3 +231,22 @@ def test_open_mpi_needs_a_login_shell_that_it_knows(shell: str) -> None:
         for known in ("/bin/bash", "/bin/tcsh", "/usr/bin/zsh", ""):
             plan.check_shell(made, known, away=True)
     plan.check_shell(plan.LaunchPlan("horovodrun-gloo", "horovodrun", HOSTS, TRAIN), shell, away=True)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks into the working folder")
+@pytest.mark.parametrize("name", ["horovod/__init__.py", "torch.py", "yaml.py", "logging.py"])
+def test_what_lies_in_the_working_folder_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    place = tmp_path / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    command = [*plan.module_command("horovod_yolo.cli"), "val", "--weights", "none.pt", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "none.pt: No such file" in done.stderr, done.stderr
+
+
+def test_in_the_folder_of_the_package_it_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[3])
+    assert plan.module_command("horovod_yolo.cli") == (sys.executable, "-m", "horovod_yolo.cli")
