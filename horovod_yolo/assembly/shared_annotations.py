@@ -32,6 +32,7 @@ from horovod_yolo.data.table import Table
 from horovod_yolo.distributed.agreement import on_rank_0, raise_together, require_same
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.columns import ColumnFile
+from horovod_yolo.process.garbage import free, uncollected
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,15 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
         file = keeper.known.whole if keeper else None
     else:
         file = _scan(spec, split, comm, plan, keeper)
+    listed = keeper.survey.entries[0].problems if keeper else ()
+    if keeper is not None:
+        free(keeper.survey.entries)
     contents = comm.allgather_object(str(file.about["content"]) if file else None)
     _require_copies(plan, contents, f"the {split} images or labels", spec.file)
     file = hand_on(file, comm, folder)
     assert file is not None, "rank 0 is a keeper"
     annotations = Annotations(spec.root, file)
     require_same(comm, annotations.digest, f"the {split} annotations", where=spec.file, fix=SAME_FILES)
-    listed = keeper.survey.entries[0].problems if keeper else ()
     on_rank_0(comm, lambda: _say_and_require(spec, split, annotations, listed))
     return annotations
 
@@ -74,7 +77,9 @@ def _look(spec: DataSpec, split: str, comm: Communicator, cache: AnnotationCache
     def look(advance: Callable[[int], None]) -> Keeper | None:
         if comm.local_rank != 0:
             return None
-        surveyed = survey(list_entries(spec, split), spec, split, advance)
+        with uncollected():
+            entries = list_entries(spec, split)
+        surveyed = survey(entries, spec, split, advance)
         return Keeper(surveyed, cache.find(surveyed, spec.root, split), cache)
 
     try:
@@ -122,7 +127,8 @@ def _scan(
     changing = f"the {split} images change while they are listed: they"
     require_same(comm, listing, changing, where=spec.file, fix=SAME_FILES)
     parts = scan_together(comm, plan, entries, spec, split, keeper)
-    del entries
+    if keeper is None:
+        free(entries)
 
     def keep(_advance: Callable[[int], None]) -> ColumnFile | None:
         return _kept(spec, split, keeper, parts) if keeper else None
@@ -135,18 +141,17 @@ def _scan(
     return file
 
 
-def _listed(
-    spec: DataSpec, split: str, comm: Communicator, keeper: Keeper | None
-) -> tuple[Sequence[Entry], str]:
+def _listed(spec: DataSpec, split: str, comm: Communicator, keeper: Keeper | None) -> tuple[list[Entry], str]:
     """The entries and the hash of them, on all ranks. *Collective.*"""
 
-    def look(_advance: Callable[[int], None]) -> tuple[Sequence[Entry], str]:
+    def look(_advance: Callable[[int], None]) -> tuple[list[Entry], str]:
         if keeper is not None:
             return keeper.survey.entries, keeper.survey.listing
-        entries = list_entries(spec, split)
+        with uncollected():
+            entries = list_entries(spec, split)
         return entries, listing_of(entries, spec, split)
 
-    found: tuple[Sequence[Entry], str] = ((), "")
+    found: tuple[list[Entry], str] = ([], "")
     problem = None
     try:
         found = meanwhile(comm, look)

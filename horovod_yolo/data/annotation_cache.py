@@ -86,7 +86,8 @@ class AnnotationCache:
             positions, found = _aligned(file, survey, root)
             fresh = _same_states(file, found, survey, positions) & ~rows[positions]
             if fresh.all() and len(found) == len(rows) == len(file["usable"]) and path.suffix == _WHOLE:
-                return Known(np.ones_like(rows), [], file)
+                # Mapped anew: what was compared here is not to stay in the memory of training.
+                return Known(np.ones_like(rows), [], open_columns(file.address, file.key))
             if fresh.any():
                 rows[positions[fresh]] = True
                 parts.append((positions[fresh], take(_rows_of(file), found[fresh])))

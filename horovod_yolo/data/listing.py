@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import heapq
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,10 @@ States = NDArray[
 
 GONE = (1 << 64) - 1
 THREADS = 16  # a network file system takes as long for many questions at once as for one
-FILES_AT_ONCE = 256
+ENTRIES_AT_ONCE = 256
+SECONDS_OF_A_QUICK_PART = 0.02  # for so many entries: two questions each, answered from memory
+PARTS_AT_ONCE = 8 * THREADS
+ENTRIES_OF_A_RUN = 100_000  # are sorted within a tenth of a second
 
 
 def list_entries(spec: DataSpec, split: str) -> list[Entry]:
@@ -59,8 +64,7 @@ def list_entries(spec: DataSpec, split: str) -> list[Entry]:
             raise UserError(f"{item:.200} cannot be read: {reason}", where=spec.file, fix=fix) from error
         entries += found
         problems += bad
-    entries.sort(key=lambda entry: relative_name(entry.image, spec.root))
-    unique, repeated = _drop_repeated(entries)
+    unique, repeated = _drop_repeated(_sorted(entries, spec.root))
     problems += repeated
     if not unique:
         hint = f"; {problems[0]}" if problems else ""
@@ -84,7 +88,7 @@ def list_entries(spec: DataSpec, split: str) -> list[Entry]:
 class Survey:
     """A split as the file system shows it."""
 
-    entries: Sequence[Entry]
+    entries: list[Entry]
     rules: str  # hash of what the result of a scan depends on beside files
     listing: str  # hash of the names, ids and label files of the entries: equal for copies of a data set
     image_states: States
@@ -102,7 +106,7 @@ class Survey:
 
 
 def survey(
-    entries: Sequence[Entry], spec: DataSpec, split: str, advance: Callable[[int], None] = lambda _: None
+    entries: list[Entry], spec: DataSpec, split: str, advance: Callable[[int], None] = lambda _: None
 ) -> Survey:
     """Look at the size, times and place of images and label files. Each file is looked at once.
 
@@ -112,12 +116,11 @@ def survey(
         split: its name.
         advance: told of each lot of entries.
     """
-    parts = [entries[i : i + FILES_AT_ONCE] for i in range(0, len(entries), FILES_AT_ONCE)]
+    parts = [entries[i : i + ENTRIES_AT_ONCE] for i in range(0, len(entries), ENTRIES_AT_ONCE)]
     found = np.empty((2, len(entries), 5), np.uint64)
-    with ThreadPoolExecutor(THREADS) as threads:
-        for i, states in enumerate(threads.map(_states, parts)):
-            found[:, i * FILES_AT_ONCE : i * FILES_AT_ONCE + len(states)] = states.swapaxes(0, 1)
-            advance(len(states))
+    for i, states in enumerate(_states_of(parts)):
+        found[:, i * ENTRIES_AT_ONCE : i * ENTRIES_AT_ONCE + len(states)] = states.swapaxes(0, 1)
+        advance(len(states))
     return Survey(entries, rules_of(spec), listing_of(entries, spec, split), found[0], found[1])
 
 
@@ -141,6 +144,21 @@ def _identity(entry: Entry, root: Path) -> tuple[object, ...]:
     named_in = entry.named_in and relative_name(Path(entry.named_in), root)
     labels = relative_name(entry.labels.file, root)
     return relative_name(entry.image, root), labels, entry.image_id, named_in, entry.named_at
+
+
+def _states_of(parts: Sequence[Sequence[Entry]]) -> Iterator[States]:
+    """Of each part. Threads help where a disk or a network is waited for, else they hinder each other."""
+    done = 0
+    with ThreadPoolExecutor(THREADS) as threads:
+        while done < len(parts):
+            begun = time.perf_counter()
+            states = _states(parts[done])
+            seconds = time.perf_counter() - begun
+            yield states
+            done += 1
+            if seconds > SECONDS_OF_A_QUICK_PART:
+                yield from threads.map(_states, parts[done : done + PARTS_AT_ONCE])
+                done += PARTS_AT_ONCE
 
 
 def _states(entries: Sequence[Entry]) -> NDArray[np.uint64]:
@@ -205,11 +223,22 @@ def _list_item(path: Path, spec: DataSpec, split: str, folders: Folders) -> tupl
     return yolo.list_file(path, spec.root, folders, spec.rules)
 
 
+def _sorted(entries: Sequence[Entry], root: Path) -> list[Entry]:
+    """By path; in runs, because a sort of millions holds up all other threads."""
+
+    def path(entry: Entry) -> str:
+        return relative_name(entry.image, root)
+
+    starts = range(0, len(entries), ENTRIES_OF_A_RUN)
+    runs = [sorted(entries[start : start + ENTRIES_OF_A_RUN], key=path) for start in starts]
+    return list(heapq.merge(*runs, key=path))
+
+
 def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]]:
-    unique: dict[Path, Entry] = {}
+    unique: dict[str, Entry] = {}
     problems: list[Problem] = []
     for entry in entries:
-        first = unique.setdefault(entry.image, entry)
+        first = unique.setdefault(str(entry.image), entry)
         if first is not entry:
             named_in, named_at = entry.named_in or str(entry.image), entry.named_at
             problems.append(

@@ -38,7 +38,7 @@ def keyed_generator(seed: int, stream: Stream, *key: int) -> np.random.Generator
     return np.random.Generator(np.random.Philox(sequence))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # each process has its own: of this epoch, and of the next
 def epoch_order(count: int, seed: int, epoch: int, shuffle: bool) -> Ints:
     """The order in which one epoch visits the data set: a permutation of 0..count-1, (count,) int64.
 

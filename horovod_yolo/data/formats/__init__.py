@@ -92,7 +92,7 @@ class LabelSource(Protocol):
         """The labels for an upright image of this size in pixels; None when they cannot be known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions
 class Entry:
     """One image of a set, before anything has looked into it."""
 

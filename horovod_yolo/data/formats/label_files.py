@@ -89,7 +89,10 @@ class LabelFinder:
         self._looked_for += 1
         places = self._places_of(folder)
         stem = _stem(image)
-        for place in places:
+        if f"{stem}.txt" in self._folders.names(places[0]):  # quick, for sets are large and paths are slow
+            self._used.setdefault(places[0], set()).add(f"{stem}.txt")
+            return places[0] / f"{stem}.txt"
+        for place in places[1:]:
             if f"{stem}.txt" in self._folders.names(place):
                 return self._take(place / f"{stem}.txt", folder / image, places)
         if self._images[folder][alike(stem)] == 1:

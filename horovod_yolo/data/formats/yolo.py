@@ -44,7 +44,7 @@ _SUFFIXES = tuple(IMAGE_SUFFIXES)
 _RULES = LabelRules()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class YoloLabels:
     """The text file of one image."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -15,8 +16,9 @@ from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import Entry
+from horovod_yolo.data.listing import list_entries
 from horovod_yolo.data.soundness import MOST_SHOWN
-from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers.world import run_world, world_outcomes
@@ -166,6 +168,25 @@ def test_a_set_without_a_usable_image_names_the_first_problem(digits: Path, tmp_
         path.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"none of 28 images is usable.*The first: "):
         annotations_of(data, tmp_path / "cache")
+
+
+def test_the_collector_lets_entries_alone(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would look at millions of them again and again, while the rank shows no sign of life."""
+
+    def listed(spec: DataSpec, split: str) -> list[Entry]:
+        enabled.append(gc.isenabled())
+        entries = list_entries(spec, split)
+        lists.append(entries)
+        return entries
+
+    enabled: list[bool] = []
+    lists: list[list[Entry]] = []
+    monkeypatch.setattr("horovod_yolo.assembly.shared_annotations.list_entries", listed)
+    run_world(3, lambda comm: annotations_of(digits, tmp_path, comm), hosts=(3,))
+    assert enabled == [False] * 3 and gc.isenabled()
+    assert lists == [[]] * 3 and gc.get_freeze_count() == 0
 
 
 # --- many ranks
