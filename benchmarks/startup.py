@@ -1,9 +1,13 @@
-"""Start-up at scale: how long until all ranks hold the index of 50,000 images, without and with a cache?
+"""Start-up at scale: when do all ranks have the annotations of 50,000 images, with and without a cache?
 
     python benchmarks/startup.py [--before CHECKOUT]
+    python benchmarks/startup.py --index
 
-Claim: with a cached index four ranks of a host are ready as soon as one, because one of them looks at the
-files for all. ``--before`` measures another checkout in the same run. Two CPU cores take about three minutes.
+Claim: with a cache four ranks of a host are ready as soon as one, because one of them looks at the files for
+all. ``--before`` measures another checkout in the same run. Two CPU cores take about three minutes.
+
+``--index`` measures what the annotations of 118,000 and of 1.7 million images cost instead: see
+`annotations_at_scale.py`. That takes about ten minutes, 4 GB of memory, and room for 3.6 million names.
 """
 
 from __future__ import annotations
@@ -16,25 +20,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
+import annotations_at_scale
 from common import BIN, ROOT, described, machine, publish
+from many_images import make_images
 
 IMAGES = 50_000
-LINKS = 1000  # names that share one file: file systems limit them
 RUNS_WITH_CACHE = 3
 RANK = """
 import sys, time
 from pathlib import Path
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.backends import connect
-from horovod_yolo.assembly.datasets import shared_index
+from horovod_yolo.assembly.shared_annotations import shared_annotations
 comm = connect()
 spec = load_data_yaml(Path(sys.argv[1]))
 for _ in range(int(sys.argv[3])):
     comm.allgather_object(None)
     begun = time.perf_counter()
-    shared_index(spec, "train", comm, Path(sys.argv[2]))
+    shared_annotations(spec, "train", comm, Path(sys.argv[2]))
     times = comm.allgather_object(time.perf_counter() - begun)
     if comm.rank == 0:
         print("seconds", max(times), flush=True)
@@ -45,37 +48,26 @@ comm.close()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, help="another checkout to compare with")
-    before = parser.parse_args().before
+    parser.add_argument("--index", action="store_true", help="what 118,000 and 1.7 million images cost")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        if options.index:
+            annotations_at_scale.measure(Path(name))
+        else:
+            measure(Path(name), options.before)
+
+
+def measure(folder: Path, before: Path | None) -> None:
+    """Start one and four ranks, and publish how long they take."""
     versions = {"now": ROOT} if before is None else {"before": before, "now": ROOT}
     found: dict[str, dict[str, list[float]]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        data = make_data(Path(name))
-        for ranks in (1, 4):
-            for version, checkout in versions.items():
-                cache = Path(name, f"cache-{version}-{ranks}")
-                found.setdefault(f"{ranks}", {})[version] = times_of(checkout, data, cache, ranks)
+    data = make_images(folder, IMAGES)
+    for ranks in (1, 4):
+        for version, checkout in versions.items():
+            cache = folder / f"cache-{version}-{ranks}"
+            found.setdefault(f"{ranks}", {})[version] = times_of(checkout, data, cache, ranks)
     facts = machine()
     publish("startup", {"machine": facts, "images": IMAGES, "seconds": found}, table_of(found, facts))
-
-
-def make_data(folder: Path) -> Path:
-    """50,000 tiny images, a thousand names to a file."""
-    for kind in ("images", "labels"):
-        (folder / kind / "train").mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-    for i in range(IMAGES):
-        image, label = (
-            folder / f"{kind}/train/{i:05}{end}" for kind, end in (("images", ".jpg"), ("labels", ".txt"))
-        )
-        first = i - i % LINKS
-        if i == first:
-            PIL.Image.fromarray(pixels).save(image)
-            label.write_text("0 .5 .5 .2 .2\n")
-        else:
-            os.link(image.with_name(f"{first:05}.jpg"), image)
-            os.link(label.with_name(f"{first:05}.txt"), label)
-    (folder / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [a]\n")
-    return folder / "data.yaml"
 
 
 def times_of(checkout: Path, data: Path, cache: Path, ranks: int) -> list[float]:
