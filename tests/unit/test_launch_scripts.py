@@ -17,7 +17,8 @@ LAUNCH = REPO / "launch"
 BIN = Path(sys.executable).parent
 SCRIPTS = ["horovodrun.sh", "mpirun.sh", "slurm.sbatch", "pbs.sh", "lsf.sh"]
 JOB = ["--interface", "eth0", "--dry-run", "--", "train", "--data", "a b.yaml"]
-TRAIN = "python -m horovod_yolo.cli train --data 'a b.yaml'"
+SAFE = " -P" if sys.version_info >= (3, 11) else ""  # nothing is imported from the working folder
+TRAIN = f"python{SAFE} -m horovod_yolo.cli train --data 'a b.yaml'"
 GLOO = "horovodrun --gloo --disable-cache --network-interfaces eth0"
 TWICE_FOUR = f"{GLOO} -np 8 -H host1:4,host2:4 {TRAIN}"
 # Prints the names that the test gives it, whatever Slurm's short form is.
