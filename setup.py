@@ -28,6 +28,7 @@ def read_description() -> str:
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.8",
     "hypothesis>=6.100",
     "pycocotools>=2.0.8",
     "tensorboard>=2.14",

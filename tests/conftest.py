@@ -1,6 +1,6 @@
 """Fixtures for all tests: the built-in data set in small, and the data beside the checkout.
 
-A run of the tests has a temporary folder of its own, and a test that leaves anything behind fails.
+A process that runs tests has a temporary folder of its own, and a test that leaves anything behind fails.
 """
 
 from __future__ import annotations
@@ -23,10 +23,34 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 settings.register_profile("untimed", deadline=None)  # timings are for benchmarks; a busy machine fails none
 settings.load_profile("untimed")
 OWN_FOLDER = pytest.StashKey[str]()
+# Which tests of two workers never run side by side: whole jobs here, and whole jobs on made hosts. A file of any
+# other room is a group of its own.
+GROUPS = {"cluster": "hosts", "parallel": "ranks", "integration": "ranks"}
+FIRST = ("hosts", "ranks")  # they take longest: one worker each, and the small ones fill what is left
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say what several workers (`-n 2 --dist loadgroup`) may run side by side, and the order to begin in."""
+    if not config.getoption("loadgroup", False):  # which xdist sets in its workers
+        return
+    groups = [_group(item.path) for item in items]
+    for item, group in zip(items, groups, strict=True):
+        item.add_marker(pytest.mark.xdist_group(group))
+    rank = {group: place for place, group in enumerate(dict.fromkeys((*FIRST, *groups)))}
+    order = sorted(range(len(items)), key=lambda index: rank[groups[index]])
+    items[:] = [items[index] for index in order]
+
+
+def _group(path: Path) -> str:
+    inner = path.relative_to(Path(__file__).parent)
+    return GROUPS.get(inner.parts[0], str(inner))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the temporary folder. Its name is short: the address of a socket in it has 107 bytes."""
+    if config.getoption("numprocesses", None):
+        return  # this process runs no tests, its workers do
     os.environ.setdefault(
         "PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir()
     )  # tmp_path outlives the run, for people
@@ -37,7 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove it when this process ends, after multiprocessing has removed its own folder, at -100."""
-    folder = config.stash[OWN_FOLDER]
+    folder = config.stash.get(OWN_FOLDER, None)
+    if folder is None:
+        return
     os.environ["TMPDIR"] = tempfile.tempdir = str(Path(folder).parent)
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
 

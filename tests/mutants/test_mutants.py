@@ -120,7 +120,7 @@ def test_who_sees_a_mistake_and_who_does_not(tmp_path: Path, monkeypatch: pytest
     tests.write_text(TESTS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr("tests.mutants.trial.LEAST_LIMIT_S", 5.0)
+    monkeypatch.setattr("tests.mutants.trial.LEAST_LIMIT_S", 10.0)
     reach = reach_of([str(tests)], [module])
     found = {mutant.after: mutant for mutant in mutants_of(str(module), MODULE)}
 
