@@ -19,7 +19,8 @@ from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
 from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
 from horovod_yolo.assembly.model import trained_model
-from horovod_yolo.assembly.run import new_run, train
+from horovod_yolo.assembly.run import new_run
+from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.config.keywords import device_name, prediction_options, training_argv, validation_options
 from horovod_yolo.config.load import config_from_flags, train_parser
@@ -30,8 +31,8 @@ from horovod_yolo.data.given import Given, one_by_one, pixels
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.evaluation.predict import predict_images
-from horovod_yolo.evaluation.scores import metrics_of
 from horovod_yolo.families import zoo
+from horovod_yolo.metrics.scores import metrics_of
 from horovod_yolo.process.signals import listening
 from horovod_yolo.process.stop import StopRequest
 

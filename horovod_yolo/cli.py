@@ -88,13 +88,13 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
         finish(start(comm, given), comm, stop)
 
     def elastic_job(comm: Any, given: dict[str, Any], stop: Any, kept: Any) -> None:
-        from horovod_yolo.assembly.run import elastic_run
+        from horovod_yolo.assembly.elastic import elastic_run
 
         log_to_files(comm, given.get("log_dir", ""))
         finish(elastic_run(lambda: start(comm, given), kept, comm), comm, stop)
 
     def finish(run: Any, comm: Any, stop: Any) -> None:
-        from horovod_yolo.assembly.run import train
+        from horovod_yolo.assembly.train import train
 
         results = train(run, comm, stop)
         if comm.rank == 0:

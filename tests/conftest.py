@@ -23,8 +23,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 settings.register_profile("untimed", deadline=None)  # timings are for benchmarks; a busy machine fails none
 settings.load_profile("untimed")
 OWN_FOLDER = pytest.StashKey[str]()
-# Which tests of two workers never run side by side: whole jobs here, and whole jobs on made hosts. A file of any
-# other room is a group of its own.
+# Tests of a group never run side by side: whole jobs here, and whole jobs on made hosts. Elsewhere a group is
+# one file.
 GROUPS = {"cluster": "hosts", "parallel": "ranks", "integration": "ranks"}
 FIRST = ("hosts", "ranks")  # they take longest: one worker each, and the small ones fill what is left
 

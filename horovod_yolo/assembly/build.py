@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch.nn import BatchNorm2d
 
 from horovod_yolo.assembly.data import Data
 from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
@@ -113,6 +115,7 @@ def build_evaluator(
     precision: Precision,
     stop: StopRequest,
     stride: int,
+    micro_batches: int,
 ) -> Evaluator:
     """What scores the model after each epoch of a run."""
     loader = build_evaluation_loader(
@@ -125,7 +128,13 @@ def build_evaluator(
         pin_memory=pinned(precision.device),
     )
     return Evaluator(
-        annotations=annotations, loader=loader, criterion=criterion, comm=comm, precision=precision, stop=stop
+        annotations=annotations,
+        loader=loader,
+        criterion=criterion,
+        comm=comm,
+        precision=precision,
+        stop=stop,
+        micro_batches=micro_batches,
     )
 
 
@@ -181,6 +190,7 @@ def build_stepper(
     comm: Communicator,
     precision: Precision,
     stop: StopRequest,
+    micro_batches: int = 1,
 ) -> Stepper:
     """Optimizer, gradient exchange and scaler around a model. *Collective.*"""
     frozen = set(config.freeze) if len(config.freeze) > 1 else set(range(config.freeze[0]))
@@ -191,6 +201,7 @@ def build_stepper(
         )
     if config.sync_bn:
         synchronise_batch_norm(model, comm)
+    slow_statistics(model, micro_batches)
     decay = config.hyp.weight_decay * config.batch_size * config.accumulate / config.hyp.nbs
     plain = make_optimizer(
         config.optimizer, model, lr=config.hyp.lr0, momentum=config.hyp.momentum, decay=decay
@@ -214,7 +225,26 @@ def build_stepper(
         comm=comm,
         sync_bn=config.sync_bn,
         stop=stop,
+        micro_batches=micro_batches,
     )
+
+
+def micro_batches(batch: int, ranks: int, first_size: int) -> int:
+    """How many micro-batches a rank's slice is split into: none larger than a slice on the first ranks.
+
+    Args:
+        batch: the global one.
+        ranks: of now.
+        first_size: ranks when the run began. A rank's memory is known to hold a slice of then.
+    """
+    return math.ceil(math.ceil(batch / ranks) / math.ceil(batch / first_size))
+
+
+def slow_statistics(model: Detector, micro_batches: int) -> None:
+    """Let batch norm's running statistics move as far in all micro-batches of a step as without them."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d) and module.momentum is not None:
+            module.momentum = 1 - (1 - module.momentum) ** (1 / micro_batches)
 
 
 def compressed(wanted: str, scaler: torch.amp.GradScaler, device: torch.device) -> bool:
@@ -237,9 +267,14 @@ def build_trainer(
     callbacks: list[Callback],
     resumed: dict[str, Any] | None,
     stop: StopRequest | None = None,
+    first_size: int | None = None,
 ) -> Trainer:
-    """Everything of a run, with equal state on all ranks. *Collective.*"""
+    """Everything of a run, with equal state on all ranks. *Collective.*
+
+    ``first_size`` is the number of ranks that an elastic run began on.
+    """
     stop = stop or StopRequest()
+    split = partial(micro_batches, ranks=comm.size, first_size=first_size or comm.size)
     device = agreed_device(config.device, comm)
     precision = choose_precision(config.precision, device)
     model = together(
@@ -251,7 +286,7 @@ def build_trainer(
     model.to(device, precision.of_weights)
     ema = Ema(model)
     criterion = build_criterion(model, config)
-    stepper = build_stepper(config, model, criterion, comm, precision, stop)
+    stepper = build_stepper(config, model, criterion, comm, precision, stop, split(config.batch_size))
     transform, sampler = build_training_data(config, data.train, comm, stride)
     trainer = Trainer(
         config=config,
@@ -263,7 +298,9 @@ def build_trainer(
         transform=transform,
         sampler=sampler,
         loader=Loader(transform, sampler, workers=config.workers, pin_memory=pinned(device)),
-        evaluator=build_evaluator(config, data.val, criterion, comm, precision, stop, stride),
+        evaluator=build_evaluator(
+            config, data.val, criterion, comm, precision, stop, stride, split(config.evaluation_batch_size)
+        ),
         callbacks=callbacks,
         progress=Progress(),
         early_stopping=EarlyStopping(),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.places import local_cache
 from horovod_yolo.models.suppression import Thresholds
-
-if TYPE_CHECKING:
-    from horovod_yolo.assembly.elastic import Elastic
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +33,15 @@ class Data:
     def digests(self) -> tuple[str, str]:
         """Name what is in both."""
         return self.train.digest, self.val.digest
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """What a rank of an elastic job knows of the data from the world before."""
+
+    digests: tuple[str, str] | None  # of what the job was begun with; None: it is still to be scanned
+    data: Data | None  # this; None on a rank that has not got it yet
+    keep: Callable[[Data], None]  # gets it, on every rank, as soon as it has it
 
 
 def annotation_folder(cache_dir: str) -> Path | None:
@@ -64,26 +70,26 @@ def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
     return Data(spec, train, val)
 
 
-def run_data(spec: DataSpec, config: TrainConfig, elastic: Elastic | None, comm: Communicator) -> Data:
+def run_data(spec: DataSpec, config: TrainConfig, known: KnownData | None, comm: Communicator) -> Data:
     """The images of a run. *Collective.*
 
     An elastic job scans them once. Later the ranks hand the annotations on: another scan would leave out the
     images that are gone by then, and the rest of the epoch would be that of another order.
     """
-    if elastic is None:
+    if known is None:
         return build_data(spec, config, comm)
-    data = _handed_on(elastic, spec, annotation_folder(config.cache_dir), comm)
+    data = _handed_on(known, spec, annotation_folder(config.cache_dir), comm)
     if data is None:
         data = build_data(spec, config, comm)
-    elastic.keep_data(data)
+    known.keep(data)
     return data
 
 
-def _handed_on(elastic: Elastic, spec: DataSpec, folder: Path | None, comm: Communicator) -> Data | None:
+def _handed_on(known: KnownData, spec: DataSpec, folder: Path | None, comm: Communicator) -> Data | None:
     """The data of the world before, from the ranks that have it; None where none has. *Collective.*"""
-    if elastic.digests is None:
+    if known.digests is None:
         return None
-    mine = elastic.data
+    mine = known.data
     train = hand_on(mine.train.file if mine else None, comm, folder)
     val = hand_on(mine.val.file if mine else None, comm, folder)
     if train is None or val is None:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from horovod_yolo.assembly.data import Data
-from horovod_yolo.assembly.datasets import most_lost
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.contents import Marks, compare, marks
+from horovod_yolo.distributed.lost_images import most_lost
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val")

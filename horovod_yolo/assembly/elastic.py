@@ -1,97 +1,69 @@
-"""What a run needs whose ranks come and go; how its last commit reaches the disk when they are too few."""
+"""A run whose ranks come and go: what they share, and where each of them goes on from."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from horovod_yolo.checkpoint import resume, store
-from horovod_yolo.checkpoint.store import CheckpointError
+from horovod_yolo.assembly.data import Data, KnownData
+from horovod_yolo.assembly.run import Elastic, Run
+from horovod_yolo.assembly.run_lock import RunLock
+from horovod_yolo.checkpoint.state import copied
+from horovod_yolo.config.schema import from_dict, to_dict
+from horovod_yolo.distributed.communicator import Communicator
 
 if TYPE_CHECKING:
-    from horovod_yolo.assembly.data import Data
-    from horovod_yolo.training.loop import Trainer
+    from horovod_yolo.distributed.elastic import Kept
 
 log = logging.getLogger(__name__)
-SECONDS_BETWEEN_SAVES = 60.0  # on disk, within an epoch; commits between them are in memory only
 
 
-@dataclass(frozen=True)
-class Elastic:
-    """A run's part in a changing world."""
+def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run:
+    """The run that the ranks share, from the newest commit; at first, what ``start`` makes. *Collective.*
 
-    first_size: int  # ranks when it began: a rank's memory is known to hold the slices of then
-    keep: Callable[[dict[str, Any]], None]  # gets each commit, on every rank; may raise to change the world
-    digests: (
-        tuple[str, str] | None
-    )  # of the data that the job was begun with; None: it is still to be scanned
-    data: Data | None  # this; None on a rank that has not got it yet
-    keep_data: Callable[[Data], None]  # gets it, on every rank, as soon as it has it
-
-    def attach(self, trainer: Trainer) -> None:
-        """Make a trainer keep its commits, and split slices that are larger than those of the first world.
-
-        Batch norm's running statistics move as far in a step as without micro-batches.
-        """
-        trainer.keep = self.keep
-        config, ranks = trainer.config, trainer.comm.size
-        trainer.stepper.micro_batches = self._micro_batches(config.batch_size, ranks)
-        for module in trainer.stepper.model.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
-                module.momentum = 1 - (1 - module.momentum) ** (1 / trainer.stepper.micro_batches)
-        in_validation = self._micro_batches(config.evaluation_batch_size, ranks)
-        trainer.evaluator = replace(trainer.evaluator, micro_batches=in_validation)
-
-    def _micro_batches(self, batch: int, ranks: int) -> int:
-        return math.ceil(math.ceil(batch / ranks) / math.ceil(batch / self.first_size))
-
-
-def save_once(folder: Path, state: dict[str, Any]) -> None:
-    """Write a commit as ``last.pt`` unless another survivor does. A disk that refuses it is logged.
-
-    All survivors call this, and none knows of the others: the first to make a file of the step's name
-    writes.
+    Rank 0 may be another process than before, on another host: the folder is made there where it is missing.
     """
-    weights = folder / "weights"
-    marker = weights / f".saving-{state['epoch']}-{state['step']}"
-    try:
-        weights.mkdir(parents=True, exist_ok=True)
-        marker.open("x").close()
-    except FileExistsError:
-        return
-    except OSError as error:
-        log.warning("CHECKPOINT NOT WRITTEN to %s: %s", weights, error.strerror)
-        return
-    _save(weights, state)
-    marker.unlink(missing_ok=True)
+    content = kept.content or _first_content(start(), kept, comm)
+    saved = content["state"]
+    if saved:
+        log.info("%d ranks go on from step %d of epoch %d", comm.size, saved["step"], saved["epoch"] + 1)
+    if comm.rank == 0:
+        (Path(content["folder"]) / "weights").mkdir(parents=True, exist_ok=True)
+
+    def renew(**parts: Any) -> None:
+        now = {**(kept.content or content), **parts}
+        kept.keep(now, _order(now))
+
+    def keep_data(data: Data) -> None:
+        kept.local = data
+        renew(data=data.digests)
+
+    def keep(state: dict[str, Any]) -> None:
+        renew(state=copied(state))
+        kept.check_hosts()
+
+    kept.lock = kept.lock or RunLock(content["lock"])
+    mine = kept.local if kept.local and kept.local.digests == content["data"] else None
+    elastic = Elastic(content["ranks"], keep, KnownData(content["data"], mine, keep_data))
+    return Run(from_dict(content["config"]), Path(content["folder"]), saved, elastic, kept.lock)
 
 
-def save_at_last(folder: Path, state: dict[str, Any]) -> Path | None:
-    """Make sure that a commit is on the disk; where, or None if it cannot be."""
-    weights = folder / "weights"
-    if not _is_saved(weights, state):
-        _save(weights, state)
-    return weights / "last.pt" if _is_saved(weights, state) else None
+def _first_content(run: Run, kept: Kept, comm: Communicator) -> dict[str, Any]:
+    content = {
+        "lock": comm.broadcast_object(run.lock.token),
+        "config": to_dict(run.config),
+        "folder": str(run.folder),
+        "ranks": comm.size,
+        "state": run.state,
+        "data": None,
+    }
+    kept.keep(content, _order(content))
+    return content
 
 
-def _save(weights: Path, state: dict[str, Any]) -> None:
-    if _is_saved(weights, state):
-        return
-    try:
-        store.write_rotating(weights / "last.pt", store.serialise(state), resume.KEEP)
-    except OSError as error:
-        log.warning("CHECKPOINT NOT WRITTEN to %s: %s", weights, error.strerror)
-
-
-def _is_saved(weights: Path, state: dict[str, Any]) -> bool:
-    try:
-        saved = store.read(weights / "last.pt")
-    except CheckpointError:
-        return False
-    return bool((saved["step"], saved["epoch"]) >= (state["step"], state["epoch"]))
+def _order(content: dict[str, Any]) -> tuple[int, int, int]:
+    """How new it is. Of the same step, what knows the data is newer: or only some ranks would scan it."""
+    state = content["state"] or {"step": 0, "epoch": 0}
+    return state["step"], state["epoch"], int(content["data"] is not None)

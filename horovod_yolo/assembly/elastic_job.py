@@ -67,7 +67,7 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
 
 def _saved_at_a_mistake(comm: Any, kept: Any, work: Callable[[], None]) -> None:
     """Do ``work``; where all ranks end it together, bring the last commit to the disk before they leave."""
-    from horovod_yolo.assembly.elastic import save_at_last
+    from horovod_yolo.checkpoint.rescue import save_at_last
 
     try:
         work()
@@ -79,7 +79,7 @@ def _saved_at_a_mistake(comm: Any, kept: Any, work: Callable[[], None]) -> None:
 
 def _save_while_waiting(content: dict[str, Any], stop: StopRequest) -> None:
     """Bring the last commit to the disk while there are too few ranks to go on."""
-    from horovod_yolo.assembly.elastic import save_once
+    from horovod_yolo.checkpoint.rescue import save_once
 
     if content["state"] is not None:
         save_once(Path(content["folder"]), content["state"])
@@ -88,7 +88,7 @@ def _save_while_waiting(content: dict[str, Any], stop: StopRequest) -> None:
 
 def _give_up(content: dict[str, Any] | None, rank: int) -> NoReturn:
     """End this process after a wait for more ranks that lasted too long."""
-    from horovod_yolo.assembly.elastic import save_at_last
+    from horovod_yolo.checkpoint.rescue import save_at_last
 
     state = content["state"] if content else None
     saved = save_at_last(Path(content["folder"]), state) if content and state else None

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from horovod_yolo.assembly.datasets import MOST_NAMED, SAME_FILES
 from horovod_yolo.assembly.hand_on import hand_on, host_id
 from horovod_yolo.assembly.meetings import meanwhile
 from horovod_yolo.assembly.scanning import Keeper, Part, Plan, Seen, scan_together
@@ -35,6 +34,8 @@ from horovod_yolo.io.columns import ColumnFile
 from horovod_yolo.process.garbage import free, uncollected
 
 log = logging.getLogger(__name__)
+MOST_NAMED = 3
+SAME_FILES = "give every host the same files"
 
 
 def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: Path | None) -> Annotations:

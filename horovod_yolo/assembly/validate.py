@@ -26,8 +26,8 @@ from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.evaluation.evaluator import Evaluator, as_arrays
-from horovod_yolo.evaluation.scores import Evaluation
 from horovod_yolo.metrics.coco_results import write_results
+from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.models.suppression import Thresholds
 
 

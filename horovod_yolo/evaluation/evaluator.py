@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from horovod_yolo.assembly.datasets import require_images
 from horovod_yolo.core.boxes import xyxy_to_ltwh
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.core.precision import Precision
@@ -18,10 +17,11 @@ from horovod_yolo.core.types import Batch, Detections
 from horovod_yolo.data.annotations import Annotations, Record
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.distributed.lost_images import require_images
 from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
 from horovod_yolo.metrics.accumulator import DetectionAccumulator
 from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
+from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.metrics.summary import DetectionSummary
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.suppression import Thresholds
@@ -80,6 +80,10 @@ class Evaluator:
         )
         means = {term: value / max(images, 1.0) for term, value in zip(terms, sums, strict=True)}
         return Evaluation(summary, means, self.rect)
+
+    def close(self) -> None:
+        """End the data workers."""
+        self.loader.close()
 
     def _match(self, model: Detector, micro_batches: Sequence[Batch]) -> tuple[list[Any], list[Any]]:
         """The matches of each micro-batch, and its predictions where these were needed for that."""

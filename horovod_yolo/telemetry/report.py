@@ -17,7 +17,7 @@ from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.read import ImageError, read_image
 from horovod_yolo.evaluation.predict import predict_images
-from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.report import html, plots
 from horovod_yolo.telemetry.csv_log import read_rows

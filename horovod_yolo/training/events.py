@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.training.schedule import Rates, Schedule
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from horovod_yolo.assembly.datasets import require_images
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import StoppedError
@@ -18,15 +17,26 @@ from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.lost_images import require_images
 from horovod_yolo.distributed.sync_batchnorm import average_running_statistics, running_statistics
-from horovod_yolo.evaluation.evaluator import Evaluator
-from horovod_yolo.evaluation.scores import metrics_of
+from horovod_yolo.metrics.scores import Evaluation, metrics_of
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport, StepResult
 from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.schedule import Schedule, Window
 from horovod_yolo.training.step import Stepper
+
+
+class Evaluator(Protocol):
+    """Scores the model after an epoch."""
+
+    def run(self, model: Detector) -> Evaluation:
+        """The numbers of one pass over the validation set. *Collective.*"""
+
+    def close(self) -> None:
+        """End its data workers."""
 
 
 @dataclass(kw_only=True)
@@ -165,7 +175,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.close()
         self.loader.close()
-        self.evaluator.loader.close()
+        self.evaluator.close()
 
     def _scales(self, epoch: int, window: Window) -> list[float]:
         """Multi-scale factors of a window's batches: keyed, so that all ranks draw the same."""

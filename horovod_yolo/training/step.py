@@ -46,18 +46,20 @@ class Stepper:
         comm: Communicator,
         sync_bn: bool,
         stop: StopRequest,
+        micro_batches: int = 1,
     ) -> None:
+        """``micro_batches``: in which a slice goes through the network, as many on every rank."""
         self.model = model
         self.criterion = criterion
         self.optimizer = optimizer
         self.scaler = scaler
         self.skipped_in_a_row = 0
         self._exchange = exchange
-        self._precision = precision
+        self.precision = precision
         self._comm = comm
         self._sync_bn = sync_bn
         self._stop = stop
-        self.micro_batches = 1  # in which a slice goes through the network, as many on every rank
+        self.micro_batches = micro_batches
         self._trained = [p for p in model.parameters() if p.requires_grad]
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> StepResult:
@@ -73,9 +75,9 @@ class Stepper:
         self.model.train()
         self._exchange.expect(len(scales) * self.micro_batches)
         terms = self.criterion.terms
-        sums = torch.zeros(len(terms) + 2, dtype=torch.float64, device=self._precision.device)
+        sums = torch.zeros(len(terms) + 2, dtype=torch.float64, device=self.precision.device)
         for scale in scales:
-            batch = next(batches).to(self._precision.device, non_blocking=True)
+            batch = next(batches).to(self.precision.device, non_blocking=True)
             sums += self._forward_backward(_resized(batch, scale, max(self.model.strides)))
         grad_norm = self._finish_gradients()
         with self._exchange.stepping():
@@ -133,8 +135,8 @@ class Stepper:
         self.model.train()
         if len(batch) == 0 and not self._sync_bn:
             self.model.eval()  # batch norm has no statistics of nothing; all gradients will be zero
-        with self._precision.autocast():
-            return self.model(self._precision.images(batch))
+        with self.precision.autocast():
+            return self.model(self.precision.images(batch))
 
     def _finish_gradients(self) -> float:
         """Wait for the ranks' sum, then clip. The norm is the same on every rank."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from horovod_yolo.data.workers import forkserver_context
 
-_IMPORTED_ONCE = ["horovod_yolo.cli", "horovod_yolo.assembly.run", "pytest", "tests.helpers.forked"]
+_IMPORTED_ONCE = ["horovod_yolo.cli", "horovod_yolo.assembly.train", "pytest", "tests.helpers.forked"]
 
 
 def server() -> BaseContext:

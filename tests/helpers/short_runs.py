@@ -9,7 +9,8 @@ import torch
 
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.assembly.run import new_run, train
+from horovod_yolo.assembly.run import new_run
+from horovod_yolo.assembly.train import train
 from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.types import Batch, Targets

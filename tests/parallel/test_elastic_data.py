@@ -185,7 +185,8 @@ from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.elastic import Kept
 from horovod_yolo.distributed.backends import connect
 from horovod_yolo.assembly.data import build_data, run_data
-from horovod_yolo.assembly.run import Run, elastic_run
+from horovod_yolo.assembly.elastic import elastic_run
+from horovod_yolo.assembly.run import Run
 comm, kept = connect(), Kept(1, print, print, print)
 config = config_from_flags({"data": sys.argv[1], "cfg": "yolov5n"})
 elastic = elastic_run(lambda: Run(config, Path(sys.argv[2]), None), kept, comm).elastic

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from horovod_yolo.assembly.device import choose_precision, pinned
 from horovod_yolo.assembly.model import trained_model
-from horovod_yolo.assembly.run import new_run, resumed_run, train
+from horovod_yolo.assembly.run import new_run, resumed_run
+from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.core.errors import StoppedError

@@ -13,8 +13,9 @@ import torch
 
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.assembly.run import new_run, resumed_run, start_run, train
+from horovod_yolo.assembly.run import new_run, resumed_run, start_run
 from horovod_yolo.assembly.run_lock import NAME, RunLock
+from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.checkpoint import store
 from horovod_yolo.config.load import config_from_flags

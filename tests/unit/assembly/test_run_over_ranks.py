@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.assembly.run import Run, elastic_run, resumed_run, train
+from horovod_yolo.assembly.elastic import elastic_run
+from horovod_yolo.assembly.run import Run, resumed_run
+from horovod_yolo.assembly.train import train
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.data.augment import AugmentParams, augment

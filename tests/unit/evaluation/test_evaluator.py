@@ -13,7 +13,7 @@ from horovod_yolo.assembly.build import build_evaluation_loader
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.training.loop import Trainer
 

@@ -20,7 +20,7 @@ from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.evaluation.evaluator import Evaluator
-from horovod_yolo.evaluation.scores import Evaluation
+from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from tests.helpers.scanned import annotations_of

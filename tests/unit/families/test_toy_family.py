@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from horovod_yolo.api import YOLO
-from horovod_yolo.assembly.run import Run, elastic_run, resumed_run, train
+from horovod_yolo.assembly.elastic import elastic_run
+from horovod_yolo.assembly.run import Run, resumed_run
+from horovod_yolo.assembly.train import train
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.types import Targets
 from horovod_yolo.distributed.communicator import Communicator

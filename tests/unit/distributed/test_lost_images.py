@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from horovod_yolo.assembly.datasets import require_images
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import LostImage
 from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.distributed.lost_images import require_images
 
 
 class Gathers(LocalCommunicator):

@@ -1,4 +1,4 @@
-"""What all ranks must see of a data set while they train on it."""
+"""How many of a data set's images may vanish while a job runs on it, on all ranks together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from horovod_yolo.distributed.communicator import Communicator
 
 LARGEST_LOST_SHARE = 10  # a tenth of the images may vanish while the job runs
 MOST_NAMED = 3
-SAME_FILES = "give every host the same files"
 
 
 def most_lost(images: int) -> int:

@@ -1,0 +1,57 @@
+"""What a run leaves when it is over: ``results.json``, and what its callbacks write at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from horovod_yolo.assembly.run_folder import versions, write_json
+from horovod_yolo.core.errors import UnwrittenError
+from horovod_yolo.training.events import Callback
+from horovod_yolo.training.loop import Trainer
+
+
+def results_of(trainer: Trainer) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    progress, model = trainer.progress, trainer.stepper.model
+    terms = trainer.stepper.criterion.terms
+    return {
+        "model": model.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "world_size": trainer.comm.size,
+        "global_batch": trainer.config.batch_size,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped,
+        "seed": trainer.config.seed,
+        "metrics": trainer.metrics,
+        "best_epoch": trainer.early_stopping.best_epoch,
+        "train": {f"{term}_loss": progress.last_losses.get(term, 0.0) for term in terms},
+        "images_per_s": progress.images / progress.wall_s if progress.wall_s else 0.0,
+        "wall_s": progress.wall_s,
+        "exit": 0,
+        "versions": versions(),
+    }
+
+
+def finish(folder: Path, callbacks: Sequence[Callback], results: dict[str, Any]) -> list[str]:
+    """Write ``results.json`` and end the callbacks; what must last and could not be written."""
+    refused = _refused_results(folder, results)
+    unwritten = []
+    for callback in callbacks:
+        try:
+            callback.on_end(results)
+        except UnwrittenError as error:
+            unwritten.append(str(error))
+    if refused or unwritten:  # the disk may have been mended while the checkpoint was tried again
+        refused = _refused_results(folder, {**results, "exit": 1 if unwritten else 0})
+    return [*unwritten, *refused]
+
+
+def _refused_results(folder: Path, results: dict[str, Any]) -> list[str]:
+    try:
+        write_json(folder / "results.json", results)
+    except OSError as error:
+        return [f"{folder / 'results.json'} could not be written ({error.strerror or error})"]
+    return []
