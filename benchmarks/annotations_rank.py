@@ -21,7 +21,10 @@ import psutil
 
 from horovod_yolo.assembly import hand_on as handing
 from horovod_yolo.assembly import shared_annotations as sharing
+from horovod_yolo.assembly.data import Data
+from horovod_yolo.assembly.data_state import data_state
 from horovod_yolo.core.types import Letterbox, SampleKey
+from horovod_yolo.data import listing
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
@@ -125,20 +128,20 @@ def count_time(module: Any, name: str, seconds: dict[str, float]) -> None:
 
 def main() -> None:
     comm = connect()
-    rank, data, cache = Rank(comm), Path(sys.argv[1]), Path(sys.argv[2])
+    rank, spec, cache = Rank(comm), load_data_yaml(Path(sys.argv[1])), Path(sys.argv[2])
     seconds: dict[str, float] = {}
-    for name in ("list_entries", "survey"):
-        count_time(sharing, name, seconds)
+    for module, name in ((sharing, "list_entries"), (sharing, "survey"), (listing, "listing_of")):
+        count_time(module, name, seconds)
     own = own_bytes()
     with rank.timed("start"):
-        annotations = sharing.shared_annotations(load_data_yaml(data), "train", comm, cache)
-    everyone = comm.allgather_object(own_bytes() - own)
-    rank.facts |= {
-        "grown_bytes": everyone,
-        "listing": seconds.get("list_entries"),
-        "stat": seconds.get("survey"),
-    }
+        annotations = sharing.shared_annotations(spec, "train", comm, cache)
+    rank.facts["grown_bytes"] = comm.allgather_object(own_bytes() - own)
+    if comm.rank == 0:
+        rank.facts["listing"] = seconds["list_entries"] + seconds["listing_of"]
+        rank.facts["stat"] = seconds["survey"] - seconds["listing_of"]
     rank.facts |= {"images": len(annotations), "boxes": len(annotations.classes)}
+    with rank.timed("data_state"):
+        data_state(Data(spec, annotations, annotations))
     work_through(rank, comm, annotations)
     hand_over(rank, comm, annotations, cache)
     if comm.rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -16,6 +17,11 @@ from horovod_yolo.assembly.run_folder import versions
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 TABLES = ROOT / "docs" / "benchmarks.md"
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Of a script's command line; ``--help`` shows what the script says of itself."""
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def train(flags: Sequence[str], ranks: int, log: Path, **variables: str) -> None:

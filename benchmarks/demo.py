@@ -14,13 +14,14 @@ import subprocess
 import time
 from pathlib import Path
 
-from common import ROOT, described, machine, publish
+from common import ROOT, described, machine, parser, publish
 
 RUN = ROOT / "runs" / "demo"
 GOAL = 0.80
 
 
 def main() -> None:
+    parser(__doc__).parse_args()
     subprocess.run(["make", "setup"], cwd=ROOT, check=True)
     shutil.rmtree(RUN, ignore_errors=True)
     start = time.monotonic()

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from common import ROOT, described, machine, publish
+from common import ROOT, described, machine, parser, publish
 
 from horovod_yolo.data.digits import make_digits
 from tests.cluster.elastic import ElasticJob
@@ -309,7 +309,9 @@ def publish_table(found: list[Outcome], facts: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or list(FAULTS)
+    options = parser(__doc__)
+    options.add_argument("faults", nargs="*", metavar="FAULT", help=f"one of: {'; '.join(FAULTS)}")
+    wanted = options.parse_args().faults or list(FAULTS)
     for name in wanted:
         if name not in FAULTS:
             sys.exit(f"error: no fault {name!r}; one of: {'; '.join(FAULTS)}")

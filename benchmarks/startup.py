@@ -12,7 +12,6 @@ all. ``--before`` measures another checkout in the same run. Two CPU cores take 
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import annotations_at_scale
-from common import BIN, ROOT, described, machine, publish
+from common import BIN, ROOT, described, machine, parser, publish
 from many_images import make_images
 
 IMAGES = 50_000
@@ -46,15 +45,15 @@ comm.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--before", type=Path, help="another checkout to compare with")
-    parser.add_argument("--index", action="store_true", help="what 118,000 and 1.7 million images cost")
-    options = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--before", type=Path, help="another checkout to compare with")
+    options.add_argument("--index", action="store_true", help="what 118,000 and 1.7 million images cost")
+    given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        if options.index:
+        if given.index:
             annotations_at_scale.measure(Path(name))
         else:
-            measure(Path(name), options.before)
+            measure(Path(name), given.before)
 
 
 def measure(folder: Path, before: Path | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import described, machine, publish, train
+from common import described, machine, parser, publish, train
 from torch import Tensor
 
 from horovod_yolo.data.digits import make_digits
@@ -33,6 +33,7 @@ LOSSES = ("box_loss", "obj_loss", "cls_loss")
 
 
 def main() -> None:
+    parser(__doc__).parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

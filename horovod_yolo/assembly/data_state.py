@@ -11,7 +11,7 @@ import torch
 from horovod_yolo.assembly.data import Data
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import Annotations
-from horovod_yolo.data.contents import Marks, compare, marks
+from horovod_yolo.data.contents import compare
 from horovod_yolo.distributed.lost_images import most_lost
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ def data_state(data: Data) -> dict[str, Any]:
     state: dict[str, Any] = {"rules": data.spec.rules.version}
     for split in SPLITS:
         annotations: Annotations = getattr(data, split)
-        # torch has no uint32 that all its versions save
-        of_images = torch.from_numpy(_marks(annotations).view(np.int32))
+        # torch has no uint32 that all its versions save. A copy: the column is read-only.
+        of_images = torch.from_numpy(annotations.marks.view(np.int32).copy())
         state[split] = {"digest": annotations.digest, "marks": of_images}
     return state
 
@@ -61,13 +61,3 @@ def require_same_data(saved: dict[str, Any], now: dict[str, Any], *, changed: bo
             fix = "give it back its data, or say --data-changed to go on with the new"
             raise UserError(what, where="--resume", fix=fix)
     return keep
-
-
-def _marks(annotations: Annotations) -> Marks:
-    return marks(
-        map(annotations.path, range(len(annotations))),
-        np.column_stack((annotations.heights, annotations.widths)).astype(np.int64),
-        np.cumsum(annotations.counts),
-        annotations.classes.astype(np.int64),
-        annotations.boxes_xyxy,
-    )

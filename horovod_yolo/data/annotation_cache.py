@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Ints
-from horovod_yolo.data.annotations import Annotations, about, id_columns, path_columns
+from horovod_yolo.data.annotations import Annotations, about, image_columns
 from horovod_yolo.data.listing import GONE, Survey, relative_name
 from horovod_yolo.data.scan import OF_ENTRIES, join, take
 from horovod_yolo.data.table import Table
@@ -107,13 +107,13 @@ class AnnotationCache:
     def keep(self, survey: Survey, root: Path, split: str, names: Sequence[str], table: Table) -> ColumnFile:
         """The annotations that a scan of all entries makes, in a file where that can be."""
         usable = table["usable"]
-        chosen = np.flatnonzero(usable).tolist()
-        of_images = {
-            **path_columns(relative_name(survey.entries[i].image, root) for i in chosen),
-            **id_columns([survey.entries[i].image_id for i in chosen]),
+        chosen = [survey.entries[i] for i in np.flatnonzero(usable).tolist()]
+        found = {
             **{name: table[name][usable] for name in ("height", "width", "object_end")},
             **{name: table[name] for name in ("class_id", "box_xyxy", "crowd", "area")},
         }
+        paths = [relative_name(entry.image, root) for entry in chosen]
+        of_images = image_columns(paths, [entry.image_id for entry in chosen], found)
         of_entries = {
             name: table[name] for name in (*OF_ENTRIES, "problem", "problem_end") if name not in of_images
         }

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Floats, Ints
+from horovod_yolo.data.contents import Marks, marks
 from horovod_yolo.data.table import Table, ragged, ragged_row
 from horovod_yolo.io.columns import Column, ColumnFile, bytes_of, columns_in_memory
 
-FORMAT_VERSION = 3  # of the columns; a new one when the same files would give others
+FORMAT_VERSION = 4  # of the columns; a new one when the same files would give others
 
 _OF_IMAGES = ("folder", "name", "name_end", "height", "width", "object_end", "image_id", "image_id_end")
 _OF_OBJECTS = ("class_id", "box_xyxy", "crowd", "area")
@@ -60,13 +61,13 @@ class Annotations:
     def of(cls, root: Path, names: Sequence[str], records: Iterable[Record]) -> Annotations:
         """Annotations in memory."""
         listed = list(records)
-        columns = {
-            **path_columns([record.path for record in listed]),
-            **id_columns([record.image_id for record in listed]),
+        found = {
             **object_columns(listed),
             "height": np.array([record.height for record in listed], np.int32),
             "width": np.array([record.width for record in listed], np.int32),
         }
+        paths, image_ids = ([getattr(record, name) for record in listed] for name in ("path", "image_id"))
+        columns = image_columns(paths, image_ids, found)
         return cls(root, columns_in_memory(about(names, columns), columns))
 
     def at(self, root: Path) -> Annotations:
@@ -85,6 +86,11 @@ class Annotations:
     def digest(self) -> str:
         """Names what is in them, not where it lies: equal on all ranks and after moving the data."""
         return str(self.file.about["digest"])
+
+    @property
+    def marks(self) -> Marks:
+        """(images,) a number for what is in each, see `contents.marks`."""
+        return self.file["mark"]
 
     @property
     def heights(self) -> NDArray[np.int32]:
@@ -184,7 +190,14 @@ def about(names: Sequence[str], columns: Mapping[str, Column]) -> dict[str, Any]
     return {"version": FORMAT_VERSION, "names": list(names), "digest": _digest(names, columns)}
 
 
-def path_columns(paths: Iterable[str]) -> Table:
+def image_columns(paths: Sequence[str], image_ids: Sequence[int | str], found: Table) -> Table:
+    """All columns of usable images, from what a scan has found in them: sizes and objects."""
+    sizes = np.column_stack((found["height"], found["width"])).astype(np.int64)
+    objects = (found[name] for name in ("object_end", "class_id", "box_xyxy"))
+    return {**_paths(paths), **_ids(image_ids), **found, "mark": marks(paths, sizes, *objects)}
+
+
+def _paths(paths: Iterable[str]) -> Table:
     """Relative paths as a number of a folder and the bytes of a name."""
     folders: dict[str, int] = {}
     numbers, pieces = [], []
@@ -199,7 +212,7 @@ def path_columns(paths: Iterable[str]) -> Table:
     }
 
 
-def id_columns(image_ids: Sequence[int | str]) -> Table:
+def _ids(image_ids: Sequence[int | str]) -> Table:
     """Ids as numbers; as text where one of them is no number of 64 bits."""
     if all(isinstance(image_id, int) and abs(image_id) < 1 << 63 for image_id in image_ids):
         return {"image_id": np.array(image_ids, np.int64)}

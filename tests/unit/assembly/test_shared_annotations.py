@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -168,6 +169,23 @@ def test_a_set_without_a_usable_image_names_the_first_problem(digits: Path, tmp_
         path.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"none of 28 images is usable.*The first: "):
         annotations_of(data, tmp_path / "cache")
+
+
+def test_a_scan_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress = scanning._Progress("train", 10_000)
+    with caplog.at_level(logging.INFO):
+        for clock[0], done, aloud in (
+            *((110.0, 5, True), (120.0, 1000, False), (120.0, 1000, True), (130.0, 1600, True)),
+            *((160.0, 0, True), (200.0, 9000, True), (300.0, 10_000, True)),
+        ):
+            progress.show(done, aloud)
+    assert caplog.messages == [
+        "scan of train: 1000 of 10000 images, 50 a second, 3 min left",
+        "scan of train: 0 of 10000 images, 0 a second, none yet",
+        "scan of train: 9000 of 10000 images, 90 a second, 11 s left",
+    ]
 
 
 def test_the_collector_lets_entries_alone(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from horovod_yolo.core.types import Floats
+from horovod_yolo.data import contents
 from horovod_yolo.data.annotations import Annotations, Record
 
 NAMES = ("cat", "wéird")
@@ -88,6 +89,31 @@ def test_places_count_as_in_a_list(listed: list[Record], data: st.DataObject) ->
     for outside in (len(listed), -len(listed) - 1):
         with pytest.raises(IndexError):
             found[outside]
+
+
+@given(listed=st.lists(records(), max_size=6), objects_at_once=st.integers(1, 4))
+def test_the_mark_of_an_image_is_that_of_the_image_alone(listed: list[Record], objects_at_once: int) -> None:
+    alone = [Annotations.of(ROOT, NAMES, [record]).marks[0] for record in listed]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contents, "_OBJECTS_AT_ONCE", objects_at_once)
+        found = Annotations.of(ROOT, NAMES, listed).marks
+    assert found.tolist() == alone
+
+
+def test_a_mark_follows_from_name_size_and_objects() -> None:
+    record = some(4)[3]
+    others = [
+        dataclasses.replace(record, path="images/0/other.jpg"),
+        dataclasses.replace(record, height=record.height + 1),
+        dataclasses.replace(record, width=record.width + 1),
+        dataclasses.replace(record, classes=record.classes[[1, 0, 2]] + np.array([2, 0, 0])),
+        dataclasses.replace(record, boxes_xyxy=np.nextafter(record.boxes_xyxy, np.float32(np.inf))),
+    ]
+    turned = dataclasses.replace(
+        record, classes=record.classes[::-1], boxes_xyxy=record.boxes_xyxy[::-1], image_id="other"
+    )
+    found = Annotations.of(ROOT, NAMES, [record, turned, *others]).marks
+    assert found[0] == found[1] and len(set(found.tolist())) == 1 + len(others)
 
 
 def some(count: int) -> list[Record]:
