@@ -15,8 +15,10 @@ INNER = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # of the make that runs the tests
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(("epochs", "map50"), [(10, 0.50), pytest.param(24, 0.80, marks=pytest.mark.slow)])
-def test_the_demo_learns_the_digits(tmp_path: Path, epochs: int, map50: float) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "map50", "loss"), [(5, 0.10, 0.95), pytest.param(24, 0.80, 0.8, marks=pytest.mark.slow)]
+)
+def test_the_demo_learns_the_digits(tmp_path: Path, epochs: int, map50: float, loss: float) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in INNER}
     made = subprocess.run(
         [
@@ -37,5 +39,5 @@ def test_the_demo_learns_the_digits(tmp_path: Path, epochs: int, map50: float) -
     metrics = ranks.results(run)["metrics"]
     assert isinstance(metrics, dict) and metrics["mAP50"] >= map50
     rows = read_rows(run / "results.csv")
-    for loss in ("train/box_loss", "train/obj_loss", "train/cls_loss"):
-        assert rows[-1][loss] < 0.8 * rows[0][loss], loss
+    for term in ("train/box_loss", "train/obj_loss", "train/cls_loss"):
+        assert rows[-1][term] < loss * rows[0][term], term
