@@ -50,7 +50,7 @@ class DetectionAccumulator:
         self._seen: set[int] = set()
         self._waiting: list[tuple[int, ImageTruths, ImageDetections]] = []
         self._waiting_pairs = 0
-        self._parts: list[Columns] = []
+        self._matched: list[Columns] = []
 
     def add(self, image_id: int, truths: ImageTruths, detections: ImageDetections) -> None:
         """Add one image: its position in the data set, what is there and what was found.
@@ -73,9 +73,9 @@ class DetectionAccumulator:
         About 26 bytes a detection, 5 a truth and 16 an image: outcomes are packed eight to a byte.
         """
         self._match_waiting()
-        self._parts = [_sorted_by_image(_concatenated([self._no_images(), *self._parts]))]
+        self._matched = [_sorted_by_image(_concatenated([self._no_images(), *self._matched]))]
         limits = np.asarray(self.max_detections, np.int64)
-        return {**self._parts[0], "iou_thresholds": self.iou_thresholds, "max_detections": limits}
+        return {**self._matched[0], "iou_thresholds": self.iou_thresholds, "max_detections": limits}
 
     @classmethod
     def merged(cls, num_classes: int, states: Sequence[State]) -> DetectionAccumulator:
@@ -94,7 +94,7 @@ class DetectionAccumulator:
                     "states of different IoU thresholds or limits on detections cannot be merged"
                 )
             result._remember(np.asarray(state["images"], np.int64).tolist())
-            result._parts.append({name: column for name, column in state.items() if name not in _SETTINGS})
+            result._matched.append({name: column for name, column in state.items() if name not in _SETTINGS})
         return result
 
     def summary(self) -> DetectionSummary:
@@ -112,7 +112,7 @@ class DetectionAccumulator:
             return
         ids, truths, detections = zip(*self._waiting, strict=True)
         matches = match_images(truths, detections, self.iou_thresholds, self.max_detections[-1])
-        self._parts.append(_packed(np.asarray(ids, np.int64), matches))
+        self._matched.append(_packed(np.asarray(ids, np.int64), matches))
         self._waiting, self._waiting_pairs = [], 0
 
     def _no_images(self) -> dict[str, NDArray[np.generic]]:
@@ -138,8 +138,8 @@ def _packed(image_ids: IntArray, matches: Matches) -> dict[str, NDArray[np.gener
     }
 
 
-def _concatenated(parts: Sequence[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _concatenated(states: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([columns[name] for columns in states]) for name in states[0]}
 
 
 def _sorted_by_image(columns: Columns) -> Columns:
