@@ -29,7 +29,7 @@ from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenErro
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.given import Given, one_by_one, pixels
 from horovod_yolo.distributed.agreement import together
-from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.evaluation.predict import predict_images
 from horovod_yolo.families import zoo
 from horovod_yolo.metrics.scores import metrics_of
@@ -128,7 +128,7 @@ class YOLO:
         Args:
             images: a path, a Pillow image, an (H, W, 3) uint8 RGB array, several of them, or a folder.
             imgsz: longest side of an image in the network's input, pixels; 0: as trained.
-            device: ``"cpu"`` or the number of a GPU; empty: a GPU where there is one.
+            device: ``"cpu"`` or the number of a GPU; empty: this rank's GPU where there are some.
             options: ``conf, iou, max_det``, or ``conf_threshold, iou_threshold, max_detections`` as
                 `predict_images` calls them; ``rect=False`` for square inputs instead of the smallest
                 rectangles, ``batch`` for the images that go through the network at once.
@@ -138,7 +138,7 @@ class YOLO:
         """
         named = prediction_options(options)
         model, trained, _ = trained_model(self._trained())
-        precision = choose_precision("auto", choose_device(device_name(device), LocalCommunicator()))
+        precision = choose_precision("auto", choose_device(device_name(device), launcher().local_rank or 0))
         side = round_to_stride(imgsz or trained.imgsz, max(model.strides))
         given = map(pixels, one_by_one(images))
         with arithmetic("auto"):

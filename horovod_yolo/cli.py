@@ -174,11 +174,16 @@ def eval_main(argv: Sequence[str]) -> int:
 
 
 def data_main(argv: Sequence[str]) -> int:
-    """Make the built-in data set."""
+    """Make the built-in data set, or check one."""
+    if argv[:1] == ["check"]:
+        return _check_main(argv[1:])
 
     def run() -> None:
         p = Parser(prog="horovod-yolo data", allow_abbrev=False)
         kinds = p.add_subparsers(dest="kind", required=True, parser_class=Parser)
+        kinds.add_parser(
+            "check", help="scan a data set as a new run would, on as many ranks as were launched"
+        )
         digits = kinds.add_parser("digits", help="handwritten digits on photographs, made on the spot")
         digits.add_argument("--out", required=True, type=Path, help="folder to make")
         digits.add_argument("--images", type=int, default=600)
@@ -191,6 +196,28 @@ def data_main(argv: Sequence[str]) -> int:
         print(f"{args.images} images in {args.out}; train with --data {args.out / 'data.yaml'}")
 
     return _guarded(run)
+
+
+def _check_main(argv: Sequence[str]) -> int:
+    """Say what a run would say of a data set; 2 where it would end."""
+
+    def parse() -> Any:
+        from horovod_yolo.assembly.check import CheckOptions
+
+        p = Parser(prog="horovod-yolo data check", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        p.add_argument("--data", required=True, help="data.yaml")
+        add_label_flags(p)
+        p.add_argument("--cache-dir", dest="cache_dir")
+        return CheckOptions(**vars(p.parse_strictly(argv)))
+
+    def job(comm: Any, options: Any) -> None:
+        from horovod_yolo.assembly.check import check_data
+
+        splits = check_data(options, comm)
+        if comm.rank == 0:
+            print(f"{options.data}: a run can train on it ({', '.join(splits)})", flush=True)
+
+    return on_ranks(parse, job)
 
 
 def launch_main(argv: Sequence[str]) -> int:

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "data", "models", "metrics.scores", "training.events", "evaluation.predict", "report"),
         "telemetry",
     },
+    "errors": {"core"},  # an old public name of what the api has
     "launch": {"core", "process"},
     "launch.command": {"core", "process", "config", "launch"},
     "doctor": {"core", "launch"},

@@ -37,7 +37,7 @@ def agreed_device(wanted: str, comm: Communicator) -> torch.device:
     Raises:
         UserError: on all ranks alike, also where only one rank has no such device.
     """
-    device = together(comm, lambda: choose_device(wanted, comm))
+    device = together(comm, lambda: choose_device(wanted, comm.local_rank))
     found = comm.allgather_object((device.type, socket.gethostname()))
     hosts = {kind: list(dict.fromkeys(host for of, host in found if of == kind)) for kind, _ in found}
     if len(hosts) > 1:
@@ -82,8 +82,8 @@ def _named(hosts: list[str]) -> str:
     )
 
 
-def choose_device(wanted: str, comm: Communicator) -> torch.device:
-    """The device of this rank: the GPU of its local rank, or the CPU. Ranks that are too many share GPUs.
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a rank: the GPU of its local rank, or the CPU. Ranks that are too many share GPUs.
 
     ``wanted`` is ``--device``: empty for GPUs where PyTorch finds some, else the CPU; ``cpu``; numbers of
     GPUs, ``0,1`` or ``cuda:0,1``; or another kind of device that PyTorch has, ``xpu`` or ``xpu:0,1``.
@@ -105,7 +105,7 @@ def choose_device(wanted: str, comm: Communicator) -> torch.device:
             f"--device names {what} {missing[0] if missing else ''}".rstrip() + f", this host has {here}",
             fix="use --device cpu, or fewer",
         )
-    device = torch.device(kind, devices[comm.local_rank % len(devices)])
+    device = torch.device(kind, devices[local_rank % len(devices)])
     module.set_device(device)
     return device
 

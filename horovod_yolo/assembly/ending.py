@@ -97,7 +97,7 @@ def leave_alone(comm: Communicator, error: Exception) -> NoReturn:
         print(f"{who} failed: {advice(error) or repr(error)}", file=sys.stderr)
         traceback.print_exception(error)
     log.debug("%s failed", who, exc_info=error)  # for the file of this rank
-    end_at_once(MISTAKE if isinstance(error, UserError) else FAULT)
+    end_at_once(MISTAKE if isinstance(error, (UserError, TakenError)) else FAULT)
 
 
 def advice(error: Exception) -> str | None:

@@ -29,7 +29,7 @@ from horovod_yolo.assembly.ending import (
     leave_on_request,
     say_end,
 )
-from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.errors import TakenError, UserError
 from horovod_yolo.distributed.backends import connect, refuse_stranger
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.distributed.launchers.launcher import Launcher
@@ -106,6 +106,9 @@ def part_of(comm: Communicator, work: Callable[[], None], passing: tuple[type[Ex
     except AGREED as error:
         code = say_end(comm, error)
     except Exception as error:  # the last resort of a rank: name it, then leave
+        if comm.size == 1 and isinstance(error, TakenError):
+            complain(str(error))
+            return MISTAKE
         if comm.size == 1:
             if words := advice(error):
                 print(words, file=sys.stderr)

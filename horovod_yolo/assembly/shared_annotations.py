@@ -25,7 +25,7 @@ from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import Entry, Problem
 from horovod_yolo.data.listing import list_entries, listing_of, survey
 from horovod_yolo.data.scan import problems_of, require_useful
-from horovod_yolo.data.soundness import Tally, count_objects, remarks, require_sound, summary
+from horovod_yolo.data.soundness import Tally, count_objects, pose_remark, remarks, require_sound, summary
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.data.table import Table
 from horovod_yolo.distributed.agreement import on_rank_0, raise_together, require_same
@@ -184,7 +184,7 @@ def _say_and_require(spec: DataSpec, split: str, annotations: Annotations, liste
     tally = _tally(listed, columns, annotations.root)
     counts = count_objects(len(spec.names), columns["object_end"], annotations.classes, annotations.crowd)
     log.info("%s", summary(split, counts, tally))
-    for line in remarks(tally):
+    for line in (*pose_remark(tally, counts.boxes), *remarks(tally)):
         log.warning("%s", line)
     require_sound(spec, split, counts, tally)
 

@@ -66,6 +66,8 @@ class Tally:
         self.strangers: Counter[str] = Counter()  # of these, where only the whole set can tell what is meant
         self.bad_classes: Counter[int] = Counter()  # rows by numbers that are none of ours
         self.first_bad_class = ""  # where it is
+        self.mapped: Counter[str] = Counter()  # objects that a name of the class map has found, 0 as well
+        self.pose: Counter[int] = Counter()  # polygons that may be boxes with so many key points
         self.notes: list[Problem] = []
         self.left_out: list[Problem] = []
         self.more = {"note": 0, "left out": 0}
@@ -83,6 +85,12 @@ class Tally:
             self.other_classes[problem.about] += problem.count
             if problem.kind == "stranger":
                 self.strangers[problem.about] += problem.count
+            return
+        if problem.kind == "mapped":
+            self.mapped[problem.about] += problem.count
+            return
+        if problem.kind == "pose":
+            self.pose[int(problem.about)] += problem.count
             return
         if problem.kind == "unlabelled":
             self.unlabelled += problem.count
@@ -113,10 +121,26 @@ def remarks(tally: Tally) -> Iterator[str]:
         shown = ", ".join(f"{number} of {name!r:.80}" for name, number in others.most_common(MOST_SHOWN))
         more = f" and of {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""
         yield f"left out: objects whose class is none of names: {shown}{more}"
+    for old, objects in tally.mapped.items():
+        if not objects:
+            yield f"note: --class-map {old}=...: no object here is called {old!r:.80}"
     for word, found in (("note", tally.notes), ("left out", tally.left_out)):
         yield from (f"{word}: {problem}" for problem in found)
         if more_like_these := tally.more[word]:
             yield f"{word}: {more_like_these} more like these"
+
+
+def pose_remark(tally: Tally, boxes: int) -> Iterator[str]:
+    """A line where all rows of a split have one length and look like boxes with key points of two numbers.
+
+    Of one row nobody can tell it from a polygon.
+    """
+    if len(tally.pose) == 1 and (rows := tally.pose.total()) >= boxes:
+        points = next(iter(tally.pose))
+        yield (
+            f"note: all {rows} rows are read as polygons of {points + 2} corners, and look like boxes with "
+            f"{points} key points: if they are, write 'kpt_shape: [{points}, 2]' into data.yaml"
+        )
 
 
 def require_sound(spec: DataSpec, split: str, counts: Counts, tally: Tally) -> None:

@@ -14,6 +14,7 @@ for enough ranks ends; so does a rank that is stuck while the others wait for it
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import queue
@@ -106,6 +107,7 @@ class Kept:
         threading.Thread(target=self._wait, args=(over,), daemon=True).start()
         try:
             hvd.shutdown()
+            gc.collect()  # the job's objects hold each other; the next world needs their memory
             while not self._hosts_changed.empty():  # the new world takes these in
                 self._hosts_changed.get()
             join(anew=True)

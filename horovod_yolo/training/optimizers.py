@@ -44,11 +44,14 @@ def make_optimizer(name: str, model: nn.Module, *, lr: float, momentum: float, d
 
 
 def apply_rates(optimizer: Optimizer, rates: Rates) -> None:
-    """Set the learning rate and momentum of all groups for the next step."""
+    """Set the learning rate and momentum of all groups for the next step.
+
+    Only SGD's momentum warms up: Adam's first beta corrects its own bias from the first step on.
+    """
     for number, group in enumerate(optimizer.param_groups):
         group["lr"] = rates.bias_lr if number == BIASES else rates.lr
         if "betas" in group:
-            group["betas"] = (rates.momentum, group["betas"][1])
+            group["betas"] = (rates.beta1, group["betas"][1])
         else:
             group["momentum"] = rates.momentum
 

@@ -29,7 +29,8 @@ class Rates(NamedTuple):
 
     lr: float
     bias_lr: float
-    momentum: float
+    momentum: float  # of SGD, warmed up
+    beta1: float  # of Adam and AdamW, the same from the first step on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,13 @@ class Schedule:
         lr = self.lr0 * self.decay(epoch)
         number = epoch * self.batches_per_epoch + batch
         if number > self.warmup_batches or self.warmup_batches == 0:
-            return Rates(lr, lr, self.momentum)
+            return Rates(lr, lr, self.momentum, self.momentum)
         warm = number / self.warmup_batches
         return Rates(
             lr=lr * warm,
             bias_lr=self.warmup_bias_lr + (lr - self.warmup_bias_lr) * warm,
             momentum=self.warmup_momentum + (self.momentum - self.warmup_momentum) * warm,
+            beta1=self.momentum,
         )
 
     def windows(self, epoch: int, first_batch: int = 0) -> Iterator[Window]:

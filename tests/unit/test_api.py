@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from horovod_yolo import api, errors
 from horovod_yolo.api import YOLO
 from horovod_yolo.cli import main
 from horovod_yolo.core.errors import UserError
@@ -27,6 +28,11 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[YOL
     model = YOLO("yolov5n")
     flags: dict[str, Any] = {"imgsz": 64, "batch": 14, "workers": 0, "device": "cpu", "project": project}
     return model, model.train(data=digits, epochs=1, name="a", noplots=True, cos_lr=True, **flags)
+
+
+def test_the_name_that_documents_once_gave_for_the_errors_still_works() -> None:
+    assert errors.__all__ == sorted({*api.__all__} - {"YOLO"})
+    assert all(getattr(errors, name) is getattr(api, name) for name in errors.__all__)
 
 
 def images_of(data: Path) -> list[Path]:
@@ -92,6 +98,23 @@ def test_predict_from_paths_and_pixels(trained: tuple[YOLO, dict[str, Any]], dig
         assert (one.boxes_xyxy <= torch.tensor([width, height, width, height])).all()
         assert torch.equal(one.scores, one.scores.sort(descending=True).values)
     assert model.predict([]) == []
+
+
+def test_predict_takes_the_gpu_of_this_rank(
+    trained: tuple[YOLO, dict[str, Any]], digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def choose(wanted: str, local_rank: int) -> torch.device:
+        asked.append((wanted, local_rank))
+        return torch.device("cpu")
+
+    monkeypatch.setattr(api, "choose_device", choose)
+    for name, value in (("RANK", "7"), ("SIZE", "8"), ("LOCAL_RANK", "3"), ("LOCAL_SIZE", "4")):
+        monkeypatch.setenv(f"HOROVOD_{name}", value)
+    trained[0].predict(images_of(digits)[0], device=[0, 1])
+    trained[0].predict(images_of(digits)[0])
+    assert asked == [("0,1", 3), ("", 3)]
 
 
 def test_weights_go_on_training(trained: tuple[YOLO, dict[str, Any]], digits: Path, tmp_path: Path) -> None:

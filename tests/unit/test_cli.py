@@ -55,6 +55,9 @@ def mistake(*arguments: str | Path, cwd: Path) -> str:
         ("eval --gt a.json --dt b.json --jsn", "unknown argument --jsn. did you mean --json"),
         ("eval --gt none.json --dt none.json", "none.json: cannot be read (No such file or directory)"),
         ("data", "the following arguments are required: kind"),
+        ("data check", "the following arguments are required: --data"),
+        ("data check --data none.yaml", "none.yaml: "),
+        ("data check --data d --class-mab a=b", "unknown argument --class-mab. did you mean --class-map"),
         ("data digitz --out x", "invalid choice: 'digitz'"),
         ("data digits", "the following arguments are required: --out"),
         ("data digits --out x --imges 5", "unknown argument --imges. did you mean --images"),
@@ -142,6 +145,23 @@ def test_data_digits_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["data", "digits", "--out", str(out), "--images", "10", "--size", "64"]) == 0
     assert f"train with --data {out / 'data.yaml'}" in capsys.readouterr().out
     assert (out / "data.yaml").is_file()
+
+
+def test_data_check_says_what_a_run_would_say(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    assert cli.main(["data", "check", "--data", str(digits), *cache]) == 0
+    said = capsys.readouterr().out
+    assert "train: 28 images" in said and "val: 7 images" in said
+    assert said.endswith(f"{digits}: a run can train on it (train, val)\n")
+    data = tmp_path / "data.yaml"
+    data.write_text(f"path: {digits.parent}\ntrain: images/train\nval: images/val\nnames: [zero]\n")
+    assert cli.main(["data", "check", "--data", str(data), *cache]) == 2
+    printed = capsys.readouterr()
+    assert f"error: {data}: train: " in printed.out and printed.err.startswith(f"error: {data}: val: ")
+    assert printed.err.count("\n") == 1
+    assert cli.main(["data", "check", "--data", str(data), "--skip-bad-classes", *cache]) == 0
 
 
 def test_the_command_line_is_quick(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from xml.parsers import expat
 
-from horovod_yolo.core.class_names import find_names
+from horovod_yolo.core.class_names import find_names, loose
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import (
     MAX_LIST_BYTES,
@@ -157,7 +157,7 @@ def list_file(file: Path, folders: Folders, rules: LabelRules = _RULES) -> tuple
             xml = annotations / f"{name}.xml"
             labels = VocLabels(xml if folders.hold(xml) else folders.spelled(xml) or xml, rules)
             entries.append(Entry(image, labels, named_in=str(file), named_at=number))
-    return entries, problems
+    return entries, problems + _mapped(str(file), {old: 0 for old, _ in rules.class_map})
 
 
 def parse_annotation(
@@ -175,6 +175,8 @@ def parse_annotation(
         return None, [Problem(file, line, f"labels cannot be read: {error}")]
     ours = tuple(names)
     others: dict[str, int] = {}
+    wanted = {loose(old): old for old, _ in rules.class_map}
+    mapped: dict[str, int] = {}
     rows: list[Row] = []
     problems = size_problem(file, _stated_size(handler.size), height, width)
     if len(handler.objects) > MAX_OBJECTS:
@@ -182,6 +184,8 @@ def parse_annotation(
     for found in handler.objects:
         name = found.fields.get("name")
         class_id = class_of(name, ours, rules) if name else None
+        if name and (old := wanted.get(loose(name))):
+            mapped[old] = mapped.get(old, 0) + 1
         if name and class_id is None:
             others[name] = others.get(name, 0) + 1
             continue
@@ -194,7 +198,15 @@ def parse_annotation(
             problems.append(too_many(file, found.line))
             break
     labels, more = settle(rows, height, width, file)
-    return labels, problems + other_classes(file, others, "stranger") + more
+    return labels, problems + other_classes(file, others, "stranger") + _mapped(file, mapped) + more
+
+
+def _mapped(file: str, counts: Mapping[str, int]) -> list[Problem]:
+    """How many objects the class map has found; 0: a name to look for."""
+    return [
+        Problem(file, None, f"{count} objects of {old!r:.80} by --class-map", "mapped", old, count)
+        for old, count in counts.items()
+    ]
 
 
 def _base(file: Path) -> Path:

@@ -132,20 +132,27 @@ def parse_labels(
     """The content of a label file -> labels in pixels of a (height, width) image, and the rows left out."""
     rows: list[Row] = []
     problems: list[Problem] = []
+    poses: set[int] = set()
     for number, line in lines(data):
         if len(rows) >= MAX_OBJECTS:
             problems.append(too_many_objects(file, number))
             break
         try:
-            class_id, (x1, y1, x2, y2) = _parse_row(line.split(), num_classes, rules)
+            columns = line.split()
+            class_id, (x1, y1, x2, y2) = _parse_row(columns, num_classes, rules)
         except _BadRowError as error:
-            about = _short(line.split()[0]) if isinstance(error, _BadClassError) else ""
+            about = _short(columns[0]) if isinstance(error, _BadClassError) else ""
             problems.append(Problem(file, number, str(error), "bad class" if about else "left out", about))
             if len(problems) >= MAX_PROBLEMS:
                 problems.append(too_many(file, number))
                 break
             continue
         rows.append(Row(class_id, (x1 * width, y1 * height, x2 * width, y2 * height), line=number))
+        if not (rules.keypoints or rules.first_release):
+            poses.add(_points_of_two(columns))
+    if len(poses) == 1 and (points := poses.pop()):
+        reason = f"{len(rows)} polygons may be boxes with {points} key points"
+        problems.append(Problem(file, None, reason, "pose", str(points), len(rows)))
     labels, more = settle(rows, height, width, file)
     return labels, sorted(problems + more, key=lambda problem: problem.line or 0)
 
@@ -248,6 +255,23 @@ def _hidden_keypoints(values: Sequence[float]) -> int:
         return 0
     across, down = 0.6 * w + OVERHANG, 0.6 * h + OVERHANG  # a tenth beyond the box's sides
     inside = all(abs(x - cx) <= across and abs(y - cy) <= down for x, y, seen in points if seen)
+    return len(points) if inside else 0
+
+
+def _points_of_two(columns: Sequence[bytes]) -> int:
+    """How many key points (x, y) there may be behind a box; 0: none. Many a polygon looks so as well."""
+    if len(columns) < 7:
+        return 0
+    cx, cy, w, h, *values = map(float, columns[1:])
+    corners = _corners((cx, cy, w, h))
+    if min(w, h) <= 0 or min(corners) < -OVERHANG or max(corners) > 1 + OVERHANG:
+        return 0
+    across, down = 0.6 * w + OVERHANG, 0.6 * h + OVERHANG
+    points = [*zip(values[::2], values[1::2], strict=True)]
+    hidden = (0.0, 0.0)
+    inside = all(
+        point == hidden or (abs(point[0] - cx) <= across and abs(point[1] - cy) <= down) for point in points
+    )
     return len(points) if inside else 0
 
 

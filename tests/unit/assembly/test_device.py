@@ -12,15 +12,7 @@ import torch
 from horovod_yolo.assembly.build import compressed
 from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_device, choose_precision
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers.world import WorldCommunicator, run_world, world_outcomes
-
-
-class Rank(LocalCommunicator):
-    """One of two ranks."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = rank, 2, rank, 2
 
 
 def test_devices_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,18 +20,18 @@ def test_devices_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert choose_device("cpu", Rank(1)) == torch.device("cpu")
-    assert choose_device("", Rank(1)) == torch.device("cuda", 1)
-    assert choose_device("2,3", Rank(1)) == torch.device("cuda", 3)
-    assert choose_device("2", Rank(1)) == torch.device("cuda", 2), "shared with rank 0"
-    assert choose_device("cuda:3", Rank(0)) == choose_device("3", Rank(0)) == torch.device("cuda", 3)
-    assert choose_device("cuda", Rank(1)) == torch.device("cuda", 1)
+    assert choose_device("cpu", 1) == torch.device("cpu")
+    assert choose_device("", 1) == torch.device("cuda", 1)
+    assert choose_device("2,3", 1) == torch.device("cuda", 3)
+    assert choose_device("2", 1) == torch.device("cuda", 2), "shared with rank 0"
+    assert choose_device("cuda:3", 0) == choose_device("3", 0) == torch.device("cuda", 3)
+    assert choose_device("cuda", 1) == torch.device("cuda", 1)
     for wrong in ("cuda:7", "4", "cpu:1", "nn", "gpu", "0,x", "xpu"):
         with pytest.raises(UserError, match="--device"):
-            choose_device(wrong, Rank(0))
+            choose_device(wrong, 0)
     assert chosen == [torch.device("cuda", index) for index in (1, 3, 2, 3, 3, 1)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("", Rank(0)) == torch.device("cpu")
+    assert choose_device("", 0) == torch.device("cpu")
 
 
 def give_gpus(monkeypatch: pytest.MonkeyPatch, of_ranks: dict[str, int]) -> None:
@@ -100,13 +92,13 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_for_the_cpu(
     monkeypatch.setattr("horovod_yolo.assembly.device.GPU_FILE", tmp_path / "nvidia0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert choose_device("", Rank(0)) == torch.device("cpu")
+    assert choose_device("", 0) == torch.device("cpu")
     (tmp_path / "nvidia0").touch()
     with pytest.raises(UserError, match=r"PyTorch cannot use.*--device cpu"):
-        choose_device("", Rank(0))
-    assert choose_device("cpu", Rank(0)) == torch.device("cpu")
+        choose_device("", 0)
+    assert choose_device("cpu", 0) == torch.device("cpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert choose_device("", Rank(0)) == torch.device("cpu")
+    assert choose_device("", 0) == torch.device("cpu")
 
 
 def test_fp16_is_for_gpus() -> None:

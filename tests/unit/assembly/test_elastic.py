@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from horovod_yolo.assembly import data
-from horovod_yolo.assembly.build import micro_batches, slow_statistics
+from horovod_yolo.assembly import train as training
+from horovod_yolo.assembly.build import build_trainer, micro_batches, slow_statistics
 from horovod_yolo.assembly.data import KnownData, build_data
 from horovod_yolo.assembly.run import Elastic, Run
 from horovod_yolo.assembly.train import train
 from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.distributed import elastic as worlds
+from horovod_yolo.training.loop import Trainer
 from tests.helpers.runs import checkpoint, steps
 
 from .test_run import COMM, settings
@@ -50,6 +56,39 @@ def test_statistics_move_as_far_in_micro_batches_as_without_them(count: int) -> 
         split(images)
     torch.testing.assert_close(split[0].running_mean, whole.running_mean)
     torch.testing.assert_close(split[0].running_var, whole.running_var)
+
+
+class LeftError(Exception):
+    """The world changes."""
+
+
+def test_the_world_before_a_change_is_freed_at_once(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers: list[weakref.ref[Trainer]] = []
+
+    def watched(*parts: Any) -> Trainer:
+        trainer = build_trainer(*parts)
+        trainers.append(weakref.ref(trainer))
+        return trainer
+
+    def leave(_state: dict[str, Any]) -> None:
+        raise LeftError
+
+    there_was: list[bool] = []
+    monkeypatch.setattr(training, "build_trainer", watched)
+    monkeypatch.setattr(worlds.hvd, "shutdown", lambda: there_was.append(trainers[0]() is not None))
+    monkeypatch.setattr(worlds, "join", lambda anew: there_was.append(trainers[0]() is not None))
+    config = settings(digits, batch_size=28, epochs=1, noplots=True)
+    elastic = Elastic(1, leave, KnownData(None, None, lambda _: None))
+    gc.disable()
+    try:
+        with pytest.raises(LeftError):
+            train(Run(config, tmp_path, None, elastic), COMM)
+        worlds.Kept(600.0, *([lambda *_: None] * 3)).reset()  # type: ignore[arg-type]
+    finally:
+        gc.enable()
+    assert there_was[-1:] == [False], there_was
 
 
 def test_annotations_that_were_handed_on_have_their_images_where_this_rank_has_them(

@@ -14,7 +14,7 @@ import torch
 
 from horovod_yolo.assembly import ending
 from horovod_yolo.assembly import job as job_module
-from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.core.errors import NonFiniteError, StoppedError, TakenError, UnwrittenError, UserError
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.process import logs
 
@@ -65,18 +65,27 @@ def test_codes_of_jobs(
         assert job.closed
 
 
+def test_a_lone_rank_whose_run_was_taken_over_says_so_in_a_line(
+    job: Closed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job_module.on_ranks(lambda: None, raising(TakenError("runs/exp: another job has taken it"))) == 2
+    assert capsys.readouterr().err == "error: runs/exp: another job has taken it\n"
+    assert job.closed
+
+
 class Lost(Exception):
     """Another rank is gone."""
 
 
 @pytest.mark.parametrize(
-    ("error", "cause", "traced"),
+    ("error", "cause", "traced", "code"),
     [
-        (ZeroDivisionError("ours"), "failed: ZeroDivisionError('ours')", True),
-        (MemoryError(), "failed: this host is out of memory: lower --batch-size", True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: x"), "this host is out of memory", True),
-        (torch.OutOfMemoryError("CUDA"), "the GPU is out of memory: lower --batch-size", True),
-        (Lost("reset by peer\nmore"), "another rank left or does not answer (reset by peer)\n", False),
+        (ZeroDivisionError("ours"), "failed: ZeroDivisionError('ours')", True, 1),
+        (MemoryError(), "failed: this host is out of memory: lower --batch-size", True, 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: x"), "host is out of memory", True, 1),
+        (torch.OutOfMemoryError("CUDA"), "the GPU is out of memory: lower --batch-size", True, 1),
+        (Lost("reset by peer\nmore"), "another rank left or does not answer (reset by peer)\n", False, 1),
+        (TakenError("another job has taken it"), ": another job has taken it\n", False, 2),
     ],
 )
 def test_a_fault_ends_this_rank_at_once_and_names_it(
@@ -87,6 +96,7 @@ def test_a_fault_ends_this_rank_at_once_and_names_it(
     error: Exception,
     cause: str,
     traced: bool,
+    code: int,
 ) -> None:
     codes: list[int] = []
     temporary = tmp_path / "of multiprocessing"
@@ -102,7 +112,7 @@ def test_a_fault_ends_this_rank_at_once_and_names_it(
     job.rank, job.size, job.lost_errors = 3, 4, (Lost,)
     with pytest.raises(SystemExit):
         job_module.on_ranks(lambda: None, raising(error))
-    assert codes == [1]
+    assert codes == [code]
     assert not temporary.exists()  # the interpreter's own end does not come to it
     assert not job.closed  # an orderly end would wait for the others
     printed = capsys.readouterr().err

@@ -51,12 +51,27 @@ def test_as_many_classes_by_other_names_are_not_taken_for_the_same() -> None:
     assert torch.equal(rows(model.state_dict(), 2), rows(old["ema"]["weights"], 2))
 
 
+def test_as_many_other_things_have_a_new_head_where_the_user_says_that_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old, names = checkpoint("car", "bus"), ("cat", "dog")
+    with pytest.raises(UserError, match=r"'car', 'bus'; and 'cat', 'dog'.*new head.*'car=,bus='$"):
+        transfer(model_for(*names), old, "w.pt", names)
+    model = model_for(*names)
+    fresh = rows(model.state_dict(), 2).clone()
+    transfer(model, old, "w.pt", names, (("car", ""), ("bus", "")))
+    assert torch.equal(rows(model.state_dict(), 2), fresh)
+    key = next(iter(model.state_dict()))
+    assert torch.equal(model.state_dict()[key], old["ema"]["weights"][key])
+    assert "they know 'car', 'bus', none of 'cat', 'dog': the head is new" in caplog.text
+
+
 def test_a_head_of_other_things_is_new(caplog: pytest.LogCaptureFixture) -> None:
     model = model_for("x")
     fresh = rows(model.state_dict(), 1).clone()
     transfer(model, checkpoint("cat", "dog"), "w.pt", ("x",))
     assert torch.equal(rows(model.state_dict(), 1), fresh)
-    assert "they know none of the classes: the head is new" in caplog.text
+    assert "they know 'cat', 'dog', none of 'x': the head is new" in caplog.text
 
 
 def test_another_model_is_an_error() -> None:

@@ -179,6 +179,34 @@ def test_with_kpt_shape_a_polygon_is_a_mistake_and_a_plain_box_is_none() -> None
     assert "7 columns: with kpt_shape [2, 2] a row is" in problem.reason
 
 
+PLAIN = "0 .5 .5 .4 .4"
+TWO = f"{PLAIN} .4 .5 .6 .5"
+
+
+@pytest.mark.parametrize(
+    ("rows", "suspected"),
+    [
+        ([TWO], [("pose", "2", 1)]),
+        ([TWO, f"{PLAIN} 0 0 .6 .5"], [("pose", "2", 2)]),  # of a point that is not seen: 0 0
+        ([TWO, PLAIN], []),
+        ([TWO, f"{PLAIN} .4 .5 .6 .5 .5 .6"], []),  # of another length
+        ([f"{PLAIN} .9 .5 .6 .5"], []),  # beyond the box
+        (["0 .8 .8 .9 .8 .9 .9 .8 .9"], []),  # the box would reach beyond the image
+    ],
+)
+def test_rows_that_may_be_boxes_with_points_of_two_numbers_are_counted(
+    rows: list[str], suspected: list[tuple[str, str, int]]
+) -> None:
+    data = "\n".join(rows).encode()
+    labels, problems = yolo.parse_labels(data, "a.txt", 1, H, W)
+    assert len(labels.classes) == len(rows)
+    assert [(p.kind, p.about, p.count) for p in problems] == suspected
+    rules = LabelRules(keypoints=(2, 2))
+    labels, problems = yolo.parse_labels(TWO.encode(), "a.txt", 1, H, W, rules)
+    assert problems == []
+    np.testing.assert_allclose(labels.boxes_xyxy, [[60, 30, 140, 70]], rtol=1e-6)
+
+
 def test_polygons_that_touch_the_edge_stay_polygons() -> None:
     labels, problems = read_yolo("0 0.1 0.2 0.9 0.9 0.5 0.5 1 0.2 0.1 0\n")
     assert problems == [] and len(labels.classes) == 1

@@ -100,6 +100,19 @@ def test_crowds_alone_are_nothing_to_train_on(tmp_path: Path, lines: Lines) -> N
     assert said == ["train: 3 images, 2 boxes, 1 images without; 1 crowds beside, which are not trained on"]
 
 
+def test_a_set_whose_every_row_looks_like_a_box_with_key_points_is_named(
+    tmp_path: Path, lines: Lines
+) -> None:
+    pose = "0 0.5 0.5 0.4 0.4 0.4 0.5 0.6 0.5"
+    said = [line for line in lines(yolo_set(tmp_path / "pose", [pose] * 3)) if "kpt_shape" in line]
+    assert said == [
+        "note: all 3 rows are read as polygons of 4 corners, and look like boxes with 2 key points: if they "
+        "are, write 'kpt_shape: [2, 2]' into data.yaml"
+    ]
+    mixed = yolo_set(tmp_path / "mixed", [pose, pose, f"0 {BOX}"])
+    assert not [line for line in lines(mixed) if "kpt_shape" in line]
+
+
 def test_missing_and_empty_label_files_are_counted_apart(tmp_path: Path, lines: Lines) -> None:
     data = yolo_set(tmp_path, [f"0 {BOX}", "", None, None])
     (tmp_path / "labels/nobody.txt").write_text(f"0 {BOX}")
@@ -153,7 +166,9 @@ def test_two_images_that_are_spelled_alike_share_no_label(tmp_path: Path) -> Non
     }
 
 
-def test_voc_names_that_are_none_of_ours_while_ours_do_not_occur(tmp_path: Path, lines: Lines) -> None:
+def test_voc_names_that_are_none_of_ours_while_ours_do_not_occur(
+    tmp_path: Path, lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
     picture(tmp_path / "JPEGImages/a.jpg")
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "ImageSets").mkdir()
@@ -165,7 +180,10 @@ def test_voc_names_that_are_none_of_ours_while_ours_do_not_occur(tmp_path: Path,
     data.write_text("train: ImageSets/train.txt\nval: ImageSets/train.txt\nnames: [cat, dog]\n")
     with pytest.raises(UserError, match=r"differ: 'Hund' here, 'dog' there.*--class-map"):
         lines(data)
-    rules = LabelRules(class_map=(("Hund", "dog"),))
+    rules = LabelRules(class_map=(("Hund", "dog"), ("Katz", "cat")))
+    caplog.clear()
     assert annotations_of(load_data_yaml(data, rules)).classes.tolist() == [1, 0]
+    assert "note: --class-map Katz=...: no object here is called 'Katz'" in caplog.messages
+    assert "Hund" not in caplog.text
     data.write_text(data.read_text().replace("[cat, dog]", "[cat]"))
     assert any("left out: objects whose class is none of names: 1 of 'Hund'" in line for line in lines(data))

@@ -137,7 +137,7 @@ def start(step: int = 0, epoch: int = 0) -> RunStart:
 
 def step_report(step: int) -> StepReport:
     result = StepResult(LOSSES, 16, 4.0, False)
-    return StepReport(step, 1, Rates(lr=0.01, bias_lr=0.05, momentum=0.9), result)
+    return StepReport(step, 1, Rates(lr=0.01, bias_lr=0.05, momentum=0.9, beta1=0.9), result)
 
 
 def test_the_steps_of_a_run(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def epoch_report(epoch: int) -> EpochReport:
         epoch=epoch,
         losses=LOSSES,
         evaluation=None,
-        rates=Rates(lr=0.01, bias_lr=0.05, momentum=0.9),
+        rates=Rates(lr=0.01, bias_lr=0.05, momentum=0.9, beta1=0.9),
         images=100,
         seconds=4.0,
         data_wait_s=0.5,

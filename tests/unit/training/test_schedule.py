@@ -96,6 +96,11 @@ def test_rates_half_way_through_the_warm_up() -> None:
     assert rates.momentum == pytest.approx((0.8 + 0.937) / 2)
 
 
+@given(plans, st.integers(0, 10_000))
+def test_adams_first_beta_does_not_warm_up(plan: Schedule, number: int) -> None:
+    assert plan.rates(*divmod(number, plan.batches_per_epoch)).beta1 == plan.momentum
+
+
 @given(plans)
 def test_the_warm_up_ends_where_the_plan_goes_on(plan: Schedule) -> None:
     epoch, batch = divmod(plan.warmup_batches, plan.batches_per_epoch)
@@ -104,7 +109,7 @@ def test_the_warm_up_ends_where_the_plan_goes_on(plan: Schedule) -> None:
     assert rates.lr == pytest.approx(lr)
     assert rates.bias_lr == pytest.approx(lr)
     assert rates.momentum == pytest.approx(plan.momentum)
-    assert plan.rates(epoch, batch + 1) == (lr, lr, plan.momentum)
+    assert plan.rates(epoch, batch + 1) == (lr, lr, plan.momentum, plan.momentum)
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -128,5 +133,5 @@ def test_shapes_of_the_decay() -> None:
 
 def test_no_warm_up() -> None:
     plan = replace(PLAN, warmup_epochs=0.0)
-    assert plan.rates(0, 0) == (0.02, 0.02, 0.937)
+    assert plan.rates(0, 0) == (0.02, 0.02, 0.937, 0.937)
     assert next(plan.windows(0)).batches == 4
