@@ -81,13 +81,15 @@ def test_the_world_before_a_change_is_freed_at_once(
     monkeypatch.setattr(worlds, "join", lambda anew: there_was.append(trainers[0]() is not None))
     config = settings(digits, batch_size=28, epochs=1, noplots=True)
     elastic = Elastic(1, leave, KnownData(None, None, lambda _: None))
+    run = Run(config, tmp_path, None, elastic)
     gc.disable()
     try:
         with pytest.raises(LeftError):
-            train(Run(config, tmp_path, None, elastic), COMM)
+            train(run, COMM)
         worlds.Kept(600.0, *([lambda *_: None] * 3)).reset()  # type: ignore[arg-type]
     finally:
         gc.enable()
+        run.lock.release()  # a job that goes on keeps it
     assert there_was[-1:] == [False], there_was
 
 
