@@ -252,6 +252,18 @@ PYTHON
   run_bounded MPI mpirun "${mpi_flags[@]}" -np 2 "$python" "$work/verify.py" mpi "$cuda"
 }
 
+# What lies in the cache is installed, and run: in a folder such as /tmp somebody else could have been there first.
+require_own() {
+  local place parent
+  place=$(realpath -- "$1")
+  while [[ -n $place ]]; do
+    parent=${place%/*}
+    [[ $(stat -c %A -- "${parent:-/}") != ????????w? || -O $place || $(stat -c %u -- "$place") == 0 ]] ||
+      missing "$place belongs to another user, who could change what is in it. Set XDG_CACHE_HOME to another folder"
+    place=$parent
+  done
+}
+
 cached_wheel() {
   compgen -G "$1/horovod-$horovod_version+$2-*.whl"
 }
@@ -289,6 +301,7 @@ main() {
   check_compiler
   cache=${XDG_CACHE_HOME:-$HOME/.cache}/horovod_yolo/wheels
   mkdir -p "$cache" || missing "cannot write to $cache. Set XDG_CACHE_HOME to a folder that can be written"
+  require_own "$cache"
   work=$(mktemp -d "$cache/.work-XXXXXX")
   trap 'rm -rf -- "$work"' EXIT
   install_build_tools

@@ -16,6 +16,7 @@ from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.places import local_cache
+from horovod_yolo.io.private import own_folder
 from horovod_yolo.models.suppression import Thresholds
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,16 @@ class KnownData:
 
 
 def annotation_folder(cache_dir: str) -> Path | None:
-    """The folder of cached annotations; None where there is none on this host's disks."""
-    return Path(cache_dir) / "annotations" if cache_dir else local_cache("annotations")
+    """The folder of cached annotations; None where there is none of this user's on this host's disks."""
+    if not cache_dir:
+        return local_cache("annotations")
+    folder = Path(cache_dir) / "annotations"
+    try:
+        own_folder(folder)
+    except OSError as error:
+        log.warning("annotations are not cached in %s: %s", folder, error.strerror or error)
+        return None
+    return folder
 
 
 def say_what_counts(annotations: Annotations, most: int) -> None:

@@ -13,6 +13,7 @@ from horovod_yolo.assembly.run_lock import RunLock
 from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.config.schema import from_dict, to_dict
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.io.private import own_folder
 
 if TYPE_CHECKING:
     from horovod_yolo.distributed.elastic import Kept
@@ -30,7 +31,7 @@ def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run
     if saved:
         log.info("%d ranks go on from step %d of epoch %d", comm.size, saved["step"], saved["epoch"] + 1)
     if comm.rank == 0:
-        (Path(content["folder"]) / "weights").mkdir(parents=True, exist_ok=True)
+        own_folder(Path(content["folder"]) / "weights")
 
     def renew(**parts: Any) -> None:
         now = {**(kept.content or content), **parts}

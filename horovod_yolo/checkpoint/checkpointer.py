@@ -14,6 +14,7 @@ from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.resume import KEEP, set_damaged_aside
 from horovod_yolo.checkpoint.state import copied, inference_state
 from horovod_yolo.core.errors import UnwrittenError
+from horovod_yolo.io.private import own_folder
 
 log = logging.getLogger(__name__)
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # before a refused write is tried again
@@ -139,7 +140,7 @@ class Checkpointer:
         """Try each file; one that fails, being larger, need not fail the others."""
         for name, data in list(self._owed.items()):
             try:
-                self._weights.mkdir(parents=True, exist_ok=True)
+                own_folder(self._weights)
                 if name == "last.pt":
                     store.write_rotating(self._weights / name, data, KEEP)
                 else:

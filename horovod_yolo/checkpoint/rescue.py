@@ -8,6 +8,7 @@ from typing import Any
 
 from horovod_yolo.checkpoint import resume, store
 from horovod_yolo.checkpoint.store import CheckpointError
+from horovod_yolo.io.private import own_folder
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def save_once(folder: Path, state: dict[str, Any]) -> None:
     weights = folder / "weights"
     marker = weights / f".saving-{state['epoch']}-{state['step']}"
     try:
-        weights.mkdir(parents=True, exist_ok=True)
+        own_folder(weights)
         marker.open("x").close()
     except FileExistsError:
         return

@@ -9,6 +9,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from horovod_yolo.io.private import own_folder
+
 # Of Linux. Whatever else there is, networks and FUSE above all, may change or cut a file behind our back.
 _LOCAL = frozenset(
     (
@@ -51,7 +53,7 @@ def local_cache(name: str) -> Path | None:
 def private_folder(folder: Path, *below: str) -> Path | None:
     """Make a folder that only this user may enter, and one below it; None where that cannot be done."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(folder.parent)
         for path in (folder, folder.joinpath(*below)):
             path.mkdir(mode=0o700, exist_ok=True)
             status = path.lstat()
@@ -86,7 +88,7 @@ def _secret_word(folder: Path) -> str | None:
     file = folder / "name-of-local-cache"
     mine = folder / f".{file.name}.{secrets.token_hex(4)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder)
         if not file.exists():
             mine.touch(0o600, exist_ok=False)
             mine.write_text(secrets.token_hex(16))

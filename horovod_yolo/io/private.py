@@ -18,6 +18,7 @@ def own_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be made, or is somebody else's.
     """
+    check_own(path)
     for place in _downwards(path):
         try:
             place.mkdir(mode=mode_below(place.parent))
@@ -26,15 +27,16 @@ def own_folder(path: Path) -> None:
 
 
 def check_own(path: Path) -> None:
-    """See that a folder, as far as it is there, is one that `own_folder` would take.
+    """See that a folder, as far as it is there, is one that `own_folder` would take, and so where links lead.
 
     Raises:
         OSError: it is somebody else's.
     """
-    for place in _downwards(path):
-        if not place.exists():
-            return
-        _check(place)
+    for way in (path, Path(os.path.realpath(path))):
+        for place in _downwards(way):
+            if not place.exists():
+                break
+            _check(place)
 
 
 def _downwards(path: Path) -> list[Path]:

@@ -104,7 +104,9 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
         elastic=ranks,
     )
     plan.check_size(made, environ)
-    plan.check_shell(made, _login_shell(), away=not all(network.is_here(host.name) for host in hosts))
+    away = not all(network.is_here(host.name) for host in hosts)
+    plan.check_shell(made, _login_shell(), away)
+    plan.check_remote_shell(made, environ, away)
     return made, [*notes, *([why] if why else [])]
 
 

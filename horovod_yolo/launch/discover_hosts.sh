@@ -17,7 +17,8 @@
 #   PROBE_FAILURES=2    failures in a row after which a host is out
 #   PROBE_EVERY=3       seconds for which an answer holds; newer sshds shut out who knocks more often
 #
-# What was found last time is kept in $XDG_RUNTIME_DIR, else in the user's cache, else in a folder of his own in /tmp.
+# What was found last time is kept in $XDG_RUNTIME_DIR, else in the user's cache, else in a folder of his own in /tmp,
+# whose name ends at random.
 # Exit codes: 0, also when no host answers; 2 a mistake (one line says what).
 set -euo pipefail
 export LC_ALL=C
@@ -84,7 +85,7 @@ read_hosts "$where" <<<"$text"
 is_own() { [[ -d $1 && -O $1 && -w $1 && ! -L $1 ]]; }
 folder='' tried=()
 cache=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
-for place in "${XDG_RUNTIME_DIR:-}" "${cache:+$cache/horovod_yolo}" "/tmp/horovod_yolo-$UID"; do
+for place in "${XDG_RUNTIME_DIR:-}" "${cache:+$cache/horovod_yolo}"; do
   [[ -n $place ]] || continue
   tried+=("$place")
   (umask 077 && mkdir -p -- "$place") 2>/dev/null || true
@@ -93,6 +94,12 @@ for place in "${XDG_RUNTIME_DIR:-}" "${cache:+$cache/horovod_yolo}" "/tmp/horovo
     break
   fi
 done
+readonly in_tmp=/tmp/horovod_yolo-hosts-$UID
+tried+=("$in_tmp.*")
+for place in "$in_tmp".*; do # made by an earlier call
+  [[ -n $folder ]] || ! is_own "$place" || folder=$place
+done
+[[ -n $folder ]] || folder=$(mktemp -d -- "$in_tmp.XXXXXXXX" 2>/dev/null) || true
 [[ -n $folder ]] || fail "no folder of this user's own: ${tried[*]}. Set XDG_RUNTIME_DIR to one"
 # Jobs in one folder with other lists must not forget each other's hosts.
 [[ -n ${HOSTFILE:-} ]] && list= || list=$text

@@ -37,6 +37,9 @@ _MOST_NAMED = 4
 # Open MPI writes for the login shell of another host, which it takes for this account's own: a Bourne or a C
 # shell. With any of these it reports a syntax error and waits for ever.
 _SHELLS_OF_ANOTHER_GRAMMAR = {"fish", "nu", "xonsh", "elvish", "pwsh"}
+# What Open MPI starts ranks on other hosts with, where it is not ssh. That of Kubeflow's first MPI operators
+# hands no input on, by which ranks over Gloo get the job's secret and their command.
+_REMOTE_SHELL, _WITHOUT_INPUT = "OMPI_MCA_plm_rsh_agent", "kubexec.sh"
 # A launcher around this one left these; they would tell the ranks a wrong place.
 _OF_A_RANK = re.compile(r"HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|GLOO_RENDEZVOUS_.*|CONTROLLER)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -281,6 +284,26 @@ def check_shell(plan: LaunchPlan, shell: str, away: bool) -> None:
         raise UserError(
             f"Open MPI cannot start ranks on other hosts through the login shell {name}",
             fix="use --gloo, or give the account a Bourne shell (`chsh -s /bin/bash`)",
+        )
+
+
+def check_remote_shell(plan: LaunchPlan, environ: Mapping[str, str], away: bool) -> None:
+    """Ranks over Gloo on other hosts need a remote shell that hands input on.
+
+    Args:
+        plan: the job.
+        environ: of the launcher.
+        away: whether a rank is on another host.
+
+    Raises:
+        UserError: it does not: they would end at once, and say nothing.
+    """
+    shell = environ.get(_REMOTE_SHELL, "")
+    if away and plan.launcher == "horovodrun-gloo" and Path(shell).name == _WITHOUT_INPUT:
+        raise UserError(
+            f"{_REMOTE_SHELL}={shell} hands no input on, and ranks over Gloo on other hosts read their "
+            "command from there",
+            fix="use --mpirun, or the MPI operator of v2beta1, whose workers run sshd (docs/launch.md)",
         )
 
 

@@ -93,13 +93,16 @@ class StopFiles:
         with self._lock:
             if self._over.is_set():
                 return "the job is over"
-            session = subprocess.Popen(
-                ["ssh", *options, host, f"exec sh -c {shlex.quote(script)}"],
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                start_new_session=True,
-            )
+            try:
+                session = subprocess.Popen(
+                    ["ssh", *options, host, f"exec sh -c {shlex.quote(script)}"],
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=pipe,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                return f"ssh cannot be started here ({error.strerror})"
             self._sessions.append(session)
         assert session.stdout is not None and session.stderr is not None
         if any(line.strip() == _MADE for line in session.stdout):  # a login shell may greet first

@@ -309,6 +309,21 @@ def test_a_link_in_place_of_the_folder_is_not_followed(two: Network, tmp_path: P
     assert not list((tmp_path / "elsewhere").iterdir()) and list((tmp_path / "cache/horovod_yolo").iterdir())
 
 
+def test_in_tmp_the_name_of_the_folder_is_no_name_that_others_can_take(two: Network, tmp_path: Path) -> None:
+    """Without a home, as in a container; a second call finds what the first one made."""
+    as_if = {"XDG_RUNTIME_DIR": "", "PROBE_EVERY": "30"}
+    before = set(Path("/tmp").glob("horovod_yolo-hosts-*"))
+    try:
+        assert two.found(**as_if) == BOTH
+        (made,) = set(Path("/tmp").glob("horovod_yolo-hosts-*")) - before or before
+        assert made.stat().st_mode & 0o777 == 0o700
+        two.down("127.0.0.3")
+        assert two.found(**as_if) == BOTH  # not asked again
+    finally:
+        for folder in set(Path("/tmp").glob("horovod_yolo-hosts-*")) - before:
+            shutil.rmtree(folder)
+
+
 def test_under_slurm_the_hosts_are_those_of_the_job(two: Network, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin/scontrol"
@@ -317,7 +332,10 @@ def test_under_slurm_the_hosts_are_those_of_the_job(two: Network, tmp_path: Path
     )
     scontrol.chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "127.0.0.[2-4]", "SLURM_TASKS_PER_NODE": "4(x2),3"}
-    assert two.call(**slurm).stdout == "127.0.0.2:4\n127.0.0.3:4\n"
+    several = two.call(**slurm, SLURM_HET_SIZE="2")
+    assert several.stdout == "127.0.0.2:4\n127.0.0.3:4\n"
+    assert "of this heterogeneous Slurm job only the first component is used: 127.0.0.[2-4]" in several.stderr
+    assert "heterogeneous" not in two.call(**slurm, SLURM_HET_SIZE="2").stderr  # asked each second
     two.up("127.0.0.4")
     assert two.call(**slurm).stdout == "127.0.0.2:4\n127.0.0.3:4\n127.0.0.4:3\n"
     scontrol.write_text("#!/bin/sh\nexit 1\n")

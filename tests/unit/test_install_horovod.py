@@ -224,6 +224,28 @@ def test_missing_python_headers_are_refused(compiler: Path, python: Path, tmp_pa
     assert_refused(done, "/no/headers", "python3-dev")
 
 
+def test_a_cache_that_another_user_made_is_refused(tools: Path, python: Path, tmp_path: Path) -> None:
+    """A wheel that he put there would be installed, and run. The folder is as one below /tmp."""
+    if os.geteuid() != 0:
+        pytest.skip("LOUD SKIP: a second user needs root; nothing is tested against one")
+    functions = (LAUNCH / "install_horovod.sh").read_text().rpartition('main "$@"')[0]
+    shared = tmp_path / "shared"
+    (shared / "theirs/horovod_yolo/wheels").mkdir(parents=True)
+    (shared / "mine/horovod_yolo/wheels").mkdir(parents=True)
+    shared.chmod(0o1777)
+    os.chown(shared / "theirs", 54321, 54321)
+
+    def check(name: str) -> subprocess.CompletedProcess[str]:
+        script = f'{functions}\nrequire_own "{shared}/{name}/horovod_yolo/wheels"\n'
+        (tmp_path / "check.sh").write_text(script)
+        return subprocess.run(
+            ["bash", tmp_path / "check.sh"], capture_output=True, text=True, check=False, timeout=60
+        )
+
+    assert check("mine").returncode == 0
+    assert_refused(check("theirs"), f"{shared}/theirs belongs to another user", "Set XDG_CACHE_HOME")
+
+
 def print_key(tools: Path, python: Path, site: Path, launch: Path = LAUNCH, **extra: object) -> str:
     arguments = ["--print-key"] + (["--cuda"] if extra else [])
     done = run_script(

@@ -117,6 +117,11 @@ def test_slurm_with_srun(tmp_path: Path, slurm: dict[str, str]) -> None:
     assert done.stdout == "<--mpi=pmix><-K><--cpus-per-task=6><horovod-yolo><train><--data><a b>"
 
 
+def test_slurm_with_srun_in_a_heterogeneous_job(tmp_path: Path, slurm: dict[str, str]) -> None:
+    done = call("slurm.sbatch", "--srun", "--dry-run", "--", "val", cwd=tmp_path, **slurm, SLURM_HET_SIZE="2")
+    assert done.returncode == 0 and "uses the first component only" in done.stderr
+
+
 # Ends with 3 on the signal that it names, as training does.
 STOPPABLE = """#!/bin/bash
 trap 'echo "heard $*"; exit 3' USR1

@@ -11,6 +11,7 @@ from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.distributed.launchers.mpi import Mpich, OpenMpi
 from horovod_yolo.distributed.launchers.slurm import Slurm
 from horovod_yolo.distributed.launchers.strangers import (
+    Condor,
     Flux,
     Jsrun,
     Mvapich,
@@ -27,6 +28,7 @@ STRANGERS: tuple[type[Launcher], ...] = (
     Mvapich,
     Jsrun,
     Flux,
+    Condor,
     SlurmWithoutPmix,
 )
 

@@ -62,6 +62,13 @@ class Flux(Stranger):
     rank_name, size_name, local_rank_name = "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"
 
 
+class Condor(Stranger):
+    """A node of HTCondor's parallel universe."""
+
+    name = "HTCondor"
+    rank_name, size_name = "_CONDOR_PROCNO", "_CONDOR_NPROCS"
+
+
 class SlurmWithoutPmix(Stranger):
     """``srun`` with another ``--mpi`` than pmix."""
 

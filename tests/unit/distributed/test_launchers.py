@@ -81,6 +81,7 @@ def test_what_is_left_over_does_not_hijack_a_single_process(environment: dict[st
         ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, "MVAPICH2"),
         ({"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"}, "jsrun"),
         ({"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2"}, "Flux"),
+        ({"_CONDOR_PROCNO": "1", "_CONDOR_NPROCS": "2"}, "HTCondor"),
         ({**without(SLURM_TASK, "PMIX_RANK"), "SLURM_STEP_NUM_TASKS": "8"}, "rank 5 of 8 (SLURM_PROCID"),
     ],
 )

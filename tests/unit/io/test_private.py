@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from horovod_yolo.assembly.data import annotation_folder
 from horovod_yolo.assembly.run_folder import new_run_folder
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.places import private_folder
 from horovod_yolo.io.private import check_own, own_folder
 from horovod_yolo.process import logs
 
@@ -64,6 +66,20 @@ def test_no_link_of_somebody_else_is_followed(shared: Path, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_where_ones_own_link_leads_must_be_ones_own_too(shared: Path, tmp_path: Path) -> None:
+    """Such as a link in the home to a scratch folder, which was tidied up, and made again by another user."""
+    (tmp_path / "runs").symlink_to(shared / "mine")
+    own_folder(shared / "mine")
+    own_folder(tmp_path / "runs" / "train")
+    (shared / "mine" / "train").rmdir()
+    (shared / "mine").rmdir()
+    as_stranger("mkdir", "-m", "777", shared / "mine")
+    for look in (own_folder, check_own):
+        with pytest.raises(OSError, match="belongs to another user"):
+            look(tmp_path / "runs" / "train")
+    assert not list((shared / "mine").iterdir())
+
+
 def test_a_folder_of_ones_group_is_trusted(shared: Path) -> None:
     """As projects have on a scratch disk, made by whoever leads them."""
     (shared / "project").mkdir()
@@ -73,6 +89,17 @@ def test_a_folder_of_ones_group_is_trusted(shared: Path) -> None:
     (shared / "project").chmod(0o2755)
     with pytest.raises(OSError, match="belongs to another user"):
         own_folder(shared / "project" / "runs")
+
+
+def test_caches_in_tmp(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is in them is trained on."""
+    made = annotation_folder(str(shared / "cache"))
+    assert made == shared / "cache/annotations" and mode(shared / "cache") == 0o700 and made.is_dir()
+    as_stranger("mkdir", "-p", "-m", "777", shared / "theirs" / "annotations")
+    assert annotation_folder(str(shared / "theirs")) is None
+    assert f"not cached in {shared}/theirs/annotations: it belongs to another user" in caplog.text
+    assert private_folder(shared / "theirs" / "horovod_yolo") is None  # as with XDG_CACHE_HOME there
+    assert not list((shared / "theirs" / "annotations").iterdir())
 
 
 def test_run_folders_and_logs_in_tmp(shared: Path) -> None:

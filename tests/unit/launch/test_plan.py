@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,18 @@ def test_what_passes_fits(environ: dict[str, str]) -> None:
         [*(f"{name}={shlex.quote(value)}" for name, value in environ.items()), shlex.join(TRAIN)]
     )
     assert len(shlex.quote(f"cd /work ; exec env {command}").encode()) < 128 * 1024
+
+
+def test_over_gloo_the_remote_shell_must_hand_input_on() -> None:
+    """Kubeflow's first MPI operators run `kubectl exec` without it; ranks would end and say nothing."""
+    kubeflow = {"OMPI_MCA_plm_rsh_agent": "/etc/mpi/kubexec.sh"}
+    gloo = plan.LaunchPlan("horovodrun-gloo", "horovodrun", parse_hosts("worker-0:4"), ("python",))
+    with pytest.raises(UserError, match=r"kubexec.sh hands no input on.* use --mpirun"):
+        plan.check_remote_shell(gloo, kubeflow, away=True)
+    plan.check_remote_shell(gloo, kubeflow, away=False)
+    plan.check_remote_shell(gloo, {"OMPI_MCA_plm_rsh_agent": "ssh"}, away=True)
+    for launcher in ("mpirun", "horovodrun-mpi"):
+        plan.check_remote_shell(replace(gloo, launcher=launcher), kubeflow, away=True)
 
 
 @pytest.mark.parametrize("shell", ["/usr/bin/fish", "/opt/bin/nu"])

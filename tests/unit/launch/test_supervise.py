@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from horovod_yolo.launch.elastic import Elastic
 from horovod_yolo.launch.hostfile import parse_hosts
 from horovod_yolo.launch.plan import LaunchPlan
 from horovod_yolo.launch.stop_files import StopFiles
-from horovod_yolo.process.signals import is_request
+from horovod_yolo.process.signals import SIGNALS, is_request
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,29 @@ def test_every_host_is_asked_and_tried_again_and_one_that_refuses_is_named(
     assert {"good", "hung"} <= set(asked(tmp_path))
     assert caplog.text.count("COULD NOT BE ASKED TO STOP (bad: no way); trying again") == 1
     assert not files.file.parent.exists()
+
+
+def test_where_there_is_no_ssh_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a pod of Kubeflow's first operators."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with StopFiles(lambda: ["good"], one_is_enough=True) as files:
+        files.make()
+        until(lambda: "TO STOP (good: ssh cannot be started here (No such file" in caplog.text)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_any_signal_is_one_request_to_the_ranks(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopFiles(list, one_is_enough=True) as files:
+        job = subprocess.Popen(["sleep", "60"])
+        with supervise._passing_on(job, files):
+            os.kill(os.getpid(), number)
+            until(lambda: is_request(files.file))
+            assert job.poll() is None
+        job.wait()
+    assert signal.getsignal(number) is before
 
 
 def test_a_path_that_somebody_else_has_taken_is_left_alone(
