@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,18 +19,18 @@ Given: TypeAlias = str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]
 
 
 def one_by_one(images: Given | Iterable[Given]) -> Iterable[Given]:
-    """What is meant, image by image: of a folder its images in the order of their names.
+    """What is meant, image by image: of a folder, also among others, its images in the order of their names.
 
     Raises:
-        UserError: a folder without images.
+        UserError: a folder without images; among others when it is its turn.
     """
     if isinstance(images, (str, os.PathLike)):
-        return _of_folder(Path(images)) if Path(images).is_dir() else [images]
+        return _of_path(images)
     if isinstance(images, PIL.Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
         return [images]
     if not isinstance(images, Iterable):
         raise _unusable(images)
-    return images
+    return _each(images)
 
 
 def pixels(image: Given) -> Image:
@@ -51,6 +51,18 @@ def pixels(image: Given) -> Image:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"an image is {image.dtype} {image.shape}", fix="give (H, W, 3) uint8 RGB")
     return image
+
+
+def _each(images: Iterable[Given]) -> Iterator[Given]:
+    for image in images:
+        if isinstance(image, (str, os.PathLike)):
+            yield from _of_path(image)
+        else:
+            yield image
+
+
+def _of_path(path: str | os.PathLike[str]) -> list[Given]:
+    return _of_folder(Path(path)) if Path(path).is_dir() else [path]
 
 
 def _of_folder(folder: Path) -> list[Given]:

@@ -212,6 +212,7 @@ def test_images_in_every_form_give_the_same(trained: tuple[YOLO, dict[str, Any]]
             assert torch.equal(found.boxes_xyxy, expected[0].boxes_xyxy), form
     of_folder = model.predict(path.parent, **low)
     assert len(of_folder) == len(paths)
+    assert len(model.predict([path.parent, path], **low)) == len(paths) + 1
     torch.testing.assert_close(of_folder[0].boxes_xyxy, expected[0].boxes_xyxy)  # in a batch with others
 
 
