@@ -143,6 +143,33 @@ def test_a_job(hosts: Cluster, folder: Path, named: str, stranger: str, user: st
         job.wait()
 
 
+def test_a_job_of_mpirun(hosts: Cluster, folder: Path) -> None:
+    """Open MPI's own ports are open to all (docs/security.md): what a stranger writes breaks nothing."""
+    (folder / "rank.py").write_text(RANK)
+    log = folder / "log"
+    one, two = hosts["host1"], hosts["host2"]
+    words = ["launch", "--mpirun", "--hosts", "host1:1,host2:1", "--", str(folder / "rank.py"), str(folder)]
+    job = one.start(["horovod-yolo", *words], env=environment(), log=log, cwd=REPOSITORY)
+    try:
+        deadline = time.monotonic() + 90
+        while len(list(folder.glob("ready-*"))) < 2:
+            assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        everywhere = {"0.0.0.0", "*", "::"}
+        for host in (one, two):
+            places = listening(host)
+            assert {address for address, _ in places} <= {*everywhere, "127.0.0.1"}
+            outside = {(host.address, port) for address, port in places if address in everywhere}
+            assert outside
+            for place, got in ask(hosts["host3"], outside).items():
+                assert not any(answer and not answer.endswith(("Error", "timeout")) for answer in got), place
+        (folder / "go").touch()
+        assert job.wait(60) == 0, log.read_text()
+    finally:
+        job.kill()
+        job.wait()
+
+
 def test_an_elastic_job(hosts: Cluster, folder: Path, digits: Path) -> None:
     """Its driver would run what a stranger puts there; and a silent connection keeps nobody from ending."""
     flags = f"--data {digits} --img 64 --batch 8 --epochs 500 --noval --commit-every 1000"
