@@ -275,8 +275,8 @@ def test_a_disk_that_refuses_a_checkpoint_does_not_hold_training_up(
     assert [store.read(broken / name)["step"] for name in ("last.pt", "best.pt")] == [4, 2]
     assert checkpointer.saved
     said = [record.getMessage() for record in caplog.records]
-    assert said[0].startswith(f"CHECKPOINT NOT WRITTEN to {broken}: File exists (last.pt; commits failed")
-    assert "File exists (best.pt, last.pt; commits" in said[2]
+    assert said[0].startswith(f"CHECKPOINT NOT WRITTEN to {broken}: Not a directory (last.pt; commits failed")
+    assert "Not a directory (best.pt, last.pt; commits" in said[2]
     assert said[3:] == [f"checkpoints are written again to {broken}, after 3 failed"]
 
 
