@@ -60,8 +60,6 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
     else:
         file = _scan(spec, split, comm, plan, keeper)
     listed = keeper.survey.entries[0].problems if keeper else ()
-    if keeper is not None:
-        free(keeper.survey.entries)
     contents = comm.allgather_object(str(file.about["content"]) if file else None)
     _require_copies(plan, contents, f"the {split} images or labels", spec.file)
     file = hand_on(file, comm, folder)
@@ -69,6 +67,8 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
     annotations = Annotations(spec.root, file)
     require_same(comm, annotations.digest, f"the {split} annotations", where=spec.file, fix=SAME_FILES)
     on_rank_0(comm, lambda: _say_and_require(spec, split, annotations, listed))
+    if keeper is not None:
+        free(keeper.survey.entries)
     return annotations
 
 

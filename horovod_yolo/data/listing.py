@@ -52,21 +52,11 @@ def list_entries(spec: DataSpec, split: str) -> list[Entry]:
     items: tuple[str, ...] = {"train": spec.train, "val": spec.val, "test": spec.test}[split]
     if not items:
         raise UserError(f"has no '{split}'", where=spec.file, fix=f"add '{split}: images/{split}'")
-    folders = Folders()
-    entries: list[Entry] = []
-    problems: list[Problem] = []
-    for item in items:
-        try:
-            found, bad = _list_item(_resolve(item, spec), spec, split, folders)
-        except OSError as error:  # no permission, a name too long, a share that is gone
-            reason = error.strerror or str(error)
-            fix = f"correct 'path' or '{split}', or make it readable"
-            raise UserError(f"{item:.200} cannot be read: {reason}", where=spec.file, fix=fix) from error
-        entries += found
-        problems += bad
-    unique, repeated = _drop_repeated(_sorted(entries, spec.root))
+    found, problems = _list_items(items, spec, split)
+    entries, repeated = _drop_repeated(_sorted(found, spec.root))
+    found.clear()  # or the last to have them would free them all at once, and hold up all threads
     problems += repeated
-    if not unique:
+    if not entries:
         hint = f"; {problems[0]}" if problems else ""
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(
@@ -74,14 +64,9 @@ def list_entries(spec: DataSpec, split: str) -> list[Entry]:
             where=f"{spec.file}, {split}",
             fix=f"images end in {suffixes}",
         )
-    numbered = _with_ids(unique)
-    if spec.numbered is not None:
-        numbered = [
-            dataclasses.replace(entry, labels=NumberedLabels(entry.labels, spec.numbered))
-            for entry in numbered
-        ]
-    numbered[0] = dataclasses.replace(numbered[0], problems=tuple(problems))
-    return numbered
+    _number(entries, spec)
+    entries[0] = dataclasses.replace(entries[0], problems=tuple(problems))
+    return entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +190,22 @@ def _resolve(item: str, spec: DataSpec) -> Path:
     return path
 
 
+def _list_items(items: Sequence[str], spec: DataSpec, split: str) -> tuple[list[Entry], list[Problem]]:
+    folders = Folders()
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    for item in items:
+        try:
+            found, bad = _list_item(_resolve(item, spec), spec, split, folders)
+        except OSError as error:  # no permission, a name too long, a share that is gone
+            reason = error.strerror or str(error)
+            fix = f"correct 'path' or '{split}', or make it readable"
+            raise UserError(f"{item:.200} cannot be read: {reason}", where=spec.file, fix=fix) from error
+        entries += found
+        problems += bad
+    return entries, problems
+
+
 def _list_item(path: Path, spec: DataSpec, split: str, folders: Folders) -> tuple[list[Entry], list[Problem]]:
     where = f"{spec.file}, {split}"
     if path.is_dir():
@@ -247,9 +248,14 @@ def _drop_repeated(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]
     return list(unique.values()), problems
 
 
-def _with_ids(entries: Sequence[Entry]) -> list[Entry]:
-    """COCO's ids where every entry has its own, else positions (two COCO files may both start at 0)."""
+def _number(entries: list[Entry], spec: DataSpec) -> None:
+    """Give each entry its id, and its labels the data set's numbering.
+
+    Ids are COCO's where every entry has its own, else positions (two COCO files may both start at 0).
+    """
     stated = [entry.image_id for entry in entries if isinstance(entry.labels, coco.CocoLabels)]
-    if len(set(stated)) == len(entries):
-        return list(entries)
-    return [dataclasses.replace(entry, image_id=i) for i, entry in enumerate(entries)]
+    has_own = len(set(stated)) == len(entries)
+    for i, entry in enumerate(entries):
+        labels = NumberedLabels(entry.labels, spec.numbered) if spec.numbered else entry.labels
+        image_id = entry.image_id if has_own else i
+        entries[i] = dataclasses.replace(entry, image_id=image_id, labels=labels)
