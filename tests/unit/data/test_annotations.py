@@ -162,6 +162,14 @@ def test_another_process_opens_the_same_file() -> None:
     assert done.stdout.decode().split() == [str(each) for each in expected]
 
 
+def test_digest_is_that_of_another_format_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on after an update that keeps the same data in other columns beside."""
+    records = some(4)
+    before = Annotations.of(ROOT, NAMES, records).digest
+    monkeypatch.setattr("horovod_yolo.data.annotations.FORMAT_VERSION", 99)
+    assert Annotations.of(ROOT, NAMES, records).digest == before
+
+
 def test_digest_sees_every_field() -> None:
     records = some(4)[2:]
     first = records[0]
