@@ -15,6 +15,7 @@ import pytest
 from horovod_yolo.assembly import scanning
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data import annotation_cache
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import Entry
 from horovod_yolo.data.listing import list_entries
@@ -68,7 +69,10 @@ def test_the_second_time_no_file_is_opened(digits: Path, tmp_path: Path, opened:
     assert (again.file.key, again.digest) == (first.file.key, first.digest)
 
 
-def test_only_what_changed_is_opened_again(digits: Path, tmp_path: Path, opened: list[str]) -> None:
+def test_only_what_changed_is_opened_again(
+    digits: Path, tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotation_cache, "ROWS_AT_ONCE", 8)
     data, cache = copy_of(digits, tmp_path / "data"), tmp_path / "cache"
     first = annotations_of(data, cache)
     opened.clear()
