@@ -17,8 +17,8 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/sshd /run/lock
 for file in hosts hostname resolv.conf passwd group; do mount --bind {etc}/$file /etc/$file; done
 mount --bind {etc}/ssh /etc/ssh
-# Others may enter root's home, where Python may live, and read nothing else there than what it lets them. Start files
-# of shells are left out: they may be slow, and take locks that outlive a host that is switched off.
+# Others may enter root's home, where Python may live, and read nothing else there than what it lets them.
+# Start files of shells are left out: they may be slow, and take locks that outlive a host switched off.
 mkdir /run/root && mount --bind /root /run/root && mount -t tmpfs -o mode=755 tmpfs /root
 for path in /run/root/* /run/root/.[!.]*; do
   case $path in */.bashrc | */.bash_* | */.profile | */.login | */.cshrc | */.zsh*) continue ;; esac
