@@ -26,7 +26,7 @@ DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --b
 # host whose clock is wrong, debootstrap for the Dockerfile's steps.
 TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime debootstrap
 
-# tests/conftest.py says what may run side by side. 0 runs one test after the other.
+# How many files of tests that start no whole jobs run at a time. 0: one test after the other, in one process.
 TEST_WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MUTANTS ?=
@@ -79,8 +79,10 @@ packages:  ## Debian packages for the tests over several hosts, Slurm and Kubern
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TEST_PACKAGES)
 
-test: setup  ## the tests, but for the slow ones, TEST_WORKERS (2) at a time
-	$(PYTEST) -m 'not slow' -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+# Whole jobs have the machine to themselves: they promise to end within so many seconds.
+test: setup  ## the tests, but for the slow ones
+	$(PYTEST) -m 'not slow' -n $(TEST_WORKERS) --dist loadfile tests/unit tests/helpers tests/fuzz tests/test_architecture.py
+	$(PYTEST) -m 'not slow' tests/mutants tests/gpu tests/parallel tests/integration tests/cluster
 
 test-slow: setup  ## the slow tests
 	$(PYTEST) -m slow

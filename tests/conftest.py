@@ -23,28 +23,6 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 settings.register_profile("untimed", deadline=None)  # timings are for benchmarks; a busy machine fails none
 settings.load_profile("untimed")
 OWN_FOLDER = pytest.StashKey[str]()
-# Tests of a group never run side by side: whole jobs here, and whole jobs on made hosts. Elsewhere a group is
-# one file.
-GROUPS = {"cluster": "hosts", "parallel": "ranks", "integration": "ranks"}
-FIRST = ("hosts", "ranks")  # they take longest: one worker each, and the small ones fill what is left
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say what several workers (`-n 2 --dist loadgroup`) may run side by side, and the order to begin in."""
-    if not config.getoption("loadgroup", False):  # which xdist sets in its workers
-        return
-    groups = [_group(item.path) for item in items]
-    for item, group in zip(items, groups, strict=True):
-        item.add_marker(pytest.mark.xdist_group(group))
-    rank = {group: place for place, group in enumerate(dict.fromkeys((*FIRST, *groups)))}
-    order = sorted(range(len(items)), key=lambda index: rank[groups[index]])
-    items[:] = [items[index] for index in order]
-
-
-def _group(path: Path) -> str:
-    inner = path.relative_to(Path(__file__).parent)
-    return GROUPS.get(inner.parts[0], str(inner))
 
 
 def pytest_configure(config: pytest.Config) -> None:
