@@ -193,9 +193,9 @@ elastic = elastic_run(lambda: Run(config, Path(sys.argv[2]), None), kept, comm).
 spec = load_data_yaml(Path(config.data))
 data = build_data(spec, config, comm)
 if comm.rank == 1:
-    elastic.keep_data(data)
+    elastic.known_data.keep(data)
 kept.agree()
-again = elastic_run(lambda: None, kept, comm).elastic
+again = elastic_run(lambda: None, kept, comm).elastic.known_data
 print("had it", again.data is not None, flush=True)
 known = run_data(spec, config, again, comm)
 print("images", len(known.train), len(known.val), known.train.digest == data.train.digest, flush=True)
