@@ -148,7 +148,7 @@ def parse_labels(
                 break
             continue
         rows.append(Row(class_id, (x1 * width, y1 * height, x2 * width, y2 * height), line=number))
-        if not (rules.keypoints or rules.first_release):
+        if not (rules.keypoints or rules.first_release or 0 in poses):  # 0: one row that is no such box
             poses.add(_points_of_two(columns))
     if len(poses) == 1 and (points := poses.pop()):
         reason = f"{len(rows)} polygons may be boxes with {points} key points"
@@ -250,29 +250,27 @@ def _hidden_keypoints(values: Sequence[float]) -> int:
     points = [values[i : i + 3] for i in range(4, len(values), 3)]
     if len(values) <= 4 or len(points[-1]) < 3 or any(seen not in (0, 1, 2) for _, _, seen in points):
         return 0
-    cx, cy, w, h = values[:4]
-    if min(w, h) <= 0 or min(_corners(values[:4])) < -OVERHANG or max(_corners(values[:4])) > 1 + OVERHANG:
-        return 0
-    across, down = 0.6 * w + OVERHANG, 0.6 * h + OVERHANG  # a tenth beyond the box's sides
-    inside = all(abs(x - cx) <= across and abs(y - cy) <= down for x, y, seen in points if seen)
-    return len(points) if inside else 0
+    return len(points) if _are_in_box([(x, y) for x, y, seen in points if seen], values[:4]) else 0
 
 
 def _points_of_two(columns: Sequence[bytes]) -> int:
     """How many key points (x, y) there may be behind a box; 0: none. Many a polygon looks so as well."""
     if len(columns) < 7:
         return 0
-    cx, cy, w, h, *values = map(float, columns[1:])
-    corners = _corners((cx, cy, w, h))
-    if min(w, h) <= 0 or min(corners) < -OVERHANG or max(corners) > 1 + OVERHANG:
-        return 0
-    across, down = 0.6 * w + OVERHANG, 0.6 * h + OVERHANG
-    points = [*zip(values[::2], values[1::2], strict=True)]
+    values = [float(column) for column in columns[1:]]
+    points = [*zip(values[4::2], values[5::2], strict=True)]
     hidden = (0.0, 0.0)
-    inside = all(
-        point == hidden or (abs(point[0] - cx) <= across and abs(point[1] - cy) <= down) for point in points
-    )
-    return len(points) if inside else 0
+    return len(points) if _are_in_box([point for point in points if point != hidden], values[:4]) else 0
+
+
+def _are_in_box(points: Sequence[tuple[float, float]], box: Sequence[float]) -> bool:
+    """Whether (cx, cy, w, h) is a box in the image, and all points lie in it or a tenth beyond its sides."""
+    cx, cy, w, h = box
+    corners = _corners(box)
+    if min(w, h) <= 0 or min(corners) < -OVERHANG or max(corners) > 1 + OVERHANG:
+        return False
+    across, down = 0.6 * w + OVERHANG, 0.6 * h + OVERHANG
+    return all(abs(x - cx) <= across and abs(y - cy) <= down for x, y in points)
 
 
 def _corners(values: Sequence[float]) -> tuple[float, float, float, float]:
