@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.util import Finalize
@@ -72,6 +73,16 @@ def own_cache(nothing_is_left_in_the_end: None, tmp_path_factory: pytest.TempPat
     patch.setenv("XDG_CACHE_HOME", str(folder))
     yield folder
     patch.undo()
+
+
+@pytest.fixture
+def hangups_are_heard() -> Iterator[None]:
+    """Under nohup the whole run of the tests ignores SIGHUP, and so does what it starts."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -138,6 +138,7 @@ def test_where_there_is_no_ssh_that_is_said(
         until(lambda: "TO STOP (good: ssh cannot be started here (No such file" in caplog.text)
 
 
+@pytest.mark.usefixtures("hangups_are_heard")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_any_signal_is_one_request_to_the_ranks(number: signal.Signals) -> None:
     before = signal.getsignal(number)

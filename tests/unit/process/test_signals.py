@@ -28,6 +28,7 @@ class Noting(StopRequest):
         self.noted.set()
 
 
+@pytest.mark.usefixtures("hangups_are_heard")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
     before, stop = signal.getsignal(number), Noting()
