@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo.assembly.data import annotation_folder
+from horovod_yolo.assembly.elastic import elastic_run
 from horovod_yolo.assembly.run_folder import new_run_folder
+from horovod_yolo.checkpoint.checkpointer import Checkpointer
+from horovod_yolo.checkpoint.migration import FORMAT_VERSION
+from horovod_yolo.checkpoint.rescue import save_once
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.elastic import Kept
+from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.io.places import private_folder
 from horovod_yolo.io.private import check_own, own_folder
 from horovod_yolo.process import logs
@@ -114,3 +120,27 @@ def test_run_folders_and_logs_in_tmp(shared: Path) -> None:
     ):
         with pytest.raises(UserError, match="belongs to another user"):
             make()
+
+
+def test_checkpoints_of_a_run_whose_folder_somebody_else_made_meanwhile(
+    shared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tidy-up of the disk took the folder away, and he was faster: to the run that is a disk that refuses."""
+    as_stranger("mkdir", "-m", "777", "-p", shared / "run" / "weights")
+    weights = shared / "run" / "weights"
+    state = {"format_version": FORMAT_VERSION, "step": 1, "epoch": 1, "sampler": {"epoch": 1, "batch": 0}}
+    save_once(weights.parent, state)
+    checkpointer = Checkpointer(weights, save_period=-1)
+    checkpointer.on_commit(state, False)
+    checkpointer.close()
+    assert caplog.text.count(f"CHECKPOINT NOT WRITTEN to {weights}: it belongs to another user") == 2
+    assert not list(weights.iterdir())
+
+
+def test_survivors_of_an_elastic_job_on_another_host_make_the_folder_their_own(shared: Path) -> None:
+    as_stranger("mkdir", "-m", "777", shared / "run")
+    kept = Kept(1.0, lambda content: None, lambda content: None, lambda seconds: None)
+    kept.keep({"folder": str(shared / "run"), "state": None}, (0, 0, 0))
+    with pytest.raises(OSError, match="belongs to another user"):
+        elastic_run(lambda: pytest.fail("there is a run"), kept, LocalCommunicator())
+    assert not list((shared / "run").iterdir())
