@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from horovod_yolo.training.eager import eager
 from horovod_yolo.training.schedule import Rates
 
 BIASES, NORMS, WEIGHTS = range(3)  # positions of the groups: as in YOLOv5's results.csv, lr0 is the biases'
@@ -36,11 +36,11 @@ def make_optimizer(name: str, model: nn.Module, *, lr: float, momentum: float, d
         {"params": weights, "weight_decay": decay},
     ]
     if name == "SGD":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+        return eager(SGD)(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     if name == "Adam":
-        return torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999))
+        return eager(Adam)(groups, lr=lr, betas=(momentum, 0.999))
     assert name == "AdamW", name
-    return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+    return eager(AdamW)(groups, lr=lr, betas=(momentum, 0.999))
 
 
 def apply_rates(optimizer: Optimizer, rates: Rates) -> None:

@@ -32,6 +32,7 @@ except StoppedError as error:
     print("stopped:", error.saved, error, "weights", model.weights, flush=True)
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     os.kill(os.getpid(), number)
+print("slow imports:", sorted({"matplotlib", "torch._dynamo"} & set(sys.modules)), flush=True)
 """
 OWN = [f"own handler {number:d}" for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
 
@@ -55,6 +56,7 @@ def test_a_script_is_stopped_after_the_step_in_hand(
     assert len(lines) == world_size and len(set(lines)) == 1, finished.output
     assert (int(lines[0][0]), lines[0][1]) == (checkpoint(run)["step"], str(run / "weights" / "last.pt"))
     assert [line for line in OWN if finished.output.count(line) == world_size] == OWN, finished.output
+    assert finished.output.count("slow imports: []") == world_size, finished.output
 
 
 @pytest.mark.slow

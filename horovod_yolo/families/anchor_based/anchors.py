@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.cluster.vq import kmeans
 
 Sizes = NDArray[np.float64]  # (n, 2) widths and heights in input pixels
 
@@ -107,6 +106,8 @@ def _closeness(boxes: Sizes, anchors: Sizes) -> NDArray[np.float64]:
 
 def _cluster(boxes: Sizes, count: int) -> Sizes:
     """(count, 2) k-means centres. It starts from quantiles of the area, not from a random draw."""
+    from scipy.cluster.vq import kmeans  # here, as most runs keep their anchors and need not wait for scipy
+
     spread = boxes.std(axis=0)
     spread[spread == 0] = 1.0
     by_area = boxes[np.argsort(boxes.prod(axis=1), kind="stable")]
