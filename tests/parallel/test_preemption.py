@@ -1,4 +1,7 @@
-"""A job that is asked to stop writes a checkpoint, exits with 3 within seconds, and goes on to the bit."""
+"""A job that is asked to stop writes a checkpoint, exits with 3 within seconds, and goes on to the bit.
+
+So does one that is killed, from its last commit.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def stop(job: subprocess.Popen[str], number: signal.Signals, victims: Sequence[i
     return finished.output
 
 
-def test_stopped_anywhere_and_resumed_equals_undisturbed(data: Path, tmp_path: Path) -> None:
+def test_stopped_or_killed_anywhere_and_resumed_equals_undisturbed(data: Path, tmp_path: Path) -> None:
     """Without synchronised batch norm, so that each rank has statistics of its own."""
     whole = ranks.run([*arguments(data, tmp_path, "whole"), "--noplots"], WORLD_SIZE)
     assert whole.code == 0, whole.output
@@ -83,6 +86,14 @@ def test_stopped_anywhere_and_resumed_equals_undisturbed(data: Path, tmp_path: P
     wait_until(job, lambda: len(steps(run)) >= of_first_epoch, "the first validation")
     stop(job, signal.SIGTERM, ranks.rank_processes(job))
     assert checkpoint(run)["sampler"] == {"epoch": 0, "batch": 5}  # its validation was left
+
+    job = ranks.start(["train.py", "--resume", run], WORLD_SIZE)
+    in_the_second = {"epoch": 1, "batch": 3}
+    wait_until(job, lambda: checkpoint(run)["sampler"] == in_the_second, "a commit in the second epoch")
+    for pid in ranks.rank_processes(job):
+        os.kill(pid, signal.SIGKILL)
+    assert ranks.finish(job, 60).code != 0
+    assert checkpoint(run)["sampler"] == in_the_second
 
     job = ranks.start(["train.py", "--resume", run], WORLD_SIZE)
     wait_until(job, (run / "results.json").exists, "the results")

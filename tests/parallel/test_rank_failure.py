@@ -65,7 +65,8 @@ def test_a_rank_that_fails_ends_the_job_and_names_itself(
 ) -> None:
     script, moment = tmp_path / "faulty.py", tmp_path / "moment"
     script.write_text(FAULTY)
-    flags = ["--cfg=yolov5n", "--img=64", "--batch=4", "--workers=1", "--noplots"]
+    workers = f"--workers={int(fault == 'killed')}"  # nobody tells those of a killed rank to end
+    flags = ["--cfg=yolov5n", "--img=64", "--batch=4", workers, "--noplots"]
     folders = ["--data", digits, "--project", tmp_path, "--log-dir", tmp_path / "logs"]
     job = ranks.start([script, tmp_path, fault, *flags, *folders], 2, launcher, **STALL)
     deadline = time.monotonic() + 120

@@ -33,13 +33,8 @@ def wait_for_step(job: ranks.subprocess.Popen[str], run: Path, step: int) -> Non
     raise AssertionError(f"{run} did not reach step {step}")
 
 
-@pytest.mark.parametrize(
-    "sync_bn",
-    [
-        pytest.param(False, id="local", marks=pytest.mark.slow),  # as unit/assembly/test_run_over_ranks.py
-        pytest.param(True, id="sync"),
-    ],
-)
+@pytest.mark.slow  # test_preemption.py kills two ranks, and unit/assembly/test_run_over_ranks.py has three
+@pytest.mark.parametrize("sync_bn", [False, True], ids=["local", "sync"])
 def test_killed_and_resumed_equals_uninterrupted(digits: Path, tmp_path: Path, sync_bn: bool) -> None:
     flags = ["--sync-bn"] if sync_bn else []
     whole = ranks.run([*arguments(digits, tmp_path, "whole"), *flags], WORLD_SIZE)

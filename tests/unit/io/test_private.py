@@ -125,7 +125,7 @@ def test_run_folders_and_logs_in_tmp(shared: Path) -> None:
 def test_checkpoints_of_a_run_whose_folder_somebody_else_made_meanwhile(
     shared: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A tidy-up of the disk took the folder away, and he was faster: to the run that is a disk that refuses."""
+    """A tidy-up took the folder away, and he was faster. To the run that is a disk that refuses."""
     as_stranger("mkdir", "-m", "777", "-p", shared / "run" / "weights")
     weights = shared / "run" / "weights"
     state = {"format_version": FORMAT_VERSION, "step": 1, "epoch": 1, "sampler": {"epoch": 1, "batch": 0}}
