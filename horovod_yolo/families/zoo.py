@@ -7,10 +7,11 @@ from pathlib import PurePosixPath
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families.anchor_based.family import AnchorBased
+from horovod_yolo.families.anchor_free.family import AnchorFree
 from horovod_yolo.families.base import Family, ModelSpec
 from horovod_yolo.models.detector import Detector
 
-FAMILIES: tuple[Family, ...] = (AnchorBased(),)
+FAMILIES: tuple[Family, ...] = (AnchorBased(), AnchorFree())
 
 
 def model_names() -> list[str]:

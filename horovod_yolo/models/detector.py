@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Decoded, Detections
 from horovod_yolo.models.blocks import Backbone, Neck, NumberedLayers
 from horovod_yolo.models.suppression import Thresholds, non_max_suppression
@@ -22,6 +23,24 @@ class Head(nn.Module, ABC):
     num_classes: int
     strides: tuple[int, ...]  # of the maps it takes, finest first
     layer: int
+    heads: tuple[str, ...] = ("",)  # where it is several in one: those that can detect, the usual one first
+    _used: str | None = None
+
+    @property
+    def used(self) -> str:
+        """The one of ``heads`` that detects."""
+        return self._used or self.heads[0]
+
+    def use(self, name: str) -> None:
+        """Detect with another one of ``heads``; "" for the usual one.
+
+        Raises:
+            UserError: there is no such head.
+        """
+        if name and name not in self.heads:
+            has = f"it has {' and '.join(self.heads)}" if len(self.heads) > 1 else "it has one only"
+            raise UserError(f"the model has no head {name}", where="--head", fix=f"leave it out: {has}")
+        self._used = name or None
 
     @abstractmethod
     def forward(self, maps: Sequence[Tensor]) -> Any:

@@ -42,6 +42,37 @@ def non_max_suppression(decoded: Decoded, thresholds: Thresholds) -> list[Detect
     return [_suppress(boxes_xyxy, scores, thresholds) for boxes_xyxy, scores in images]
 
 
+def best_of_each_place(decoded: Decoded, thresholds: Thresholds) -> list[Detections]:
+    """The same for a head that finds each object once: nothing is suppressed.
+
+    Of the T = ``thresholds.most`` places with the highest score for any class (or all, if fewer), the T
+    highest scores: a place may count for several classes. With ``agnostic`` it counts for its best only.
+    """
+    boxes_xyxy, scores = decoded.boxes_xyxy.detach(), decoded.scores.detach()
+    finite = boxes_xyxy.isfinite().all(dim=2) & scores.isfinite().all(dim=2)
+    scores = scores.where(finite[..., None], -1.0)
+    place = _highest(scores.amax(dim=2), thresholds.most)  # (B, T)
+    scores = scores.take_along_dim(place[..., None], dim=1)  # (B, T, C)
+    if thresholds.agnostic:
+        scores = scores.where(scores.argmax(dim=2, keepdim=True) == _numbers(scores), -1.0)
+    chosen = _highest(scores.flatten(1), place.shape[1])
+    classes = chosen % scores.shape[2]
+    place = place.take_along_dim(chosen // scores.shape[2], dim=1)
+    scores = scores.flatten(1).take_along_dim(chosen, dim=1)
+    boxes_xyxy = boxes_xyxy.take_along_dim(place[..., None], dim=1)
+    found = zip(boxes_xyxy.float(), scores.float(), classes, scores > thresholds.confidence, strict=True)
+    return [Detections(boxes[keep], score[keep], kind[keep]) for boxes, score, kind, keep in found]
+
+
+def _highest(scores: Tensor, most: int) -> Tensor:
+    """(B, n) -> (B, up to ``most``) positions, best first; of equal ones the first."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :most]
+
+
+def _numbers(scores: Tensor) -> Tensor:
+    return torch.arange(scores.shape[2], device=scores.device)
+
+
 def _suppress(boxes_xyxy: Tensor, scores: Tensor, thresholds: Thresholds) -> Detections:
     """(M, 4) boxes and (M, C) scores of one image."""
     usable = (scores > thresholds.confidence).any(dim=1)  # of most rows nothing is left: cheapest test first

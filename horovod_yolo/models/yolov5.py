@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -48,7 +47,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
 class BackboneP5(Backbone):
     """Images (B, 3, H, W) -> maps at strides 8, 16, 32."""
 
-    published: ClassVar[Mapping[str, int]] = {
+    published: Mapping[str, int] = {
         "stem": 0, "down2": 1, "stage2": 2, "down3": 3, "stage3": 4,
         "down4": 5, "stage4": 6, "down5": 7, "stage5": 8, "pool": 9,
     }  # fmt: skip
@@ -78,7 +77,7 @@ class BackboneP5(Backbone):
 class NeckP5(Neck):
     """Coarse maps are carried up to the fine ones, then the fine ones back down (PANet, Liu et al., 2018)."""
 
-    published: ClassVar[Mapping[str, int]] = {
+    published: Mapping[str, int] = {
         "reduce5": 10, "up4": 13, "reduce4": 14, "up3": 17,
         "down4": 18, "out4": 20, "down5": 21, "out5": 23,
     }  # fmt: skip
@@ -110,7 +109,7 @@ class NeckP5(Neck):
 class BackboneP6(Backbone):
     """Images (B, 3, H, W) -> maps at strides 8, 16, 32, 64."""
 
-    published: ClassVar[Mapping[str, int]] = {
+    published: Mapping[str, int] = {
         "stem": 0, "down2": 1, "stage2": 2, "down3": 3, "stage3": 4, "down4": 5, "stage4": 6,
         "down5": 7, "stage5": 8, "down6": 9, "stage6": 10, "pool": 11,
     }  # fmt: skip
@@ -143,7 +142,7 @@ class BackboneP6(Backbone):
 class NeckP6(Neck):
     """The neck of the P5 networks with one level more."""
 
-    published: ClassVar[Mapping[str, int]] = {
+    published: Mapping[str, int] = {
         "reduce6": 12, "up5": 15, "reduce5": 16, "up4": 19, "reduce4": 20, "up3": 23,
         "down4": 24, "out4": 26, "down5": 27, "out5": 29, "down6": 30, "out6": 32,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families.anchor_based.family import AnchorBased, anchor_head
-from horovod_yolo.families.zoo import build_model, model_names
+from horovod_yolo.families.zoo import build_model
 from horovod_yolo.models.blocks import Conv
 from horovod_yolo.models.yolov5 import SIZES
 
@@ -109,7 +109,7 @@ def test_trainable_parameters_by_arithmetic() -> None:
     assert parameters(on_meta("yolov3-tiny")) == yolov3_tiny()
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", AnchorBased.models)
 def test_output_shapes(name: str) -> None:
     model = on_meta(name)
     height, width = 192, 128
