@@ -23,69 +23,42 @@ def check(project: Path) -> None:
     assert len(steps(project / "run")) == 2
 
 
-def test_paths_with_spaces(folder: Path, digits: Path, four_hosts: Cluster) -> None:
-    here = folder / "my own checkout; $HOME"
+@pytest.mark.parametrize("how", ["--gloo", pytest.param("--mpirun", marks=pytest.mark.slow)])
+def test_a_user_without_root_and_paths_with_spaces(
+    how: str, folder: Path, digits: Path, four_hosts: Cluster
+) -> None:
+    mine = folder / "mine"
+    here = mine / "my own checkout; $HOME"
     shutil.copytree(REPOSITORY / "horovod_yolo", here / "horovod_yolo")
     shutil.copytree(REPOSITORY / "launch", here / "launch")
     shutil.copytree(digits.parent, here / "some data")
-    data = ["--data", "some data/data.yaml", "--project", "all 'my' runs"]
-    command = ["launch/horovodrun.sh", *TWO, "--", "train", *data, *FLAGS.split()]
-    job = jobs.run(four_hosts["host1"], command, cwd=here, PYTHONPATH=str(here))
-    assert job.code == 0, job.output
-    check(here / "all 'my' runs")
-
-
-@pytest.mark.parametrize("how", ["--gloo", pytest.param("--mpirun", marks=pytest.mark.slow)])
-def test_a_user_without_root(how: str, folder: Path, digits: Path, four_hosts: Cluster) -> None:
-    mine = folder / "mine"
-    shutil.copytree(digits.parent, mine / "data")
     (mine / "cache").mkdir()
     for path in (mine, *mine.rglob("*")):
         shutil.chown(path, USER_ID, USER_ID)
-    words = ["--data", mine / "data" / "data.yaml", "--project", mine, *FLAGS.split()]
-    job = jobs.run(
-        four_hosts["host1"],
-        ["horovod-yolo", "launch", how, *TWO, "--", "train", *words],
-        user=USER,
-        cwd=mine,
-        XDG_CACHE_HOME=str(mine / "cache"),
-    )
+    data = ["--data", "some data/data.yaml", "--project", "all 'my' runs"]
+    command = ["launch/horovodrun.sh", how, *TWO, "--", "train", *data, *FLAGS.split()]
+    variables = {"PYTHONPATH": str(here), "XDG_CACHE_HOME": str(mine / "cache")}
+    job = jobs.run(four_hosts["host1"], command, user=USER, cwd=here, **variables)
     assert job.code == 0, job.output
-    check(mine)
-    assert (mine / "run" / "results.json").stat().st_uid == USER_ID
+    check(here / "all 'my' runs")
+    assert (here / "all 'my' runs" / "run" / "results.json").stat().st_uid == USER_ID
 
 
 @pytest.mark.parametrize("how", ["--gloo", pytest.param("--mpi", marks=pytest.mark.slow)])
-def test_an_own_name_that_leads_nowhere(how: str, folder: Path, digits: Path) -> None:
-    """Debian's installer writes the host's own name as 127.0.1.1."""
+def test_misleading_names_dead_cards_and_few_ports(how: str, folder: Path, digits: Path) -> None:
+    """All at once, as each is met.
+
+    Debian's installer writes the host's own name as 127.0.1.1. Docker makes a card that is up, with the same
+    address on every host. Two of three of the ports that a host may give to a program are taken.
+    """
     with Cluster(2, folder / "hosts", own_address="127.0.1.1") as cluster:
-        words = ["--data", digits, "--project", folder, *FLAGS.split()]
-        job = jobs.run(cluster["host1"], ["horovod-yolo", "launch", how, *TWO, "--", "train", *words])
-        assert job.code == 0, job.output
-        check(folder)
-
-
-@pytest.mark.parametrize("how", ["--gloo", pytest.param("--mpi", marks=pytest.mark.slow)])
-def test_a_second_card_that_is_dead(how: str, folder: Path, digits: Path) -> None:
-    """As Docker makes it: up, with the same address on every host."""
-    with Cluster(2, folder / "hosts") as cluster:
         for host in cluster:
             host.add_dead_interface("docker0", "172.17.0.1/16")
-        words = ["--data", digits, "--project", folder, *FLAGS.split()]
-        job = jobs.run(cluster["host1"], ["horovod-yolo", "launch", how, *TWO, "--", "train", *words])
-        assert job.code == 0, job.output
-        check(folder)
-
-
-def test_few_free_ports(folder: Path, digits: Path) -> None:
-    """Two of three of the ports that a host may give to a program are taken."""
-    with Cluster(2, folder / "hosts") as cluster:
-        for host in cluster:
             host.run(["sh", "-c", "echo 40000 40299 > /proc/sys/net/ipv4/ip_local_port_range"])
             take = "held = [socket.create_server(('', 40000 + port)) for port in range(300) if port % 3]"
             host.start(["python3", "-c", f"import socket, time; {take}; time.sleep(600)"])
         words = ["--data", digits, "--project", folder, *FLAGS.split()]
-        job = jobs.run(cluster["host1"], ["horovod-yolo", "launch", *TWO, "--", "train", *words])
+        job = jobs.run(cluster["host1"], ["horovod-yolo", "launch", how, *TWO, "--", "train", *words])
         assert job.code == 0, job.output
         check(folder)
 

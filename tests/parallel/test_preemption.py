@@ -88,12 +88,11 @@ def test_stopped_or_killed_anywhere_and_resumed_equals_undisturbed(data: Path, t
     assert checkpoint(run)["sampler"] == {"epoch": 0, "batch": 5}  # its validation was left
 
     job = ranks.start(["train.py", "--resume", run], WORLD_SIZE)
-    in_the_second = {"epoch": 1, "batch": 3}
-    wait_until(job, lambda: checkpoint(run)["sampler"] == in_the_second, "a commit in the second epoch")
+    wait_until(job, lambda: checkpoint(run)["step"] > of_first_epoch, "a commit in the second epoch")
     for pid in ranks.rank_processes(job):
         os.kill(pid, signal.SIGKILL)
     assert ranks.finish(job, 60).code != 0
-    assert checkpoint(run)["sampler"] == in_the_second
+    assert checkpoint(run)["sampler"]["batch"] > 0
 
     job = ranks.start(["train.py", "--resume", run], WORLD_SIZE)
     wait_until(job, (run / "results.json").exists, "the results")

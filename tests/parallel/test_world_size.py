@@ -18,7 +18,7 @@ import pytest
 from tests.helpers import ranks
 from tests.helpers.runs import largest_loss_difference, steps, weight_difference
 
-STEPS = 10
+STEPS = 6  # two epochs
 BATCH = 13
 FLAGS = (
     f"--cfg yolov5n --img 128 --batch {BATCH} --epochs 20 --max-steps {STEPS} --noval --noplots --workers 0 "
