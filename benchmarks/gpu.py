@@ -1,4 +1,4 @@
-"""Training steps on one GPU: yolov5n and yolov5s at 640 px in each number format, channels-last and not.
+"""Training steps on one GPU at 640 px in each number format, channels-last and not.
 
     PYTHONPATH=. python benchmarks/gpu.py [--out gpu.json]
 
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from common import machine
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_map
 
 from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.device import arithmetic, choose_precision
@@ -44,7 +45,7 @@ STEPS_PROFILED = 3
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    p.add_argument("--models", nargs="+", default=["yolov5n", "yolov5s"])
+    p.add_argument("--models", nargs="+", default=["yolov5n", "yolo11n", "yolov5s"])
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--seconds", type=float, default=2.5, help="measured, for each line")
     p.add_argument("--out", type=Path, help="also write the JSON here")
@@ -113,11 +114,12 @@ def loss_alone(stepper: Stepper, precision: Precision, batch: Batch) -> Callable
     there = batch.to(precision.device, non_blocking=False)
     with torch.no_grad(), precision.autocast():
         raw = stepper.model(precision.images(there))
-    leaves = [level.detach().requires_grad_() for level in raw]
+    leaves = tree_map(lambda one: one.detach().requires_grad_(), raw)
     criterion = stepper.criterion
+    seen = leaves if criterion.matching_needs_predictions else None
 
     def run() -> None:
-        matches = criterion.match(there.targets, (SIZE, SIZE), None)
+        matches = criterion.match(there.targets, (SIZE, SIZE), seen)
         totals = by_name(criterion, count(criterion, [matches], len(there)))
         criterion(leaves, matches, totals).total.backward()
 

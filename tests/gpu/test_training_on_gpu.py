@@ -16,14 +16,22 @@ from tests.helpers.runs import largest_loss_difference, same_bits, steps
 from tests.helpers.short_runs import make_trainer, settings, trained
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-3)])
+@pytest.mark.parametrize(
+    ("cfg", "precision", "tolerance"),
+    [
+        ("yolov5n", "fp64", 1e-9),
+        ("yolov5n", "fp32", 1e-3),
+        ("yolov8n", "fp64", 1e-9),
+        ("yolo26n", "fp64", 1e-9),
+    ],
+)
 def test_losses_are_those_of_a_cpu_in_float64(
-    digits: Path, tmp_path: Path, precision: str, tolerance: float
+    digits: Path, tmp_path: Path, cfg: str, precision: str, tolerance: float
 ) -> None:
-    gpu = trained(digits, tmp_path / "gpu", "0", precision=precision)
-    cpu = trained(digits, tmp_path / "cpu", "cpu", precision="fp64")
+    gpu = trained(digits, tmp_path / "gpu", "0", cfg=cfg, precision=precision)
+    cpu = trained(digits, tmp_path / "cpu", "cpu", cfg=cfg, precision="fp64")
     difference = largest_loss_difference(gpu, cpu)
-    print(f"\n{precision}: losses of {len(steps(gpu))} steps differ by {difference:.1e} of themselves")
+    print(f"\n{cfg} {precision}: losses of {len(steps(gpu))} steps differ by {difference:.1e} of themselves")
     assert difference < tolerance
 
 
@@ -64,9 +72,14 @@ def whole_and_resumed(digits: Path, folder: Path, **flags: Any) -> tuple[dict[st
     return copied(whole.state()), copied(resumed.state())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_a_deterministic_run_resumes_bit_for_bit(digits: Path, tmp_path: Path, precision: str) -> None:
-    whole, resumed = whole_and_resumed(digits, tmp_path, precision=precision, deterministic=True)
+@pytest.mark.parametrize(
+    ("cfg", "precision"),
+    [("yolov5n", "fp32"), ("yolov5n", "fp16"), ("yolov5n", "bf16"), ("yolo11n", "fp16"), ("yolo26n", "fp32")],
+)
+def test_a_deterministic_run_resumes_bit_for_bit(
+    digits: Path, tmp_path: Path, cfg: str, precision: str
+) -> None:
+    whole, resumed = whole_and_resumed(digits, tmp_path, cfg=cfg, precision=precision, deterministic=True)
     for key in ("model", "ema", "optimizer", "scaler", "metrics", "step", "epoch"):
         assert same_bits(whole[key], resumed[key]), key
 
