@@ -8,16 +8,16 @@ itself, also in the script's own lines, says so and ends the job.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, Literal, overload
 
-from horovod_yolo.assembly.build import round_to_stride
-from horovod_yolo.assembly.device import arithmetic, choose_device, choose_precision
+from horovod_yolo.assembly.device import choose_device
 from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
+from horovod_yolo.assembly.looking import Looking, look_here, make_ready
 from horovod_yolo.assembly.model import trained_model
 from horovod_yolo.assembly.run import new_run
 from horovod_yolo.assembly.train import train
@@ -26,13 +26,13 @@ from horovod_yolo.config.keywords import device_name, prediction_options, traini
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
-from horovod_yolo.core.types import Detections
-from horovod_yolo.data.given import Given, one_by_one, pixels
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.launchers.found import launcher
-from horovod_yolo.evaluation.predict import predict_images
 from horovod_yolo.families import zoo
 from horovod_yolo.metrics.scores import metrics_of
+from horovod_yolo.models.suppression import Thresholds
+from horovod_yolo.prediction.result import Result
+from horovod_yolo.prediction.sources import Given, find_sources
 from horovod_yolo.process.signals import listening
 from horovod_yolo.process.stop import StopRequest
 
@@ -120,31 +120,78 @@ class YOLO:
         named = validation_options(options, known)
         return ValOptions(weights=str(self._trained()), data=str(data or ""), **named)
 
+    @overload
     def predict(
-        self, images: Given | Iterable[Given], *, imgsz: int = 0, device: Any = "", **options: Any
-    ) -> list[Detections]:
-        """Find objects, on this rank alone: one result an image; boxes are in pixels of the images.
+        self,
+        source: Given | Iterable[Given],
+        *,
+        stream: Literal[False] = False,
+        imgsz: int = 0,
+        device: Any = "",
+        **options: Any,
+    ) -> list[Result]: ...
+
+    @overload
+    def predict(
+        self,
+        source: Given | Iterable[Given],
+        *,
+        stream: Literal[True],
+        imgsz: int = 0,
+        device: Any = "",
+        **options: Any,
+    ) -> Iterator[Result]: ...
+
+    def predict(
+        self,
+        source: Given | Iterable[Given],
+        *,
+        stream: bool = False,
+        imgsz: int = 0,
+        device: Any = "",
+        **options: Any,
+    ) -> list[Result] | Iterator[Result]:
+        """Find objects, on this rank alone: one result an image, in the order given.
 
         Args:
-            images: a path, a Pillow image, an (H, W, 3) uint8 RGB array, several of them, or a folder.
+            source: a path, a Pillow image, an (H, W, 3) uint8 RGB array, several of them; a folder, a glob or
+                a ``.txt`` list; a video; the number of a camera or the address of a stream.
+            stream: give each result when it is there instead of a list at the end. Only so results of videos
+                keep their pixels, which `Result.plot` needs, and only so cameras and streams can be used.
             imgsz: longest side of an image in the network's input, pixels; 0: as trained.
             device: ``"cpu"`` or the number of a GPU; empty: this rank's GPU where there are some.
-            options: ``conf, iou, max_det``, or ``conf_threshold, iou_threshold, max_detections`` as
-                `predict_images` calls them; ``rect=False`` for square inputs instead of the smallest
-                rectangles, ``batch`` for the images that go through the network at once.
+            options: ``conf, iou, max_det``, or ``conf_threshold, iou_threshold, max_detections``;
+                ``classes=[0, 2]``, ``agnostic_nms``, ``augment``, ``half``, ``vid_stride`` as the flags of
+                ``horovod-yolo predict``; ``rect=False`` for square inputs instead of the smallest rectangles,
+                ``batch`` for the images that go through the network at once.
+
+        Returns:
+            Results: their ``boxes`` are in pixels of the given images.
 
         Raises:
             UserError: an unknown option, an unusable image, or no weights yet.
         """
-        named = prediction_options(options)
-        model, trained, _ = trained_model(self._trained())
-        precision = choose_precision("auto", choose_device(device_name(device), launcher().local_rank or 0))
-        side = round_to_stride(imgsz or trained.imgsz, max(model.strides))
-        given = map(pixels, one_by_one(images))
-        with arithmetic("auto"):
-            return predict_images(model.to(precision.device), given, side, precision, **named)
+        how, every = _looking(imgsz, options)
+        trained = trained_model(self._trained())
+        ready = make_ready(trained, choose_device(device_name(device), launcher().local_rank or 0), how)
+        results = look_here(ready, find_sources(source), every=every, live=stream)
+        return results if stream else list(results)
 
     def _trained(self) -> Path:
         if self.weights is None:
             raise UserError(f"{self.name} has no weights yet", fix="train it first, or open a best.pt")
         return self.weights
+
+
+def _looking(imgsz: int, options: dict[str, Any]) -> tuple[Looking, int]:
+    """How to look, and of how many images of a video at one."""
+    given = prediction_options(options)
+    thresholds = Thresholds(
+        confidence=given.get("conf_threshold", 0.25),
+        iou=given.get("iou_threshold", 0.45),
+        most=given.get("max_detections", 300),
+        multi_label=False,
+        agnostic=given.get("agnostic_nms", False),
+    )
+    same = {name: given[name] for name in ("rect", "batch", "classes", "augment", "half") if name in given}
+    return Looking(imgsz=imgsz, thresholds=thresholds, **same), given.get("vid_stride", 1)

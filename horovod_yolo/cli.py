@@ -1,4 +1,4 @@
-"""The command line: ``train.py`` and ``horovod-yolo train|val|eval|data|launch|doctor``: parsing only."""
+"""The command line, ``train.py`` and ``horovod-yolo train|val|predict|eval|data|launch|doctor``: parsing."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from horovod_yolo.config.load import (
     nearest,
     train_parser,
 )
+from horovod_yolo.config.predict_flags import predict_flags
 from horovod_yolo.config.schema import Precision, TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.launchers.found import launcher
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "train": lambda rest: train_main(rest, "horovod-yolo train"),
         "val": val_main,
+        "predict": predict_main,
         "eval": eval_main,
         "data": data_main,
         "launch": launch_main,
@@ -149,6 +151,23 @@ def _val_options(argv: Sequence[str]) -> Any:
     given = vars(p.parse_strictly(argv))
     assert set(given) <= {f.name for f in fields(ValOptions)}
     return ValOptions(**given)
+
+
+def predict_main(argv: Sequence[str]) -> int:
+    """Find objects in pictures, videos and streams, on as many ranks as were launched."""
+
+    def parse() -> Any:
+        given = predict_flags(argv)
+        from horovod_yolo.assembly.predict import PredictOptions
+
+        return PredictOptions(**given)
+
+    def job(comm: Any, options: Any, stop: Any) -> None:
+        from horovod_yolo.assembly.predict import predict
+
+        predict(options, comm, stop)
+
+    return on_ranks_until_stopped(parse, job)
 
 
 def eval_main(argv: Sequence[str]) -> int:

@@ -41,10 +41,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "process", "data", "models.detector", "models.suppression", "losses.criterion", "metrics"),
         "distributed",
     },
+    "prediction": {"core", "data", "models.detector", "models.suppression", "metrics"},
     "report": {"core", "io", "data", "metrics"},
     "telemetry": {"core", "data", "training.events", "report"},
     "telemetry.report": {
-        *("core", "data", "models", "metrics.scores", "training.events", "evaluation.predict", "report"),
+        *("core", "data", "models", "metrics.scores", "training.events", "prediction.predict", "report"),
         "telemetry",
     },
     "errors": {"core"},  # an old public name of what the api has
@@ -55,11 +56,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor.trial_rank": {"distributed"},  # likewise, as a rank
     "assembly": {
         *("core", "io", "process", "config", *DETECTOR, "families.zoo", "distributed", "checkpoint"),
-        *("training", "evaluation", "telemetry"),
+        *("training", "evaluation", "prediction", "telemetry"),
     },
     "api": {
-        *("core", "process", "config", "data", "metrics.scores", "families.zoo", "distributed", "evaluation"),
-        "assembly",
+        *("core", "process", "config", "metrics.scores", "families.zoo", "distributed", "models.suppression"),
+        *("prediction", "assembly"),
     },
     "cli": {"core", "config", *DETECTOR, "distributed", "checkpoint", "launch", "doctor", "assembly"},
 }

@@ -20,15 +20,21 @@ from horovod_yolo.io.private import mode_below, own_folder
 MOST_RUNS = 10_000
 
 
-def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
+def new_run_folder(project: Path, name: str, exist_ok: bool, inside: str = "weights") -> Path:
     """Make ``project/name``, or ``name2``, ``name3``, ... where it exists (as YOLOv5 does).
+
+    Args:
+        project: made where it is not there.
+        name: of the folder.
+        exist_ok: take the folder that is there.
+        inside: a folder to make in it; empty for none.
 
     Raises:
         UserError: it cannot be made.
     """
     try:
         if exist_ok:
-            own_folder(project / name / "weights")
+            own_folder(project / name / inside)
             return project / name
         own_folder(project)
         for number in range(1, MOST_RUNS):
@@ -37,7 +43,8 @@ def new_run_folder(project: Path, name: str, exist_ok: bool) -> Path:
                 folder.mkdir(mode=mode_below(project))
             except FileExistsError:
                 continue
-            (folder / "weights").mkdir()
+            if inside:
+                (folder / inside).mkdir()
             return folder
     except OSError as error:
         raise UserError(

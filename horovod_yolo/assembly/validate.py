@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_preci
 from horovod_yolo.assembly.model import build_criterion, trained_model
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
+from horovod_yolo.config.ranges import check_ranges
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
@@ -53,16 +53,8 @@ class ValOptions:
     save_json: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("imgsz", 0), ("batch_size", 1), ("max_det", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                self._refuse(name, f"{least} or more")
-        for name in ("conf_thres", "iou_thres"):
-            if not 0 <= getattr(self, name) <= 1:
-                self._refuse(name, "between 0 and 1")
-
-    def _refuse(self, name: str, rule: str) -> NoReturn:
-        flag = "--" + name.replace("_", "-")
-        raise UserError(f"{flag} is {getattr(self, name)!r}", fix=f"it must be {rule}")
+        least = {"imgsz": 0, "batch_size": 1, "max_det": 1, "workers": 0}
+        check_ranges(self, least, ("conf_thres", "iou_thres"))
 
 
 def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple[str, ...]]:

@@ -14,6 +14,7 @@ _LAUNCH = "start several ranks with horovod-yolo launch, horovodrun or mpirun"
 _HALF = "use --precision fp16"
 _SHARE = re.compile(r"0?\.\d+")  # of the GPU's memory
 _DEFAULT = "leave it out: it is how this trains anyway"
+_DEFAULT_LOOK = "leave it out: it is how this works anyway"
 
 OF_TRAINING: Mapping[str, str] = {
     "--adam": "use --optimizer Adam",
@@ -72,6 +73,38 @@ OF_VALIDATION: Mapping[str, str] = {
     "--save-txt": "use --save-json FILE",
     "--single-cls": "give all objects the class 0 and data.yaml one name",
     "--verbose": _DEFAULT,
+}
+
+OF_PREDICTION: Mapping[str, str] = {
+    "--boxes": f"{_DEFAULT_LOOK}; --nosave is the other way",
+    "--cfg": "leave it out: the weights know their model",
+    "--data": "leave it out: the weights know their classes",
+    "--dnn": "leave it out, and give --weights a last.pt or best.pt: PyTorch runs it",
+    "--fourcc": "leave it out: videos are written as MP4",
+    "--retina-masks": "leave it out: there are no masks here",
+    "--save": f"{_DEFAULT_LOOK}; --nosave is the other way",
+    "--save-csv": "use --save-json or --save-txt",
+    "--save-format": "leave it out: --save-txt writes YOLO's centre and size as shares of the image's",
+    "--save-frames": "use --save-crop, --save-txt or --save-json, for each image of a video",
+    "--show": "use --view-img",
+    "--stream-buffer": "leave it out: of a camera or stream the newest image is taken, of a file every one",
+    "--task": "leave it out: this finds objects",
+    "--update": "leave it out: weights are taken as they are",
+    "--verbose": _DEFAULT_LOOK,
+    "--visualize": "leave it out: feature maps are not drawn; a forward hook on YOLO's model sees them",
+}
+
+_EACH = "call save(path) or plot() of each result"
+OF_PREDICTION_CALLS: Mapping[str, str] = {
+    **OF_PREDICTION,
+    **dict.fromkeys(("--save", "--save-crop", "--save-txt", "--save-conf", "--show", "--view-img"), _EACH),
+    **dict.fromkeys(("--project", "--name", "--exist-ok", "--nosave", "--save-json"), _EACH),
+    "--hide-labels": "say plot(labels=False)",
+    "--hide-conf": "say plot(conf=False)",
+    "--line-thickness": "say plot(line_thickness=2)",
+    "--line-width": "say plot(line_thickness=2)",
+    "--precision": "leave it out, or use half=True",
+    "--verbose": "leave it out: nothing is printed",
 }
 
 

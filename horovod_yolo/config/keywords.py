@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any
 
 from horovod_yolo.config.class_map import class_map
-from horovod_yolo.config.foreign import OF_TRAINING, OF_VALIDATION, device, instead
+from horovod_yolo.config.foreign import OF_PREDICTION_CALLS, OF_TRAINING, OF_VALIDATION, device, instead
 from horovod_yolo.config.load import Parser, nearest
 from horovod_yolo.config.schema import Hyp
 from horovod_yolo.core.errors import UserError
@@ -47,6 +47,10 @@ VALIDATION: Mapping[str, Renaming] = {
     "iou": _as("iou_thres"),
     "split": _as("task"),
 }
+_PREDICTION_SWITCHES = frozenset(("agnostic_nms", "augment", "half", "rect"))
+_PREDICTION_NUMBERS = frozenset(
+    ("batch", "classes", "conf_threshold", "iou_threshold", "max_detections", "vid_stride")
+)
 PREDICTION: Mapping[str, Renaming] = {
     "conf": _as("conf_threshold"),
     "conf_thres": _as("conf_threshold"),
@@ -91,23 +95,31 @@ def validation_options(given: Mapping[str, Any], known: Collection[str]) -> dict
 
 
 def prediction_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `YOLO.predict` under the names of `predict_images`.
+    """Keyword arguments of `YOLO.predict` under one name each; None is not given.
 
     Raises:
-        UserError: a name that is no option, or a number out of its range.
+        UserError: a name that is no option, or a value that it cannot have.
     """
-    known = ("batch", "conf_threshold", "iou_threshold", "max_detections", "rect")
-    options = renamed(given, PREDICTION, known, {})
+    options = renamed(given, PREDICTION, _PREDICTION_SWITCHES | _PREDICTION_NUMBERS, OF_PREDICTION_CALLS)
     for name, value in options.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name == "rect":
+        if name in _PREDICTION_SWITCHES:
             _switch(name, value)
-        elif name in ("batch", "max_detections"):
-            if not (number and value >= 1 and value == int(value)):
+        elif name == "classes":
+            several = value if isinstance(value, (list, tuple)) else [value]
+            if not all(_is_number(one) and one == int(one) for one in several):
+                raise UserError(f"classes is {value!r:.60}", fix="give class numbers, such as [0, 2]")
+            options[name] = tuple(map(int, several))
+        elif name in ("batch", "max_detections", "vid_stride"):
+            if not (_is_number(value) and value >= 1 and value == int(value)):
                 raise UserError(f"{name} is {value!r:.60}", fix="it must be a whole number, 1 or more")
-        elif not (number and 0 <= value <= 1):
+            options[name] = int(value)
+        elif not (_is_number(value) and 0 <= value <= 1):
             raise UserError(f"{name} is {value!r:.60}", fix="it must be between 0 and 1")
     return options
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def renamed(

@@ -16,9 +16,9 @@ from horovod_yolo.core.types import SampleKey
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.read import ImageError, read_image
-from horovod_yolo.evaluation.predict import predict_images
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.models.detector import Detector
+from horovod_yolo.prediction.predict import predict_images
 from horovod_yolo.report import html, plots
 from horovod_yolo.telemetry.csv_log import read_rows
 from horovod_yolo.training.events import Callback, EpochReport

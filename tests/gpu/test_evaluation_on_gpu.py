@@ -14,7 +14,7 @@ from horovod_yolo.assembly.model import trained_model
 from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.data.read import read_image
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.evaluation.predict import predict_images
+from horovod_yolo.prediction.predict import predict_images
 
 COMM = LocalCommunicator()
 

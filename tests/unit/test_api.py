@@ -17,9 +17,9 @@ from horovod_yolo import api, errors
 from horovod_yolo.api import YOLO
 from horovod_yolo.cli import main
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.data.given import pixels
 from horovod_yolo.data.read import read_image
 from horovod_yolo.models.detector import Detector
+from horovod_yolo.prediction.sources import pixels
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_wrong_options_and_images_are_named(trained: tuple[YOLO, dict[str, Any]]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no image in this folder"):
         model.predict(tmp_path / "empty")
-    with pytest.raises(UserError, match="unknown argument stream"):
+    with pytest.raises(UserError, match=r"x.jpg: not an image"):
         model.predict(tmp_path / "x.jpg", stream=False)
 
 

@@ -50,7 +50,10 @@ def mistake(*arguments: str | Path, cwd: Path) -> str:
     ("arguments", "message"),
     [
         ("trian", "unknown command 'trian'. did you mean train?"),
-        ("--epochs 3", "unknown command '--epochs'. known are: data, doctor, eval, launch, train, val"),
+        (
+            "--epochs 3",
+            "unknown command '--epochs'. known are: data, doctor, eval, launch, predict, train, val",
+        ),
         ("eval --gt a.json", "the following arguments are required: --dt"),
         ("eval --gt a.json --dt b.json --jsn", "unknown argument --jsn. did you mean --json"),
         ("eval --gt none.json --dt none.json", "none.json: cannot be read (No such file or directory)"),
@@ -77,6 +80,7 @@ def test_mistakes_without_torch(tmp_path: Path, arguments: str, message: str) ->
         ("train.py --data none.yaml --cfg yolov5n --device cpu", "none.yaml: cannot be read"),
         ("train --data d.yaml --cfg yolov5n --epoch 3", "unknown argument --epoch. did you mean --epochs"),
         ("train --data d.yaml --cfg yolov5n --elastic", "--elastic without horovodrun's elastic launch"),
+        ("predict --weights none.pt --source x.jpg", "x.jpg: no such file. name pictures, videos"),
         ("val --weights none.pt", "none.pt: No such file or directory. --weights takes"),
     ],
 )
@@ -103,7 +107,7 @@ def test_version_and_help(tmp_path: Path) -> None:
 
 def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
-    assert "usage: horovod-yolo {train,val,eval,data,launch,doctor}" in capsys.readouterr().out
+    assert "usage: horovod-yolo {train,val,predict,eval,data,launch,doctor}" in capsys.readouterr().out
     assert cli.main(["--help"]) == 0
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.assembly.predict import PredictOptions
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.config.load import config_from_flags, train_parser
+from horovod_yolo.config.predict_flags import predict_flags
 from horovod_yolo.config.schema import Hyp, TrainConfig
 
 REPO = Path(__file__).resolve().parents[2]
@@ -133,7 +135,14 @@ def test_targets_of_make_and_commands_exist() -> None:
     subcommands = {
         words[words.index("horovod-yolo") + 1] for _, words in commands() if "horovod-yolo" in words
     }
-    assert subcommands == {"data", "doctor", "eval", "launch", "val"}
+    assert subcommands == {"data", "doctor", "eval", "launch", "predict", "val"}
+
+
+def test_commands_that_predict_are_accepted() -> None:
+    found = [words[words.index("predict") + 1 :] for _, words in commands() if "predict" in words]
+    assert len(found) >= 4
+    for words in found:
+        PredictOptions(**predict_flags(words))
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)

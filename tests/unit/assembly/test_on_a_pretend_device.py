@@ -20,7 +20,7 @@ from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.data.read import read_image
-from horovod_yolo.evaluation.predict import predict_images
+from horovod_yolo.prediction.predict import predict_images
 from horovod_yolo.process.stop import StopRequest
 from tests.helpers.pretend_device import NAME, Log, PretendTensor, pretend_device
 from tests.helpers.runs import checkpoint, largest_loss_difference, same_bits

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Image
 from horovod_yolo.data.letterbox import least_input
-from horovod_yolo.evaluation.predict import MOST_WAITING, predict_images
+from horovod_yolo.prediction.predict import MOST_WAITING, predict_images
 from tests.helpers.tiny import tiny_detector
 
 SHAPES = ((48, 96), (96, 48), (30, 96), (96, 96), (48, 96), (96, 48), (47, 96), (10, 300))  # rows, columns

@@ -1,0 +1,139 @@
+"""A trained model made ready to look at images that belong to no data set."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from horovod_yolo.assembly.build import round_to_stride
+from horovod_yolo.assembly.device import arithmetic, choose_precision
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.types import Detections
+from horovod_yolo.models.detector import Detector
+from horovod_yolo.models.suppression import Thresholds
+from horovod_yolo.prediction.frames import Placed, file_frames
+from horovod_yolo.prediction.live import LiveStream, newest_frames
+from horovod_yolo.prediction.network import Network
+from horovod_yolo.prediction.predict import Finder, Sizes, detect
+from horovod_yolo.prediction.result import Result
+from horovod_yolo.prediction.sources import Live, Source
+
+MOST_NAMED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """How to look at images.
+
+    Attributes:
+        imgsz: longest side of an image in the network's input, pixels; 0: as trained.
+        rect: inputs are the smallest rectangles of whole strides, not squares.
+        batch: images of one shape that go through the network at once.
+        precision: of the network; ``auto`` is fp16 on GPUs and fp32 on CPUs.
+        half: fp16, or an error where there is no GPU.
+        thresholds: what counts as a detection.
+        classes: numbers of those that count; empty: all.
+        augment: look at each image in three sizes, once mirrored.
+    """
+
+    imgsz: int = 0
+    rect: bool = True
+    batch: int = 8
+    precision: str = "auto"
+    half: bool = False
+    thresholds: Thresholds
+    classes: tuple[int, ...] = ()
+    augment: bool = False
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What `detect` needs."""
+
+    find: Finder
+    names: dict[int, str]
+    sizes: Sizes
+
+
+def make_ready(
+    trained: tuple[Detector, TrainConfig, Sequence[str]], device: torch.device, how: Looking
+) -> Ready:
+    """Move a `trained_model` to its device and set it up.
+
+    Raises:
+        UserError: a class that it does not know, or a number format that the device has not.
+    """
+    model, config, names = trained
+    for number in how.classes:
+        if not 0 <= number < len(names):
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(names[:MOST_NAMED]))
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            raise UserError(f"--classes names {number}", fix=f"the classes are {known}{more}")
+    if how.half and device.type == "cpu":
+        raise UserError("--half needs a GPU, this is a CPU", fix="leave it out, or use --precision bf16")
+    name = "fp16" if how.half else how.precision
+    precision = choose_precision(name, device)
+    network = Network(
+        model.to(device, precision.of_weights), precision, how.thresholds, how.classes, how.augment
+    )
+    side = round_to_stride(how.imgsz or config.imgsz, network.stride)
+    return Ready(_Exactly(network, name), dict(enumerate(names)), Sizes(side, how.rect, how.batch))
+
+
+@dataclass(frozen=True)
+class _Exactly:
+    """Computes in the number format that was asked for, and leaves the process's own as it is."""
+
+    network: Network
+    precision: str
+
+    @property
+    def stride(self) -> int:
+        return self.network.stride
+
+    def __call__(self, inputs: NDArray[np.uint8]) -> list[Detections]:
+        with arithmetic(self.precision):
+            return self.network(inputs)
+
+
+def look_here(ready: Ready, sources: Iterable[Source], *, every: int, live: bool) -> Iterator[Result]:
+    """What this process finds, source by source; cameras and streams last, all of them by turns.
+
+    Args:
+        ready: the network.
+        sources: taken as they are needed.
+        every: of so many images of a video the first counts.
+        live: results come one by one: those of videos keep their pixels, and cameras and streams are taken.
+
+    Raises:
+        UserError: a source that cannot be used, when it is its turn.
+    """
+    lives: list[tuple[int, Live]] = []
+
+    def files() -> Iterator[Placed]:
+        for place, source in enumerate(sources):
+            if not isinstance(source, Live):
+                yield place, source
+            elif live:
+                lives.append((place, source))
+            else:
+                raise UserError("a camera or stream has no end", where=source.name, fix="use stream=True")
+
+    frames = file_frames(files(), every=every)
+    yield from detect(frames, ready.find, ready.sizes, ready.names, keep=live)
+    if not lives:
+        return
+    with ExitStack() as until_the_end:
+        news, streams = threading.Event(), []
+        for place, source in lives:
+            streams.append(LiveStream(source, place, news, every=every))
+            until_the_end.callback(streams[-1].close)
+        frames = newest_frames(streams, news)
+        yield from detect(frames, ready.find, replace(ready.sizes, batch=1), ready.names, keep=True)

@@ -1,0 +1,1 @@
+"""Detections in pictures, videos and streams that belong to no data set."""
