@@ -42,7 +42,7 @@ def new_model(config: TrainConfig, train: Annotations) -> Detector:
 def model_to_resume(state: dict[str, Any], config: TrainConfig) -> Detector:
     """The model of a training state, whose weights are still to be loaded."""
     torch.manual_seed(config.seed)
-    return zoo.build_model(state["model_name"], len(state["names"]))
+    return zoo.model_of(state)
 
 
 def trained_model(path: Path) -> tuple[Detector, TrainConfig, tuple[str, ...]]:
@@ -52,10 +52,9 @@ def trained_model(path: Path) -> tuple[Detector, TrainConfig, tuple[str, ...]]:
         UserError: the checkpoint is missing, damaged or not ours.
     """
     state = load_weights(path)
-    names = tuple(state["names"])
-    model = zoo.build_model(state["model_name"], len(names))
+    model = zoo.model_of(state)
     model.load_state_dict(state["ema"]["weights"])
-    return model.eval(), from_dict(state["config"]), names
+    return model.eval(), from_dict(state["config"]), tuple(state["names"])
 
 
 def build_criterion(model: Detector, config: TrainConfig) -> Criterion[Any, Any]:

@@ -56,12 +56,14 @@ def training_state(
     metrics: dict[str, Any],
     config: dict[str, Any],
     model_name: str,
+    variant: dict[str, int],
     names: tuple[str, ...],
 ) -> dict[str, Any]:
     """The content of ``last.pt``: everything a resumed run needs to go on bit for bit."""
     return {
         "format_version": FORMAT_VERSION,
         "model_name": model_name,
+        "variant": variant,
         "model": model,
         "ema": ema,
         "optimizer": optimizer,
@@ -82,8 +84,11 @@ def training_state(
 
 def inference_state(training: dict[str, Any]) -> dict[str, Any]:
     """The content of ``best.pt``: the averaged weights and what is needed to use them."""
-    kept = ("format_version", "model_name", "ema", "metrics", "config", "names", "epoch", "step")
-    return {key: training[key] for key in kept}
+    kept = (
+        *("format_version", "model_name", "variant", "ema", "metrics", "config", "names", "epoch", "step"),
+        "license",  # of the weights that the run began with, where they had one
+    )
+    return {key: training[key] for key in kept if key in training}
 
 
 def copied(value: Any) -> Any:

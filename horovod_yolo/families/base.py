@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,21 @@ from numpy.typing import NDArray
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
+
+Variant = Mapping[
+    str, int
+]  # numbers in which a model differs from the one of its name; checkpoints keep them
+Shapes = Mapping[str, tuple[int, ...]]  # of the tensors of a published file, by its keys
+AS_NAMED: Variant = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Which model a published file holds: what `Family.build` needs to make one like it."""
+
+    name: str
+    num_classes: int
+    variant: Variant = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,12 +47,26 @@ class Family(ABC):
         """Its models by name."""
 
     @abstractmethod
-    def build(self, name: str, num_classes: int) -> Detector:
-        """One of `models` with weights drawn from torch's global generator (same seed, same weights)."""
+    def build(self, name: str, num_classes: int, variant: Variant = AS_NAMED) -> Detector:
+        """One of `models` with weights drawn from torch's global generator (same seed, same weights).
+
+        Args:
+            name: of the model.
+            num_classes: at least one.
+            variant: numbers in which it differs from what the name says, by names of the family's own. It
+                is what `Detector.variant` then tells.
+        """
 
     @abstractmethod
     def criterion(self, model: Detector, config: TrainConfig) -> Criterion[Any, Any]:
         """The loss of one of its models, as the settings want it. It may hold on to the model's head."""
+
+    def recognise(self, shapes: Shapes) -> Iterable[Recognised]:
+        """The models of this family that a published file with these tensors may hold; by default none.
+
+        A few keys are enough for a guess: the zoo compares every key and shape with those of the model.
+        """
+        return ()
 
     def fit_to_data(
         self, model: Detector, boxes_wh_px: NDArray[np.floating[Any]], config: TrainConfig

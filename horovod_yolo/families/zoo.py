@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any
+
+import torch
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families.anchor_based.family import AnchorBased
 from horovod_yolo.families.anchor_free.family import AnchorFree
-from horovod_yolo.families.base import Family, ModelSpec
-from horovod_yolo.models.detector import Detector
+from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
+from horovod_yolo.models.detector import Detector, published_names
 
 FAMILIES: tuple[Family, ...] = (AnchorBased(), AnchorFree())
 
@@ -45,8 +49,10 @@ def spec_of(typed: str) -> ModelSpec:
     return family_of(typed).models[model_name(typed)]
 
 
-def build_model(typed: str, num_classes: int) -> Detector:
+def build_model(typed: str, num_classes: int, variant: Variant = AS_NAMED) -> Detector:
     """A new model with weights drawn from torch's global generator (same seed, same weights).
+
+    ``variant`` is what `Detector.variant` of another one tells.
 
     Raises:
         UserError: unknown name, or no class.
@@ -54,4 +60,32 @@ def build_model(typed: str, num_classes: int) -> Detector:
     name = model_name(typed)
     if num_classes < 1:
         raise UserError(f"{num_classes} classes", where=name, fix="a detector needs at least one class")
-    return family_of(name).build(name, num_classes)
+    family = family_of(name)
+    return family.build(name, num_classes, variant) if variant else family.build(name, num_classes)
+
+
+def model_of(checkpoint: Mapping[str, Any]) -> Detector:
+    """A new model of the kind that a checkpoint of ours is of. Errors as `build_model`."""
+    names = checkpoint["names"]
+    return build_model(str(checkpoint["model_name"]), len(names), checkpoint.get("variant", AS_NAMED))
+
+
+def recognise(shapes: Shapes) -> list[Recognised]:
+    """The models whose published files have just these keys and shapes: one, or none, or alike ones."""
+    guesses = [guess for family in FAMILIES for guess in family.recognise(shapes)]
+    return [guess for guess in guesses if _is(guess, shapes)]
+
+
+def _is(guess: Recognised, shapes: Shapes) -> bool:
+    with torch.device("meta"):
+        model = build_model(guess.name, guess.num_classes, guess.variant)
+    own = zip(published_names(model), model.state_dict().values(), strict=True)
+    expected = {key: tuple(value.shape) for key, value in own}
+    return all(key in expected for key in shapes) and all(
+        shapes.get(key, shape if counts_batches(key) else None) == shape for key, shape in expected.items()
+    )
+
+
+def counts_batches(key: str) -> bool:
+    """Whether a tensor only counts batches, which nothing depends on: files may lack it."""
+    return key.endswith(".num_batches_tracked")

@@ -77,11 +77,17 @@ class Head(nn.Module, ABC):
 
 
 class Detector(nn.Module):
-    """A YOLO. ``state_dict()`` has the order of the published checkpoint of the same name."""
+    """A YOLO. ``state_dict()`` has the order of the published checkpoint of the same name.
 
-    def __init__(self, name: str, backbone: Backbone, neck: Neck, head: Head) -> None:
+    ``variant`` has the numbers in which it differs from what the name says (a head of another width).
+    """
+
+    def __init__(
+        self, name: str, backbone: Backbone, neck: Neck, head: Head, variant: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__()
         self.name = name
+        self.variant = dict(variant or {})
         self.num_classes = head.num_classes
         self.strides = head.strides
         self.backbone = backbone

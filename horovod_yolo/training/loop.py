@@ -166,6 +166,7 @@ class Trainer:
             metrics=self.metrics,
             config=to_dict(self.config),
             model_name=self.stepper.model.name,
+            variant=self.stepper.model.variant,
             names=self.names,
         )
         return {**state, **self.about}

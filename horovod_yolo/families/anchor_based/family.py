@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.families.anchor_based.anchors import check_anchors
 from horovod_yolo.families.anchor_based.head import AnchorHead, AnchorsPx
-from horovod_yolo.families.base import Family, ModelSpec
+from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
 from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights, scale_weights
 from horovod_yolo.models.blocks import Backbone, Neck
 from horovod_yolo.models.detector import Detector
@@ -23,6 +24,8 @@ from horovod_yolo.models.yolov3 import BackboneTiny, Darknet53, NeckTiny, NeckV3
 from horovod_yolo.models.yolov5 import SIZES, BackboneP5, BackboneP6, NeckP5, NeckP6, Size
 
 log = logging.getLogger(__name__)
+PER_LEVEL = "anchors_a_level"  # of a variant
+MOST_PER_LEVEL = 32
 
 # Default anchors, fitted to COCO: at 640 pixels for P5, at 1280 for P6, at 416 for tiny.
 ANCHORS_P5: AnchorsPx = (
@@ -74,8 +77,17 @@ class AnchorBased(Family):
         }
     )
 
-    def build(self, name: str, num_classes: int, anchors_px: AnchorsPx | None = None) -> Detector:
+    def build(
+        self,
+        name: str,
+        num_classes: int,
+        variant: Variant = AS_NAMED,
+        *,
+        anchors_px: AnchorsPx | None = None,
+    ) -> Detector:
         """A new model. ``anchors_px`` are (width, height), finest level first; None means the model's own.
+
+        A variant may have another number of anchors a level: the model's own, repeated, until they are set.
 
         Raises:
             UserError: anchors that do not fit the model.
@@ -83,8 +95,22 @@ class AnchorBased(Family):
         spec = self.models[name]
         backbone, neck = spec.make_body()
         anchors = spec.anchors_px if anchors_px is None else anchors_px
+        if number := variant.get(PER_LEVEL):
+            anchors = [tuple(islice(cycle(level), number)) for level in anchors]
         head = AnchorHead(neck.channels, num_classes, anchors, spec.strides, spec.head_layer)
-        return Detector(name, backbone, neck, head)
+        return Detector(name, backbone, neck, head, variant)
+
+    def recognise(self, shapes: Shapes) -> Iterator[Recognised]:
+        """By the row of the head, its levels and the number of its anchors."""
+        for name, spec in self.models.items():
+            anchors = shapes.get(f"model.{spec.head_layer}.anchors", ())
+            finest = shapes.get(f"model.{spec.head_layer}.m.0.weight", ())
+            if len(anchors) != 3 or len(finest) != 4 or anchors[0] != len(spec.strides):
+                continue
+            own, number = len(spec.anchors_px[0]), anchors[1]
+            if 0 < number <= MOST_PER_LEVEL and finest[0] % number == 0 and finest[0] // number > 5:
+                variant = {} if number == own else {PER_LEVEL: number}
+                yield Recognised(name, finest[0] // number - 5, variant)
 
     def criterion(self, model: Detector, config: TrainConfig) -> AnchorCriterion:
         """With gains scaled to the classes, levels and input size, as YOLOv5 scales them."""

@@ -40,7 +40,8 @@ class AnchorHead(Head):
         self.layer = layer
         anchors = _checked_anchors(anchors_px, len(strides))
         per_level = anchors.shape[1]
-        self.register_buffer("anchors", anchors / _column(self.strides, anchors))
+        in_strides = anchors / _column(self.strides, anchors)
+        self.register_buffer("anchors", in_strides.to(torch.empty(0).device))
         self.m = nn.ModuleList(nn.Conv2d(c, per_level * self.outputs, 1) for c in channels)
         self._bias_towards_rare_objects()
 
@@ -140,12 +141,13 @@ def _column(strides: Sequence[int], like: Tensor) -> Tensor:
 def _checked_anchors(anchors_px: AnchorsPx | Tensor, levels: int) -> Tensor:
     """(L, A, 2) float32, or a UserError."""
     try:
-        anchors = torch.as_tensor(anchors_px, dtype=torch.float32)
+        # Values also where a model is built without any: division of those loads half of torch's compiler.
+        anchors = torch.as_tensor(anchors_px, dtype=torch.float32, device="cpu")
     except (TypeError, ValueError) as error:  # ragged, or no numbers
         raise _anchor_error(levels) from error
     if anchors.ndim != 3 or anchors.shape[0] != levels or anchors.shape[1] < 1 or anchors.shape[2] != 2:
         raise _anchor_error(levels)
-    if not anchors.is_meta and not bool(((anchors > 0) & anchors.isfinite()).all()):
+    if not bool(((anchors > 0) & anchors.isfinite()).all()):
         raise _anchor_error(levels)
     return anchors
 

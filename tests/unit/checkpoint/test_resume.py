@@ -26,6 +26,7 @@ def make_state(step: int) -> dict[str, Any]:
         metrics={"mAP50": 0.5},
         config={"seed": 0},
         model_name="yolov5n",
+        variant={},
         names=("a", "b"),
     )
 

@@ -197,7 +197,7 @@ def test_set_anchors_changes_the_state_in_place() -> None:
 
 
 def test_own_anchors_set_the_width_of_the_head() -> None:
-    model = AnchorBased().build("yolov5n", 2, [[(4, 5)], [(20, 20)], [(80, 90)]])
+    model = AnchorBased().build("yolov5n", 2, anchors_px=[[(4, 5)], [(20, 20)], [(80, 90)]])
     assert [p.shape[1] for p in model(torch.rand(2, 3, 64, 64))] == [1, 1, 1]
     with pytest.raises(UserError, match="3 anchors a level for a head of 1"):
         anchor_head(model).set_anchors(torch.ones(3, 3, 2))
@@ -216,7 +216,7 @@ def test_own_anchors_set_the_width_of_the_head() -> None:
 )
 def test_bad_anchors_are_refused(anchors: list[list[tuple[float, float]]]) -> None:
     with pytest.raises(UserError, match="3 levels"):
-        AnchorBased().build("yolov5n", 1, anchors)
+        AnchorBased().build("yolov5n", 1, anchors_px=anchors)
 
 
 # A rank without images.

@@ -201,6 +201,7 @@ def make_state(step: int, epoch: int = 0, batch: int = 1) -> dict[str, Any]:
         metrics={},
         config={},
         model_name="yolov5n",
+        variant={},
         names=("a",),
     )
 
