@@ -68,6 +68,10 @@ class Family(ABC):
         """
         return ()
 
+    def is_untrained(self, key: str) -> bool:
+        """Whether a tensor of published files is no trained value: it may be missing, and is not taken."""
+        return False
+
     def fit_to_data(
         self, model: Detector, boxes_wh_px: NDArray[np.floating[Any]], config: TrainConfig
     ) -> None:

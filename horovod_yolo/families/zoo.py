@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -72,17 +72,21 @@ def model_of(checkpoint: Mapping[str, Any]) -> Detector:
 
 def recognise(shapes: Shapes) -> list[Recognised]:
     """The models whose published files have just these keys and shapes: one, or none, or alike ones."""
-    guesses = [guess for family in FAMILIES for guess in family.recognise(shapes)]
-    return [guess for guess in guesses if _is(guess, shapes)]
+    return [
+        guess
+        for family in FAMILIES
+        for guess in family.recognise(shapes)
+        if _is(guess, shapes, family.is_untrained)
+    ]
 
 
-def _is(guess: Recognised, shapes: Shapes) -> bool:
-    with torch.device("meta"):
+def _is(guess: Recognised, shapes: Shapes, may_be_missing: Callable[[str], bool]) -> bool:
+    with torch.device("meta"):  # no memory, no time
         model = build_model(guess.name, guess.num_classes, guess.variant)
-    own = zip(published_names(model), model.state_dict().values(), strict=True)
-    expected = {key: tuple(value.shape) for key, value in own}
-    return all(key in expected for key in shapes) and all(
-        shapes.get(key, shape if counts_batches(key) else None) == shape for key, shape in expected.items()
+    own = dict(zip(published_names(model), model.state_dict().values(), strict=True))
+    return all(key in own or may_be_missing(key) for key in shapes) and all(
+        shapes[key] == tuple(value.shape) if key in shapes else may_be_missing(key) or counts_batches(key)
+        for key, value in own.items()
     )
 
 

@@ -112,6 +112,10 @@ class AnchorBased(Family):
                 variant = {} if number == own else {PER_LEVEL: number}
                 yield Recognised(name, finest[0] // number - 5, variant)
 
+    def is_untrained(self, key: str) -> bool:
+        """Older files have their anchors a second time, in pixels."""
+        return key.endswith(".anchor_grid")
+
     def criterion(self, model: Detector, config: TrainConfig) -> AnchorCriterion:
         """With gains scaled to the classes, levels and input size, as YOLOv5 scales them."""
         hyp = config.hyp

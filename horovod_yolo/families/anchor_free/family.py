@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.families.anchor_free.head import DistanceHead, HeadKind
-from horovod_yolo.families.base import Family, ModelSpec
+from horovod_yolo.families.anchor_free.head import DistanceHead, HeadKind, default_class_width
+from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
 from horovod_yolo.losses.anchor_free import AnchorFreeCriterion, Gains, TwoHeadCriterion
 from horovod_yolo.models import yolo11, yolov5, yolov8
 from horovod_yolo.models.blocks import Backbone, Neck
@@ -16,6 +16,7 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.layer_table import LayerTable, Scale
 from horovod_yolo.models.yolov3 import BackboneTiny, Darknet53, NeckTiny, NeckV3
 
+CLASS_WIDTH = "class_width"  # of a variant: channels inside the class branch
 V8 = HeadKind()
 V11 = HeadKind(depthwise=True)
 V26 = HeadKind(bins=1, depthwise=True, one_to_one=True)
@@ -61,15 +62,31 @@ class AnchorFree(Family):
         }
     )
 
-    def build(self, name: str, num_classes: int, class_width: int | None = None) -> Detector:
-        """A new model.
-
-        ``class_width``: channels inside the class branch; None: as many as follow from the classes.
-        """
+    def build(self, name: str, num_classes: int, variant: Variant = AS_NAMED) -> Detector:
+        """A new model. In a variant the class branch has another width than follows from the classes."""
         spec = self.models[name]
         backbone, neck = spec.make_body()
-        head = DistanceHead(neck.channels, num_classes, spec.strides, spec.head_layer, spec.head, class_width)
-        return Detector(name, backbone, neck, head)
+        width = variant.get(CLASS_WIDTH)
+        head = DistanceHead(neck.channels, num_classes, spec.strides, spec.head_layer, spec.head, width)
+        return Detector(name, backbone, neck, head, variant)
+
+    def recognise(self, shapes: Shapes) -> Iterator[Recognised]:
+        """By the row of the head, its bins, and whether there are two."""
+        for name, spec in self.models.items():
+            row = f"model.{spec.head_layer}."
+            channels, sides, logits = (
+                shapes.get(f"{row}{branch}.weight", ()) for branch in ("cv2.0.0.conv", "cv2.0.2", "cv3.0.2")
+            )
+            two = f"{row}one2one_cv2.0.2.weight" in shapes
+            if not len(channels) == len(sides) == len(logits) == 4 or two != spec.head.one_to_one:
+                continue
+            if sides[0] == 4 * spec.head.bins and logits[0] > 0:
+                usual = default_class_width(channels[1], logits[0])
+                yield Recognised(name, logits[0], {} if logits[1] == usual else {CLASS_WIDTH: logits[1]})
+
+    def is_untrained(self, key: str) -> bool:
+        """The numbers of the bins."""
+        return key.endswith(".dfl.conv.weight")
 
     def criterion(self, model: Detector, config: TrainConfig) -> AnchorFreeCriterion | TwoHeadCriterion:
         """Of one head or of two."""

@@ -14,6 +14,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.families.anchor_based.family import AnchorBased, anchor_head
 from horovod_yolo.families.zoo import build_model
 from horovod_yolo.models.blocks import Conv
+from horovod_yolo.models.detector import published_names
 from horovod_yolo.models.yolov5 import SIZES
 
 from ..models.helpers import on_meta
@@ -256,3 +257,46 @@ def test_every_parameter_learns() -> None:
     model = build_model("yolov5n", 2)
     torch.stack([p.square().mean() for p in model(torch.rand(2, 3, 64, 64))]).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+# Published files.
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    values = model.state_dict().values()
+    return {key: tuple(v.shape) for key, v in zip(published_names(model), values, strict=True)}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "variant"),
+    [
+        ("yolov5n", 3, {}),
+        ("yolov5n6", 1, {"anchors_a_level": 5}),
+        ("yolov3-tiny", 80, {}),
+        ("yolov3u", 2, {}),
+        ("yolov5nu", 2, {}),
+        ("yolov8n", 3, {"class_width": 80}),
+        ("yolo11m", 3, {}),
+        ("yolo11l", 3, {}),
+        ("yolo26s", 120, {"class_width": 128}),
+    ],
+)
+def test_a_file_is_recognised_by_keys_and_shapes(name: str, classes: int, variant: dict[str, int]) -> None:
+    with torch.device("meta"):
+        model = build_model(name, classes, variant)
+    shapes = shapes_of(model)
+    shapes["model.9.dfl.conv.weight" if "cv2" in str(shapes) else "model.9.anchor_grid"] = (1, 2)
+    shapes = {key: shape for key, shape in shapes.items() if "num_batches_tracked" not in key}
+    assert recognise(shapes) == [Recognised(name, classes, variant)]
+    widened = {**shapes, "model.1.conv.weight": (1000, *shapes["model.1.conv.weight"][1:])}
+    assert recognise(widened) == []
+    missing = {key: shape for key, shape in shapes.items() if key != "model.1.conv.weight"}
+    assert recognise(missing) == []
+    assert recognise({**shapes, "model.1.more": (1,)}) == []
+
+
+def test_a_model_of_a_checkpoint_is_of_its_variant() -> None:
+    built = model_of({"model_name": "yolov5n", "names": ["a", "b"], "variant": {"anchors_a_level": 2}})
+    assert built.variant == {"anchors_a_level": 2}
+    assert anchor_head(built).anchors_px.tolist()[0] == [[10, 13], [16, 30]]
+    assert model_of({"model_name": "yolov5n", "names": ["a"]}).variant == {}
