@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -81,13 +82,20 @@ def recognise(shapes: Shapes) -> list[Recognised]:
 
 
 def _is(guess: Recognised, shapes: Shapes, may_be_missing: Callable[[str], bool]) -> bool:
-    with torch.device("meta"):  # no memory, no time
-        model = build_model(guess.name, guess.num_classes, guess.variant)
-    own = dict(zip(published_names(model), model.state_dict().values(), strict=True))
+    own = _shapes_of(guess.name, guess.num_classes, tuple(guess.variant.items()))
     return all(key in own or may_be_missing(key) for key in shapes) and all(
-        shapes[key] == tuple(value.shape) if key in shapes else may_be_missing(key) or counts_batches(key)
-        for key, value in own.items()
+        shapes[key] == shape if key in shapes else may_be_missing(key) or counts_batches(key)
+        for key, shape in own.items()
     )
+
+
+@lru_cache(maxsize=32)
+def _shapes_of(name: str, num_classes: int, variant: tuple[tuple[str, int], ...]) -> Shapes:
+    """Of a model's published file."""
+    with torch.device("meta"):  # takes no memory
+        model = build_model(name, num_classes, dict(variant))
+    values = model.state_dict().values()
+    return {key: tuple(value.shape) for key, value in zip(published_names(model), values, strict=True)}
 
 
 def counts_batches(key: str) -> bool:

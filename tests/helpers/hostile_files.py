@@ -65,7 +65,7 @@ def overlapping() -> bytes:
     end = whole.rindex(b"PK\x05\x06")
     count, size, start = struct.unpack("<HLL", whole[end + 10 : end + 20])
     directory = whole[start : start + size]
-    more = b"".join(directory.replace(b"archive/", b"archiv%c/" % letter) for letter in b"abcdefgh")
+    more = b"".join(directory.replace(b"archive/", b"folder%c/" % letter) for letter in b"abcdefgh")
     total = struct.pack("<HHLLH", count * 9, count * 9, size + len(more), start, 0)
     return whole[:end] + more + whole[end : end + 8] + total
 
