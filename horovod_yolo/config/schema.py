@@ -14,7 +14,7 @@ from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.core.errors import UserError
 
 Cache = Literal["none", "ram", "disk"]
-OptimizerName = Literal["SGD", "Adam", "AdamW"]
+OptimizerName = Literal["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSProp", "MuSGD"]
 Compression = Literal["auto", "none", "fp16"]
 Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
 ScaleLr = Literal["none", "linear", "sqrt"]

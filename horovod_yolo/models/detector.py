@@ -71,6 +71,10 @@ class Head(nn.Module, ABC):
         """
         return {prefix + name: own.detach().clone() for name, own in self.named_parameters()}
 
+    def class_branches(self) -> Sequence[nn.Module]:
+        """The parts that predict nothing but classes, where it has such: MuSGD moves them faster."""
+        return ()
+
     def suppress(self, decoded: Decoded, thresholds: Thresholds) -> list[Detections]:
         """The detections of each of the B images, best first; for a head that may find an object twice."""
         return non_max_suppression(decoded, thresholds)

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from torch import nn
+from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.training.eager import eager
+from horovod_yolo.training.musgd import MuSGD
 from horovod_yolo.training.schedule import Rates
 
-BIASES, NORMS, WEIGHTS = range(3)  # positions of the groups: as in YOLOv5's results.csv, lr0 is the biases'
+GROUPS = 3
+BIASES, NORMS, WEIGHTS = range(GROUPS)  # positions: as in YOLOv5's results.csv, lr0 is the biases'
+CLASS_BRANCH_LR = 3.0  # factor on the learning rate, with MuSGD
+OPTIMIZERS: Mapping[str, Any] = {
+    "SGD": SGD,
+    "Adam": Adam,
+    "AdamW": AdamW,
+    "NAdam": NAdam,
+    "RAdam": RAdam,
+    "Adamax": Adamax,
+    "RMSProp": RMSprop,
+    "MuSGD": MuSGD,
+}
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -27,29 +44,46 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return groups[BIASES], groups[NORMS], groups[WEIGHTS]
 
 
-def make_optimizer(name: str, model: nn.Module, *, lr: float, momentum: float, decay: float) -> Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW (``momentum`` is beta1 there)."""
-    biases, norms, weights = parameter_groups(model)
-    groups = [
-        {"params": biases, "weight_decay": 0.0},
-        {"params": norms, "weight_decay": 0.0},
-        {"params": weights, "weight_decay": decay},
+def make_optimizer(name: str, model: Detector, *, lr: float, momentum: float, decay: float) -> Optimizer:
+    """One of `OPTIMIZERS`. SGD has Nesterov momentum; where there are betas, ``momentum`` is the first."""
+    decays = (0.0, 0.0, decay)  # of biases, norms, weights
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": own}
+        for parameters, own in zip(parameter_groups(model), decays, strict=True)
     ]
-    if name == "SGD":
-        return eager(SGD)(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    if name == "Adam":
-        return eager(Adam)(groups, lr=lr, betas=(momentum, 0.999))
-    assert name == "AdamW", name
-    return eager(AdamW)(groups, lr=lr, betas=(momentum, 0.999))
+    kind = eager(OPTIMIZERS[name])
+    options: dict[str, Any] = {"momentum": momentum}
+    if name == "MuSGD":
+        groups = _with_fast_groups(groups, model.head.class_branches())
+    elif name == "SGD":
+        options["nesterov"] = momentum > 0
+    elif name != "RMSProp":
+        options = {"betas": (momentum, 0.999)}
+    optimizer: Optimizer = kind(groups, lr=lr, **options)
+    return optimizer
+
+
+def _with_fast_groups(groups: list[dict[str, Any]], branches: Sequence[nn.Module]) -> list[dict[str, Any]]:
+    """The groups without the parameters of some branches, then three more with those alone."""
+    fast = {id(parameter) for branch in branches for parameter in branch.parameters()}
+    if not fast:
+        return groups
+    slow = [{**group, "params": [p for p in group["params"] if id(p) not in fast]} for group in groups]
+    return slow + [
+        {**group, "params": [p for p in group["params"] if id(p) in fast], "lr_factor": CLASS_BRANCH_LR}
+        for group in groups
+    ]
 
 
 def apply_rates(optimizer: Optimizer, rates: Rates) -> None:
     """Set the learning rate and momentum of all groups for the next step.
 
-    Only SGD's momentum warms up: Adam's first beta corrects its own bias from the first step on.
+    Only SGD's momentum warms up: Adam's first beta corrects its own bias from the first step on. A factor is
+    on the rate that a group warms up to, not on the one that biases start from.
     """
     for number, group in enumerate(optimizer.param_groups):
-        group["lr"] = rates.bias_lr if number == BIASES else rates.lr
+        plain = rates.bias_lr if number % GROUPS == BIASES else rates.lr
+        group["lr"] = plain + (group.get("lr_factor", 1.0) - 1.0) * rates.lr
         if "betas" in group:
             group["betas"] = (rates.beta1, group["betas"][1])
         else:

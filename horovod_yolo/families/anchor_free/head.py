@@ -102,6 +102,10 @@ class DistanceHead(Head):
         select = best_of_each_place if self.used == ONE_TO_ONE else non_max_suppression
         return select(decoded, thresholds)
 
+    def class_branches(self) -> Sequence[nn.Module]:
+        """Of each head."""
+        return [self.cv3, self.one2one_cv3] if ONE_TO_ONE in self.heads else [self.cv3]
+
     def with_classes_of(
         self, weights: Mapping[str, Tensor], prefix: str, num_theirs: int, places: Sequence[int | None]
     ) -> dict[str, Tensor]:

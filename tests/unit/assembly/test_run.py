@@ -89,7 +89,7 @@ def test_a_resumed_run_ends_as_the_whole_one(digits: Path, whole: Recorder, mome
     assert resumed.epochs[-1].losses == whole.epochs[-1].losses
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])
 def test_what_a_run_begins_from_does_not_change_with_it(digits: Path, optimizer: str) -> None:
     """An elastic run that loses a rank before its next commit begins from the same state once more."""
     config = settings(digits, max_steps=1, optimizer=optimizer)

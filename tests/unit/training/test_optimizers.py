@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import math
 from itertools import chain
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
+from horovod_yolo.config.schema import OptimizerName
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.families.zoo import build_model
 from horovod_yolo.models.detector import Detector, published_names
 from horovod_yolo.training.eager import eager
 from horovod_yolo.training.ema import Ema
+from horovod_yolo.training.musgd import MuSGD
 from horovod_yolo.training.optimizers import (
     BIASES,
     NORMS,
+    OPTIMIZERS,
     WEIGHTS,
     apply_rates,
     freeze,
@@ -54,7 +58,17 @@ def test_groups_partition_the_trainable_parameters(model: Detector, synchronised
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("SGD", torch.optim.SGD), ("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW)]
+    ("name", "kind"),
+    [
+        ("SGD", torch.optim.SGD),
+        ("Adam", torch.optim.Adam),
+        ("AdamW", torch.optim.AdamW),
+        ("NAdam", torch.optim.NAdam),
+        ("RAdam", torch.optim.RAdam),
+        ("Adamax", torch.optim.Adamax),
+        ("RMSProp", torch.optim.RMSprop),
+        ("MuSGD", MuSGD),
+    ],
 )
 def test_only_weights_decay(model: Detector, name: str, kind: type) -> None:
     optimizer = make_optimizer(name, model, lr=0.1, momentum=0.9, decay=0.5)
@@ -71,13 +85,54 @@ def test_sgd_uses_nesterovs_momentum(model: Detector) -> None:
     assert not any(group["nesterov"] for group in without.param_groups)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_rates_reach_the_groups(model: Detector, name: str) -> None:
     optimizer = make_optimizer(name, model, lr=0.1, momentum=0.9, decay=0.0)
     apply_rates(optimizer, Rates(lr=0.01, bias_lr=0.07, momentum=0.85, beta1=0.92))
     assert [group["lr"] for group in optimizer.param_groups] == [0.07, 0.01, 0.01]
     for group in optimizer.param_groups:
-        assert (group["momentum"] == 0.85) if name == "SGD" else (group["betas"] == (0.92, 0.999))
+        with_momentum = name in ("SGD", "RMSProp", "MuSGD")
+        assert (group["momentum"] == 0.85) if with_momentum else (group["betas"] == (0.92, 0.999))
+
+
+def test_there_are_those_that_can_be_asked_for() -> None:
+    assert tuple(OPTIMIZERS) == get_args(OptimizerName)
+
+
+def test_musgd_moves_class_branches_three_times_as_fast(
+    model: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But their biases begin the warm-up at the rate of all biases."""
+    branch = model.head.get_submodule("m.1")
+    monkeypatch.setattr(type(model.head), "class_branches", lambda self: (branch,))
+    optimizer = make_optimizer("MuSGD", model, lr=0.1, momentum=0.9, decay=0.5)
+    whole = parameter_groups(model)
+    assert [[id(p) for p in group["params"]] for group in optimizer.param_groups[3:]] == [
+        [id(branch.get_parameter("bias"))], [], [id(branch.get_parameter("weight"))]
+    ]  # fmt: skip
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0, 0.5] * 2
+    trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in chain.from_iterable(whole))
+    apply_rates(optimizer, Rates(lr=0.25, bias_lr=0.5, momentum=0.85, beta1=0.9))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25, 0.25, 1.0, 0.75, 0.75]
+    apply_rates(optimizer, Rates(lr=0.0, bias_lr=0.5, momentum=0.85, beta1=0.9))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.0, 0.0, 0.5, 0.0, 0.0]
+    others = make_optimizer("SGD", model, lr=0.1, momentum=0.9, decay=0.5)
+    assert len(others.param_groups) == 3
+
+
+@pytest.mark.parametrize(("name", "branches"), [("yolov8n", {"cv3"}), ("yolo26n", {"cv3", "one2one_cv3"})])
+def test_the_fast_ones_are_those_of_the_class_branches(name: str, branches: set[str]) -> None:
+    with torch.device("meta"):
+        model = build_model(name, 3)
+    optimizer = make_optimizer("MuSGD", model, lr=0.1, momentum=0.9, decay=0.5)
+    fast = {id(p) for group in optimizer.param_groups[3:] for p in group["params"]}
+    assert {group["lr_factor"] for group in optimizer.param_groups[3:]} == {3.0}
+    assert fast == {
+        id(p)
+        for name, p in model.named_parameters()
+        if name.startswith("head.") and name.split(".")[1] in branches
+    }
 
 
 def test_what_a_family_does_not_train_stays_so(model: Detector) -> None:
@@ -159,7 +214,7 @@ def test_the_average_is_a_model_of_its_own() -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("kind", OPTIMIZERS.values())
 def test_without_the_compiler_the_steps_are_torchs_own(kind: type[torch.optim.Optimizer]) -> None:
     """To the bit; and a state that one of them saved is the other's."""
     rng = torch.Generator().manual_seed(0)

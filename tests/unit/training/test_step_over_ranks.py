@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from horovod_yolo.core.errors import NonFiniteError
 from horovod_yolo.core.types import Batch
@@ -22,7 +23,7 @@ from horovod_yolo.training.events import StepResult
 from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.schedule import Schedule
 from horovod_yolo.training.step import MOST_SKIPS_IN_A_ROW, Stepper
-from tests.helpers.tiny import tiny_batch, tiny_detector
+from tests.helpers.tiny import tiny_batch, tiny_criterion, tiny_detector
 from tests.helpers.world import WorldCommunicator, run_world, world_outcomes
 
 from .test_step import Faulty, faulty, frozen_norm, make_stepper
@@ -98,7 +99,7 @@ def compare(size: int, given: Windows, make: Callable[..., Stepper]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
 def test_any_number_of_ranks_makes_the_same_steps(size: int, name: str) -> None:
     compare(size, windows(), lambda model, **given: make_stepper(model, name=name, sync_bn=True, **given))
 
@@ -111,6 +112,24 @@ def test_so_it_is_with_statistics_that_are_not_of_the_batch(size: int) -> None:
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_so_it_is_with_a_loss_scaler(size: int) -> None:
     compare(size, windows(), lambda model, **given: make_stepper(model, scaled=True, sync_bn=True, **given))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_musgd_rounds_to_bfloat16_and_stays_close(size: int) -> None:
+    """Matrices are rounded on the way to being orthogonal; what that changes is small beside a step."""
+
+    def one_step(comm: Communicator) -> dict[str, Tensor]:
+        model = frozen_norm(tiny_detector(torch.float32))
+        criterion = tiny_criterion(torch.float32)
+        stepper = make_stepper(model, criterion=criterion, name="MuSGD", lr=0.01, comm=comm)
+        stepper.step(iter(share([tiny_batch(7, 0)], comm)), [1.0])
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    alone, before = one_step(LocalCommunicator()), tiny_detector(torch.float32).state_dict()
+    assert (alone["backbone.down.weight"] - before["backbone.down.weight"]).abs().max() > 1e-3
+    for weights in run_world(size, one_step):
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, alone[name], rtol=0, atol=2e-4, msg=name)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 5])
