@@ -128,6 +128,7 @@ class YOLO:
         stream: Literal[False] = False,
         imgsz: int = 0,
         device: Any = "",
+        head: str = "",
         **options: Any,
     ) -> list[Result]: ...
 
@@ -139,6 +140,7 @@ class YOLO:
         stream: Literal[True],
         imgsz: int = 0,
         device: Any = "",
+        head: str = "",
         **options: Any,
     ) -> Iterator[Result]: ...
 
@@ -149,6 +151,7 @@ class YOLO:
         stream: bool = False,
         imgsz: int = 0,
         device: Any = "",
+        head: str = "",
         **options: Any,
     ) -> list[Result] | Iterator[Result]:
         """Find objects, on this rank alone: one result an image, in the order given.
@@ -159,6 +162,7 @@ class YOLO:
             stream: give each result when it is there instead of a list at the end. Only so results of videos
                 keep their pixels, which `Result.plot` needs, and only so cameras and streams can be used.
             imgsz: longest side of an image in the network's input, pixels; 0: as trained.
+            head: of a model with several the one that detects, such as ``"one2many"``; empty: as trained.
             device: ``"cpu"`` or the number of a GPU; empty: this rank's GPU where there are some.
             options: ``conf, iou, max_det``, or ``conf_threshold, iou_threshold, max_detections``;
                 ``classes=[0, 2]``, ``agnostic_nms``, ``augment``, ``half``, ``vid_stride`` as the flags of
@@ -172,7 +176,7 @@ class YOLO:
             UserError: an unknown option, an unusable image, or no weights yet.
         """
         how, every = _looking(imgsz, options)
-        trained = trained_model(self._trained())
+        trained = trained_model(self._trained(), head)
         ready = make_ready(trained, choose_device(device_name(device), launcher().local_rank or 0), how)
         results = look_here(ready, find_sources(source), every=every, live=stream)
         return results if stream else list(results)

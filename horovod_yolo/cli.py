@@ -23,6 +23,7 @@ from horovod_yolo.assembly.job import (
 )
 from horovod_yolo.config import foreign
 from horovod_yolo.config.load import (
+    HEAD_HELP,
     Parser,
     add_label_flags,
     add_shared_flags,
@@ -125,6 +126,8 @@ def val_main(argv: Sequence[str]) -> int:
         if comm.rank == 0:
             print(format_classes(evaluation.summary, names))
             print(f"up to {options.max_det} detections an image are counted")
+            if evaluation.head:
+                print(f"head: {evaluation.head}")
             print(evaluation.inputs, flush=True)
 
     return on_ranks(parse, job)
@@ -136,6 +139,7 @@ def _val_options(argv: Sequence[str]) -> Any:
     p = Parser(prog="horovod-yolo val", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     p.add_argument("--weights", required=True, help="best.pt or last.pt of a run")
     p.add_argument("--data", help="data.yaml; default: the one trained on")
+    p.add_argument("--head", help=HEAD_HELP)
     p.add_argument("--task", choices=("train", "val", "test"), help="which split")
     p.foreign = foreign.OF_VALIDATION
     add_shared_flags(p)

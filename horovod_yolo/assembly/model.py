@@ -36,25 +36,32 @@ def new_model(config: TrainConfig, train: Annotations) -> Detector:
         transfer(model, weights, config.weights, train.names, config.class_map)
     else:
         zoo.family_of(model.name).fit_to_data(model, _boxes_wh_px(train, config.imgsz), config)
+    model.head.use(config.head)
     return model
 
 
 def model_to_resume(state: dict[str, Any], config: TrainConfig) -> Detector:
     """The model of a training state, whose weights are still to be loaded."""
     torch.manual_seed(config.seed)
-    return zoo.model_of(state)
+    model = zoo.model_of(state)
+    model.head.use(config.head)
+    return model
 
 
-def trained_model(path: Path) -> tuple[Detector, TrainConfig, tuple[str, ...]]:
+def trained_model(path: Path, head: str = "") -> tuple[Detector, TrainConfig, tuple[str, ...]]:
     """A trained model with its averaged weights, the settings it was trained with, and its classes.
 
+    ``head``: of the model's heads the one that is to detect; empty: the one it was trained for.
+
     Raises:
-        UserError: the checkpoint is missing, damaged or not ours.
+        UserError: the checkpoint is missing, damaged or not ours, or the model has no such head.
     """
     state = load_weights(path)
     model = zoo.model_of(state)
     model.load_state_dict(state["ema"]["weights"])
-    return model.eval(), from_dict(state["config"]), tuple(state["names"])
+    config = from_dict(state["config"])
+    model.head.use(head or config.head)
+    return model.eval(), config, tuple(state["names"])
 
 
 def build_criterion(model: Detector, config: TrainConfig) -> Criterion[Any, Any]:

@@ -41,6 +41,7 @@ class PredictOptions:
 
     weights: str
     source: tuple[str, ...]
+    head: str = ""
     imgsz: int = 0
     rect: bool = True
     batch_size: int = 8
@@ -163,7 +164,7 @@ def predict(options: PredictOptions, comm: Communicator, stop: StopRequest) -> C
     if options.view_img:
         together(comm, require_window)
     sources = on_rank_0(comm, lambda: _found(options.source))
-    trained = together(comm, lambda: trained_model(Path(options.weights)))
+    trained = together(comm, lambda: trained_model(Path(options.weights), options.head))
     device = agreed_device(options.device, comm)
     ready = together(comm, lambda: make_ready(trained, device, options.looking))
     owners = deal(sources, comm.size)

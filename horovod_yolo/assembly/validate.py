@@ -38,6 +38,7 @@ class ValOptions:
     weights: str
     data: str = ""
     task: str = "val"
+    head: str = ""
     imgsz: int = 0
     rect: bool = True
     batch_size: int = 32
@@ -66,7 +67,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     Raises:
         UserError: on all ranks alike.
     """
-    model, trained, names = together(comm, lambda: trained_model(Path(options.weights)))
+    model, trained, names = together(comm, lambda: trained_model(Path(options.weights), options.head))
     data = options.data or trained.data
     spec = together(comm, lambda: _spec(options, data, trained, names))
     together(comm, lambda: _require_folder(options.save_json if comm.rank == 0 else ""))

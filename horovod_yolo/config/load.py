@@ -66,14 +66,18 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known are: {', '.join(sorted(known))}"
 
 
+HEAD_HELP = "that detects: YOLO26 has one2one (usual, without suppression) and one2many (with)"
+
+
 def train_parser(prog: str = "train.py") -> Parser:
     """All flags of a training run. Defaults stay absent: what was given can be told from what was not."""
     p = Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     p.foreign = foreign.OF_TRAINING
     add = p.add_argument
     add("--data", help="data.yaml: path, train, val, nc, names")
-    add("--cfg", "--model", dest="cfg", help="model: yolov5n, yolov5s, ..., yolov3, yolov3-tiny")
+    add("--cfg", "--model", dest="cfg", help="model: yolov5n, yolov8n, yolo11n, yolo26n, yolov3, ...")
     add("--weights", help="start from the weights of a checkpoint")
+    add("--head", help=HEAD_HELP)
     add("--hyp", help="hyperparameters, YOLOv5's hyp*.yaml")
     add("--epochs", type=int)
     add_shared_flags(p)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from horovod_yolo.config import foreign
-from horovod_yolo.config.load import Parser
+from horovod_yolo.config.load import HEAD_HELP, Parser
 from horovod_yolo.config.schema import Precision
 from horovod_yolo.core.errors import UserError
 
@@ -50,6 +50,7 @@ def predict_flags(argv: Sequence[str] | None) -> dict[str, Any]:
 
 def _add_search_flags(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
+    add("--head", help=HEAD_HELP)
     add(
         *("--imgsz", "--img", "--img-size"),
         dest="imgsz",

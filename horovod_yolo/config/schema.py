@@ -111,6 +111,7 @@ class TrainConfig:
     cfg: str = ""
     weights: str = ""
     hyp: Hyp = field(default_factory=Hyp)
+    head: str = ""  # that detects, of a model with several; "": the model's usual one
     epochs: int = 300
     batch_size: int = 16
     imgsz: int = 640

@@ -79,7 +79,7 @@ class Evaluator:
             self.comm, lost, len(self.annotations), self.loader.lost.values(), self.annotations.root
         )
         means = {term: value / max(images, 1.0) for term, value in zip(terms, sums, strict=True)}
-        return Evaluation(summary, means, self.rect)
+        return Evaluation(summary, means, self.rect, model.head.used)
 
     def close(self) -> None:
         """End the data workers."""

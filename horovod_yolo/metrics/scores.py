@@ -17,6 +17,7 @@ class Evaluation:
     summary: DetectionSummary
     losses: Mapping[str, float]  # the loss terms by name: means over the images
     rect: bool = True  # whether inputs were rectangles or squares
+    head: str = ""  # which of the model's heads detected, where it has several
 
     @property
     def inputs(self) -> str:
@@ -36,4 +37,5 @@ def metrics_of(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
         "fitness": 0.1 * summary.map50 + 0.9 * summary.map50_95,
         "val_loss": dict(evaluation.losses),
         "rect": evaluation.rect,
+        **({"head": evaluation.head} if evaluation.head else {}),
     }

@@ -32,6 +32,7 @@ summary { cursor: pointer; color: #2f6db5; }
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _FACTS = {
     "model": "model",
+    "head": "head",  # which gave the numbers, where there are several
     "parameters": "parameters",
     "world_size": "ranks",
     "global_batch": "global batch",
@@ -64,10 +65,11 @@ def write_report(
         names: of the classes, where the entries of ``per_class`` carry none.
     """
     metrics = results.get("metrics") or {}
+    given = {**metrics, **results}
     config = run / "config.yaml"
     sections = [
         _cards({name: metrics[name] for name in _METRICS if name in metrics}, "metrics"),
-        _cards({title: results[key] for key, title in _FACTS.items() if key in results}, "facts"),
+        _cards({title: given[key] for key, title in _FACTS.items() if key in given}, "facts"),
         *(_figure(title, path) for title, path in images if path.is_file()),
         _class_table(metrics.get("per_class") or (), names),
         _epoch_table(rows),

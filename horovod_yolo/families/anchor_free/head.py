@@ -70,7 +70,6 @@ class DistanceHead(Head):
         if kind.bins > 1:
             self.dfl = DistributionMean(kind.bins)
         self._bias_towards_rare_objects()
-        self.heads = (ONE_TO_MANY,)
         if kind.one_to_one:
             self.one2one_cv2, self.one2one_cv3 = copy.deepcopy(self.cv2), copy.deepcopy(self.cv3)
             self.heads = (ONE_TO_ONE, ONE_TO_MANY)
@@ -92,7 +91,7 @@ class DistanceHead(Head):
 
     def decode(self, predictions: Mapping[str, CellMaps]) -> Decoded:
         """Of the head that is used. The M places are in the order level, row, column."""
-        maps = predictions[self.used]
+        maps = predictions[self.used or ONE_TO_MANY]
         sides, logits = maps.joined()
         cells = cells_of(maps, self.strides)
         return Decoded(boxes_around(cells.points, distances_of(sides)) * cells.strides, logits.sigmoid())

@@ -1,0 +1,50 @@
+"""Small models without anchors, one for each kind of head, that can be asked for by name."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import pytest
+import torch
+
+from horovod_yolo.families import zoo
+from horovod_yolo.families.anchor_free.family import (
+    V8,
+    V11,
+    V26,
+    AnchorFree,
+    AnchorFreeModelSpec,
+    distance_head,
+)
+from horovod_yolo.families.anchor_free.head import HeadKind
+from horovod_yolo.families.base import AS_NAMED, Variant
+from horovod_yolo.models.detector import Detector
+from tests.helpers.tiny import STRIDES
+from tests.helpers.tiny_zoo import SmallBackbone, SmallNeck
+
+KINDS = {"tiny8": V8, "tiny11": V11, "tiny26": V26}
+
+
+def _spec(kind: HeadKind) -> AnchorFreeModelSpec:
+    return AnchorFreeModelSpec(STRIDES, kind, 2, lambda: (SmallBackbone(), SmallNeck()))
+
+
+class TinyFree(AnchorFree):
+    """A family beside that of YOLOv8, with a model of each kind."""
+
+    models = MappingProxyType({name: _spec(kind) for name, kind in KINDS.items()})
+
+    def build(self, name: str, num_classes: int, variant: Variant = AS_NAMED) -> Detector:
+        """Its first boxes are as small as the objects in small images, or hardly any cell would count."""
+        model = super().build(name, num_classes, variant)
+        head = distance_head(model)
+        for branch in (head.cv2, *([head.one2one_cv2] if len(head.heads) > 1 else [])):
+            for level in branch:
+                bias = level.get_parameter("2.bias").data.view(4, -1)
+                bias.copy_(1 - (torch.arange(head.bins) - 1.0).square() if head.bins > 1 else torch.ones(1))
+        return model
+
+
+def add_tiny_free(patch: pytest.MonkeyPatch) -> None:
+    """Let ``--cfg tiny8``, ``tiny11`` and ``tiny26`` be models."""
+    patch.setattr(zoo, "FAMILIES", (*zoo.FAMILIES, TinyFree()))
