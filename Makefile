@@ -12,13 +12,14 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 CUDA ?=
 INSTALL_FLAGS := $(if $(filter-out 0,$(CUDA)),--cuda)
 
-# The demo's run. All of it can be set: make demo DEMO_RANKS=4 DEMO_EPOCHS=10
+# The demo's run. All of it can be set: make demo DEMO_RANKS=4 DEMO_EPOCHS=10 DEMO_MODEL=yolo11n
+DEMO_MODEL ?= yolov5n
 DEMO_RANKS ?= 2
 DEMO_EPOCHS ?= 24
 DEMO_DATA ?= datasets/digits
 DEMO_RUN ?= runs/demo
 DEMO_LAUNCH ?= horovodrun --gloo -np $(DEMO_RANKS) python
-DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg yolov5n --img 192 --batch-size 16 --epochs $(DEMO_EPOCHS) \
+DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg $(DEMO_MODEL) --img 192 --batch-size 16 --epochs $(DEMO_EPOCHS) \
 	--hyp horovod_yolo/config/hyp.digits.yaml --optimizer AdamW --cos-lr --workers 0 --cache ram --device cpu \
 	--project $(dir $(DEMO_RUN)) --name $(notdir $(DEMO_RUN)) --exist-ok
 
