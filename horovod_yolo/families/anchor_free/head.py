@@ -110,6 +110,8 @@ class DistanceHead(Head):
     ) -> dict[str, Tensor]:
         """See `Head`. What knows no class by name is the other head's too, where it has the same shape."""
         shared = [(here, there) for there, here in enumerate(places) if here is not None]
+        if weights[f"{prefix}cv3.0.2.weight"].shape[1] != self.class_width:
+            shared = []  # rows that see other channels say nothing here
         of_classes = {
             f"{branch}.{level}.2.{part}"
             for branch in ("cv3", "one2one_cv3")
@@ -118,12 +120,13 @@ class DistanceHead(Head):
         }
         merged = {}
         for name, own in self.named_parameters():
-            value, theirs = own.detach().clone(), weights[prefix + name]
-            if name not in of_classes:
-                value = theirs.to(value) if theirs.shape == value.shape else value
-            elif theirs.shape[1:] == value.shape[1:]:
+            value = own.detach().clone()
+            theirs = weights.get(prefix + name, value)  # files may leave the numbers of the bins out
+            if name in of_classes:
                 for here, there in shared:
                     value[here] = theirs[there]
+            elif theirs.shape == value.shape:
+                value = theirs.to(value)
             merged[prefix + name] = value
         return merged
 
