@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -28,7 +28,7 @@ _FFMPEG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL"  # read once, when the process opens it
 
 def open_capture(address: str | int) -> cv2.VideoCapture:
     """Open a camera, a stream or a video; whether that went well, ``isOpened`` tells."""
-    with _quiet():
+    with quiet:
         if isinstance(address, int):
             return cv2.VideoCapture(address, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
         limits = [
@@ -86,15 +86,29 @@ def require_open(capture: cv2.VideoCapture, live: Live) -> None:
     raise UserError("this stream cannot be opened", where=live.name, fix="check the address")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside, OpenCV and FFmpeg write nothing: what they find out is said in a line."""
-    before, level = os.environ.get(_FFMPEG_LEVEL), cv2.getLogLevel()
-    os.environ.setdefault(_FFMPEG_LEVEL, str(_SILENT))
-    cv2.setLogLevel(0)
-    try:
-        yield
-    finally:
-        cv2.setLogLevel(level)
-        if before is None:
-            del os.environ[_FFMPEG_LEVEL]
+class _Quiet:
+    """Inside, OpenCV and FFmpeg write nothing: what they find out is said in a line. For several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._level = 0
+        self._variable: str | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._level, self._variable = cv2.setLogLevel(0), os.environ.get(_FFMPEG_LEVEL)
+                os.environ.setdefault(_FFMPEG_LEVEL, str(_SILENT))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                cv2.setLogLevel(self._level)
+                if self._variable is None:
+                    del os.environ[_FFMPEG_LEVEL]
+
+
+quiet = _Quiet()

@@ -61,7 +61,7 @@ def draw(
     labels = []
     for (left, top, right, bottom), number, score in worst_first:
         colour = colour_of(number)
-        cv2.rectangle(canvas, (int(left), int(top)), (int(right), int(bottom)), colour, line, cv2.LINE_AA)
+        cv2.rectangle(canvas, (int(left), int(top)), (int(right), int(bottom)), colour, line)
         name = names.get(number, str(number))
         labels.append((f"{name} {score:.2f}" if style.conf else name, left - line // 2, top, colour))
     for text, left, top, colour in labels if style.labels else ():  # no line crosses a label

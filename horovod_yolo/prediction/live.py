@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from horovod_yolo.core.types import Image
-from horovod_yolo.prediction.capture import frames_per_second, open_capture, require_open, retrieve
+from horovod_yolo.prediction.capture import frames_per_second, open_capture, quiet, require_open, retrieve
 from horovod_yolo.prediction.predict import Frame
 from horovod_yolo.prediction.result import Origin
 from horovod_yolo.prediction.sources import Live
@@ -69,17 +69,21 @@ class LiveStream:
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set():
-                if self._capture.grab():
-                    self._grabbed += 1
-                    if (self._grabbed - 1) % self._every == 0:
-                        self._hold(retrieve(self._capture))
-                elif not self._come_back():
-                    return
+            with quiet:
+                self._grab_all()
         finally:
             self._capture.release()
             self.ended = True
             self._news.set()
+
+    def _grab_all(self) -> None:
+        while not self._closing.is_set():
+            if self._capture.grab():
+                self._grabbed += 1
+                if (self._grabbed - 1) % self._every == 0:
+                    self._hold(retrieve(self._capture))
+            elif not self._come_back():
+                return
 
     def _hold(self, image: Image | None) -> None:
         if image is None:
