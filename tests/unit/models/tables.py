@@ -36,6 +36,22 @@ YOLOV5_P6: list[Row] = [
     *[LAYER, cat(12), LAYER],
     ((23, 26, 29, 32), "head"),
 ]
+YOLOV8: list[Row] = [
+    *[LAYER] * 10,
+    *[UP, cat(6), LAYER],
+    *[UP, cat(4), LAYER],
+    *[LAYER, cat(12), LAYER],
+    *[LAYER, cat(9), LAYER],
+    ((15, 18, 21), "head"),
+]
+YOLO11: list[Row] = [  # and YOLO26
+    *[LAYER] * 11,
+    *[UP, cat(6), LAYER],
+    *[UP, cat(4), LAYER],
+    *[LAYER, cat(13), LAYER],
+    *[LAYER, cat(10), LAYER],
+    ((16, 19, 22), "head"),
+]
 YOLOV3: list[Row] = [
     *[LAYER] * 16,
     *[(-2, "layer"), UP, cat(8), LAYER, LAYER, LAYER, LAYER],

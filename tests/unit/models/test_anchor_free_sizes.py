@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from horovod_yolo.models.detector import published_names
+
 from .helpers import on_meta
 
 PARAMETERS = {  # n, s, m, l, x with 80 classes
@@ -33,6 +35,29 @@ def test_parameters_tensors_and_keys(series: str, place: int) -> None:
     assert len(model.state_dict()) == KEYS[series][place]
     fixed = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert fixed == ([] if series == "yolo26" else ["head.dfl.conv.weight"])
+
+
+ROWS = {  # parameters of each row; - has none
+    "yolov8n": "464 4672 7360 18560 49664 73984 197632 295424 460288 164608 - - 148224 - - 37248 36992"
+    " - 123648 147712 - 493056 897664",
+    "yolo11n": "464 4672 6640 36992 26080 147712 87040 295424 346112 164608 249728 - - 111296 - - 32096 36992"
+    " - 86720 147712 - 378880 464912",
+    "yolo26n": "464 4672 6640 36992 26080 147712 87040 295424 346112 164608 249728 - - 119808 - - 34304 36992"
+    " - 95232 147712 - 463104 309656",
+    "yolo26m": "1856 73984 111872 590336 444928 2360320 1380352 2360320 1380352 656896 990976 - - 1642496 - -"
+    " 542720 590336 - 1511424 2360320 - 1974784 2921976",
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parameters_by_row_of_the_published_table(name: str) -> None:
+    model = on_meta(name)
+    found = [0] * (model.head.layer + 1)
+    trained = dict(model.named_parameters())
+    for key, published in zip(model.state_dict(), published_names(model), strict=True):
+        if key in trained:
+            found[int(published.split(".")[1])] += trained[key].numel()
+    assert found == [0 if word == "-" else int(word) for word in ROWS[name].split()]
 
 
 @pytest.mark.parametrize(

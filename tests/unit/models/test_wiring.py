@@ -24,6 +24,17 @@ def rows_of(model: Detector) -> dict[int, nn.Module]:
 
 
 def by_table(model: Detector, table: list[tables.Row], images: Tensor) -> list[Tensor]:
+    """What an anchor head predicts."""
+    predictions = []
+    for conv_, x in zip(model.head.m, maps_by_table(model, table, images), strict=True):
+        y = conv_(x)
+        cells = y.reshape(y.shape[0], 3, -1, *y.shape[2:])
+        predictions.append(torch.stack(cells.unbind(2), dim=-1))
+    return predictions
+
+
+def maps_by_table(model: Detector, table: list[tables.Row], images: Tensor) -> list[Tensor]:
+    """What the head reads."""
     modules, outputs = rows_of(model), [images]  # outputs[row + 1]
     for row, (inputs, operation) in enumerate(table[:-1]):
         sources = (inputs,) if isinstance(inputs, int) else inputs
@@ -39,12 +50,7 @@ def by_table(model: Detector, table: list[tables.Row], images: Tensor) -> list[T
         outputs.append(operations[operation](given))
     rows, _ = table[-1]
     assert isinstance(rows, tuple)
-    predictions = []
-    for conv_, row in zip(model.head.m, rows, strict=True):
-        y = conv_(outputs[row + 1])
-        cells = y.reshape(y.shape[0], 3, -1, *y.shape[2:])
-        predictions.append(torch.stack(cells.unbind(2), dim=-1))
-    return predictions
+    return [outputs[row + 1] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +69,27 @@ def test_wiring_is_that_of_the_layer_table(name: str, table: list[tables.Row]) -
     with torch.no_grad():
         for found, expected in zip(model(images), by_table(model, table, images), strict=True):
             torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("yolov8n", tables.YOLOV8),
+        ("yolo11n", tables.YOLO11),
+        ("yolo26n", tables.YOLO11),
+        ("yolov5nu", tables.YOLOV5),
+        ("yolov3-tinyu", tables.YOLOV3_TINY),
+    ],
+)
+def test_wiring_of_bodies_whose_head_has_no_anchors(name: str, table: list[tables.Row]) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, 2).eval()
+    images = torch.rand(1, 3, 64, 128)
+    assert model.head.layer == len(table) - 1
+    with torch.no_grad():
+        found = model.neck(model.backbone(images))
+        for mine, expected in zip(found, maps_by_table(model, table, images), strict=True):
+            torch.testing.assert_close(mine, expected)
 
 
 @pytest.mark.parametrize("name", ["yolov3", "yolov3-spp"])
