@@ -18,6 +18,7 @@ from horovod_yolo.distributed.communicator import Communicator
 
 MOST_NAMED = 3
 CPU = torch.device("cpu")
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 GPU_FILE = Path("/dev/nvidia0")  # the driver makes it, before and without PyTorch
 DTYPES = {
     "fp32": torch.float32,
@@ -177,10 +178,11 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
         torch.get_deterministic_debug_mode(),
         torch_deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
     )
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
     cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
     if deterministic:
         cudnn.deterministic, cudnn.benchmark = True, False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+        os.environ[CUBLAS_WORKSPACE] = workspace or ":4096:8"  # else cuBLAS refuses
         torch_deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True)
     try:
@@ -189,3 +191,5 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
         torch_deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
         torch.set_deterministic_debug_mode(mode)
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
