@@ -85,7 +85,7 @@ class _AnchorFreeCriterion(Criterion[Predictions, Matches]):
         sides, logits = (one.detach() for one in maps.joined())
         cells = cells_of(maps, self._head.strides)
         boxes_xyxy = boxes_around(cells.points, distances_of(sides)) * cells.strides
-        return assign_aligned(targets, boxes_xyxy, logits.sigmoid(), cells, size, rules)
+        return assign_aligned(targets, boxes_xyxy, logits, cells, size, rules)
 
     def counts(self, matches: Matches) -> Tensor:
         """(1 or 2,) float64 sums of target scores."""

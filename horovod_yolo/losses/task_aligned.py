@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from horovod_yolo.core.boxes import complete_iou, xywh_to_xyxy, xyxy_to_xywh
-from horovod_yolo.core.cells import Cells, distances_to
+from horovod_yolo.core.cells import Cells
 from horovod_yolo.core.types import Targets
 
 ALPHA, BETA = 0.5, 6.0  # powers of score and overlap
@@ -74,7 +74,7 @@ class _Pairs:
 def assign_aligned(
     targets: Targets,
     boxes_xyxy: Tensor,
-    scores: Tensor,
+    logits: Tensor,
     cells: Cells,
     size: tuple[int, int],
     rules: AssignmentRules,
@@ -88,7 +88,7 @@ def assign_aligned(
     Args:
         targets: N of them.
         boxes_xyxy: (B, M, 4) predicted, in input pixels.
-        scores: (B, M, C) predicted, in 0..1.
+        logits: (B, M, C) predicted, whose sigmoids are the scores.
         cells: the M places.
         size: (H, W) of the input in pixels.
         rules: how many cells, and for which boxes.
@@ -98,8 +98,8 @@ def assign_aligned(
         [width, height, width, height]
     )
     truth, cell = _candidates(truths_xyxy, cells.points_px, rules.least_side)
-    pairs = _aligned(truth, cell, truths_xyxy, targets, boxes_xyxy, scores)
-    held = _shared_out(pairs, _best(pairs, pairs.alignment > 0, len(truths_xyxy), rules.most), scores)
+    pairs = _aligned(truth, cell, truths_xyxy, targets, boxes_xyxy, logits)
+    held = _shared_out(pairs, _best(pairs, pairs.alignment > 0, len(truths_xyxy), rules.most), boxes_xyxy)
     if rules.most_after is not None:
         held = _best(pairs, held, len(truths_xyxy), rules.most_after)
     goals = _goals(pairs, held, len(truths_xyxy))
@@ -119,19 +119,22 @@ def _candidates(truths_xyxy: Tensor, points_px: Tensor, least_side: int) -> tupl
     """(P,) ground truths and cells whose points are inside them."""
     boxes_xywh = xyxy_to_xywh(truths_xyxy)
     sides = boxes_xywh[:, 2:].clamp(min=least_side)
-    widened = xywh_to_xyxy(torch.cat((boxes_xywh[:, :2], sides), dim=1))
-    gaps = distances_to(points_px, widened[:, None])  # (N, M, 4)
-    truth, cell = (gaps > MARGIN_PX).all(dim=2).nonzero(as_tuple=True)
+    left, top, right, bottom = xywh_to_xyxy(torch.cat((boxes_xywh[:, :2], sides), dim=1)).T[..., None]
+    x, y = points_px.T
+    inside = (x > left + MARGIN_PX) & (y > top + MARGIN_PX)  # (N, M)
+    inside &= (x < right - MARGIN_PX) & (y < bottom - MARGIN_PX)
+    truth, cell = inside.nonzero(as_tuple=True)
     return truth, cell
 
 
 def _aligned(
-    truth: Tensor, cell: Tensor, truths_xyxy: Tensor, targets: Targets, boxes_xyxy: Tensor, scores: Tensor
+    truth: Tensor, cell: Tensor, truths_xyxy: Tensor, targets: Targets, boxes_xyxy: Tensor, logits: Tensor
 ) -> _Pairs:
     image = targets.image[truth]
     predicted, wanted = xyxy_to_xywh(boxes_xyxy[image, cell]), xyxy_to_xywh(truths_xyxy[truth])
     overlap = complete_iou(wanted, predicted).clamp(min=0)
-    alignment = scores[image, cell, targets.classes[truth]] ** ALPHA * overlap**BETA
+    scores = logits[image, cell, targets.classes[truth]].sigmoid()
+    alignment = scores**ALPHA * overlap**BETA
     return _Pairs(truth, image * boxes_xyxy.shape[1] + cell, overlap, alignment)
 
 
@@ -147,11 +150,11 @@ def _best(pairs: _Pairs, allowed: Tensor, truths: int, most: int) -> Tensor:
     return allowed & (rank < most)
 
 
-def _shared_out(pairs: _Pairs, picked: Tensor, scores: Tensor) -> Tensor:
+def _shared_out(pairs: _Pairs, picked: Tensor, boxes_xyxy: Tensor) -> Tensor:
     """(P,) which pairs hold, so that every cell has one ground truth at most."""
-    batch, cells, _ = scores.shape
+    batch, cells, _ = boxes_xyxy.shape
     picks = pairs.place.new_zeros(batch * cells).index_add_(0, pairs.place, picked.long())
-    largest = scores.new_zeros(batch * cells).scatter_reduce_(0, pairs.place, pairs.overlap, "amax")
+    largest = boxes_xyxy.new_zeros(batch * cells).scatter_reduce_(0, pairs.place, pairs.overlap, "amax")
     beyond = len(pairs.truth)
     best = pairs.numbers.where(pairs.overlap == largest[pairs.place], beyond)
     owner = pairs.place.new_full((batch * cells,), beyond).scatter_reduce_(0, pairs.place, best, "amin")

@@ -106,7 +106,7 @@ def as_found(answers: Answers) -> Found:
 
 
 def assigned(targets: Targets, boxes: Tensor, scores: Tensor, rules: AssignmentRules) -> Found:
-    answers = assign_aligned(targets, boxes, scores, cells(), (HEIGHT, WIDTH), rules)
+    answers = assign_aligned(targets, boxes, scores.logit(), cells(), (HEIGHT, WIDTH), rules)
     assert torch.equal(answers.classes, targets.classes[answers.truth])
     assert torch.equal(answers.image, targets.image[answers.truth])
     return as_found(answers)
