@@ -203,28 +203,23 @@ def test_this_host_alone(four_hosts: Cluster, folder: Path, digits: Path) -> Non
     assert "localhost" in printed and "over 2 ranks" in printed and printed.splitlines()[-1] == "healthy"
 
 
-def test_hosts_by_address_from_one_that_takes_no_part(
-    four_hosts: Cluster, folder: Path, digits: Path
-) -> None:
-    """Without root, and in a folder whose name a shell would split."""
-    hosts = f"{four_hosts['host2'].address}:1,{four_hosts['host3'].address}:1"
+def test_hosts_by_address_from_one_that_takes_no_part(folder: Path, digits: Path) -> None:
+    """Without root, in a folder whose name a shell would split, and each host's own name is 127.0.1.1.
+
+    Debian's installer writes it so; our Horovod keeps to the interface, and the allreduce shows it.
+    """
     place = folder / "a b"
     data = place / "data"
     shutil.copytree(digits.parent, data)
-    code, printed = doctor(
-        four_hosts["host1"], folder, data / "data.yaml", "--hosts", hosts, user="trainer", cwd=place
-    )
+    with Cluster(3, folder / "hosts", own_address="127.0.1.1") as cluster:
+        hosts = [cluster[name].address for name in ("host2", "host3")]
+        named = ",".join(f"{address}:1" for address in hosts)
+        code, printed = doctor(
+            cluster["host1"], folder, data / "data.yaml", "--hosts", named, user="trainer", cwd=place
+        )
     assert code == 0, printed
-    assert f"slowest link: {four_hosts['host2'].address} and" in printed
-
-
-def test_own_name_is_a_loopback_address(folder: Path, digits: Path) -> None:
-    """As Debian's installer writes it; our Horovod keeps to the interface, and the allreduce shows it."""
-    with Cluster(2, folder / "hosts", own_address="127.0.1.1") as cluster:
-        code, printed = doctor(cluster["host1"], folder, digits, "--hosts", "host1,host2", "--json")
-    seen = json.loads(printed)
-    assert (code, seen["findings"]) == (0, [])
-    assert seen["allreduce"]["ranks"] == 2
+    assert f"slowest link: {hosts[0]} and" in printed
+    assert "over 2 ranks" in printed
 
 
 @pytest.mark.slow

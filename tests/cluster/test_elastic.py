@@ -73,12 +73,12 @@ def test_a_killed_worker_comes_back_and_for_a_black_hole_another_host_is_taken_i
 def test_a_stopped_worker_is_ended_by_its_guard(hosts: Cluster, folder: Path, flags: str) -> None:
     variables = {"HOROVOD_YOLO_HEARTBEAT_SECONDS": "6"}
     for_good = ["--blacklist-cooldown-range", "600", "3600"]
-    with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags + " --epochs 5", for_good, **variables) as job:
+    with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags + " --epochs 3", for_good, **variables) as job:
         job.until_step(5)
         job.signal_rank(hosts["host2"], signal.SIGSTOP)
         job.until(lambda: "it hangs or was stopped. It is ended" in job.output, 60)
         job.until_world(1, since=0)
-        assert_all_well(job, ranks=1, epochs=5)
+        assert_all_well(job, ranks=1, epochs=3)
     assert " on host2 has not answered for " in job.output
 
 

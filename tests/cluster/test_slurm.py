@@ -42,6 +42,17 @@ def submit(at: Slurm, log: Path, options: str, words: list[str | Path]) -> int:
     return int(done.output.split()[-1])
 
 
+def complete(at: Slurm, folder: Path, data: Path, how: list[str]) -> None:
+    """A job of four ranks on two nodes, from its submission to its results."""
+    folder.mkdir()
+    words = ["train", "--data", data, "--project", folder, "--epochs", "1", *FLAGS.split()]
+    options = "--nodes=2 --ntasks-per-node=2 --cpus-per-task=1"
+    job = submit(at, folder / "log", options, [*how, "--", *words])
+    assert at.wait(job, ENDS, 150) == "COMPLETED", (folder / "log").read_text()
+    assert results(folder / "run")["world_size"] == 4
+    assert results(folder / "run")["exit"] == 0
+
+
 def wait_until_gone(at: Slurm, program: str) -> None:
     """No process of this name is left on any host."""
     deadline = time.monotonic() + 20
@@ -58,27 +69,19 @@ def wait_for_step(folder: Path, number: int) -> None:
         time.sleep(1)
 
 
-# The next test starts its job over ssh too.
-@pytest.mark.parametrize("how", [pytest.param([], marks=pytest.mark.slow), ["--srun"]], ids=["ssh", "srun"])
-def test_a_batch_job_completes(how: list[str], two_nodes: Slurm, folder: Path, digits: Path) -> None:
-    words = ["train", "--data", digits, "--project", folder, "--epochs", "1", *FLAGS.split()]
-    job = submit(
-        two_nodes, folder / "log", "--nodes=2 --ntasks-per-node=2 --cpus-per-task=1", [*how, "--", *words]
-    )
-    assert two_nodes.wait(job, ENDS, 150) == "COMPLETED", (folder / "log").read_text()
-    assert results(folder / "run")["world_size"] == 4
-    assert results(folder / "run")["exit"] == 0
-
-
 @pytest.mark.parametrize("how", [[], pytest.param(["--srun"], marks=pytest.mark.slow)], ids=["ssh", "srun"])
 def test_a_job_at_its_time_limit_goes_on_later(
     how: list[str], two_nodes: Slurm, folder: Path, digits: Path
 ) -> None:
-    """Warned a minute before the end of two: checkpoint, exit code 3, back into the queue, resumed."""
+    """Warned a minute before the end of two: checkpoint, exit code 3, back into the queue, resumed.
+
+    Meanwhile another job, started the other way, completes beside it on the same nodes.
+    """
     words = ["train", "--data", digits, "--project", folder, "--epochs", "100000", "--resume", "auto"]
     options = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --time=2 --signal=B:USR1@60"
     job = submit(two_nodes, folder / "log", options, [*how, "--", *words, *FLAGS.split()])
     two_nodes.wait(job, ["RUNNING"], 30)
+    complete(two_nodes, folder / "beside", digits, [] if how else ["--srun"])
     assert two_nodes.wait(job, ["PENDING", *ENDS], 130) == "PENDING", (folder / "log").read_text()
     stopped_at = int(steps(folder / "run")[-1]["step"])
     assert f"step {stopped_at}" in (folder / "log").read_text()

@@ -95,7 +95,7 @@ horovod_backend.DEFAULTS["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "1"
 if sys.argv[1] == "elastic":
     elastic.join()
 comm = horovod_backend.HorovodCommunicator()
-time.sleep(5 * comm.rank)
+time.sleep(3 * comm.rank)
 comm.allgather_object(None)
 comm.close()
 """
