@@ -16,6 +16,7 @@ from threading import current_thread, main_thread
 from typing import Any, Literal, overload
 
 from horovod_yolo.assembly.device import choose_device
+from horovod_yolo.assembly.given_weights import model_of_weights, with_model
 from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
 from horovod_yolo.assembly.looking import Looking, look_here, make_ready
 from horovod_yolo.assembly.model import trained_model
@@ -36,19 +37,30 @@ from horovod_yolo.prediction.sources import Given, find_sources
 from horovod_yolo.process.signals import listening
 from horovod_yolo.process.stop import StopRequest
 
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
+
 __all__ = ["YOLO", "NonFiniteError", "StoppedError", "UnwrittenError", "UserError"]
 
 
 class YOLO:
-    """A detector: a new model by name (``yolov5n``), or the weights of a run (a ``.pt`` file).
+    """A detector: a new model by name (``yolov5n``), or weights: of a run (``best.pt``) or published ones.
+
+    Rank 0 reads the file of the weights; for `train` and `val` the other ranks need not have it.
+
+    Attributes:
+        weights: the file, if any.
+        name: of the model; empty on ranks that have not seen the file.
 
     Raises:
         UserError: no such model or no usable file.
     """
 
     def __init__(self, model: str | Path) -> None:
-        self.weights = Path(model) if Path(model).suffix == ".pt" else None
-        self.name = trained_model(self.weights)[0].name if self.weights else zoo.model_name(str(model))
+        self.weights = Path(model) if Path(model).suffix in WEIGHTS_SUFFIXES else None
+        if self.weights is None:
+            self.name = zoo.model_name(str(model))
+        else:
+            self.name = "" if launcher().rank else model_of_weights(self.weights)
 
     def train(self, *, data: str | Path, **flags: Any) -> dict[str, Any]:
         """Train, from the weights where there are some, and go on with the best of the run. *Collective.*
@@ -75,7 +87,8 @@ class YOLO:
                 after the last step, the run is complete.
         """
         with join_as_script().on_ranks() as comm:
-            config = together(comm, lambda: self._settings({**flags, "data": data}))
+            start = with_model({"weights": str(self.weights)} if self.weights else {"cfg": self.name}, comm)
+            config = together(comm, lambda: self._settings({**start, **flags, "data": data}))
             log_to_files(comm, config.log_dir, as_script=True)
             stop = StopRequest()
             with listening(stop) if current_thread() is main_thread() else nullcontext():
@@ -91,9 +104,8 @@ class YOLO:
     def _settings(self, flags: dict[str, Any]) -> TrainConfig:
         if flags.get("resume"):
             raise UserError("resume is not for a new run", fix="use train.py --resume")
-        start = {"weights": str(self.weights)} if self.weights else {"cfg": self.name}
         parser = train_parser("train")
-        config = config_from_flags(vars(parser.parse_strictly(training_argv(parser, {**start, **flags}))))
+        config = config_from_flags(vars(parser.parse_strictly(training_argv(parser, flags))))
         require_fitting_launch(config.elastic)
         return config
 

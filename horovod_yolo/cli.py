@@ -197,9 +197,11 @@ def eval_main(argv: Sequence[str]) -> int:
 
 
 def data_main(argv: Sequence[str]) -> int:
-    """Make the built-in data set, or check one."""
+    """Make the built-in data set, check one, or import weights."""
     if argv[:1] == ["check"]:
         return _check_main(argv[1:])
+    if argv[:1] == ["import-weights"]:
+        return _import_main(argv[1:])
 
     def run() -> None:
         p = Parser(prog="horovod-yolo data", allow_abbrev=False)
@@ -207,6 +209,7 @@ def data_main(argv: Sequence[str]) -> int:
         kinds.add_parser(
             "check", help="scan a data set as a new run would, on as many ranks as were launched"
         )
+        kinds.add_parser("import-weights", help="write another trainer's weights as a checkpoint of ours")
         digits = kinds.add_parser("digits", help="handwritten digits on photographs, made on the spot")
         digits.add_argument("--out", required=True, type=Path, help="folder to make")
         digits.add_argument("--images", type=int, default=600)
@@ -219,6 +222,27 @@ def data_main(argv: Sequence[str]) -> int:
         print(f"{args.images} images in {args.out}; train with --data {args.out / 'data.yaml'}")
 
     return _guarded(run)
+
+
+def _import_main(argv: Sequence[str]) -> int:
+    """Write another trainer's weights as a checkpoint of ours."""
+
+    def parse() -> Any:
+        p = Parser(prog="horovod-yolo data import-weights", allow_abbrev=False)
+        p.add_argument("source", type=Path, metavar="IN", help="yolov5s.pt, a best.pt, safetensors, ...")
+        p.add_argument("target", type=Path, metavar="OUT", help="the file to write")
+        p.add_argument("--cfg", default="", help="the model, where the file may be of several")
+        p.add_argument("--data", default="", help="data.yaml, whose names a file without names gets")
+        return p.parse_strictly(argv)
+
+    def job(comm: Any, args: Any) -> None:
+        from horovod_yolo.assembly.given_weights import import_weights
+
+        model, classes = import_weights(args.source, args.target, comm, args.cfg, args.data)
+        if comm.rank == 0:
+            print(f"{model} with {classes} classes in {args.target}", flush=True)
+
+    return on_ranks(parse, job)
 
 
 def _check_main(argv: Sequence[str]) -> int:
@@ -244,7 +268,7 @@ def _check_main(argv: Sequence[str]) -> int:
 
 
 def launch_main(argv: Sequence[str]) -> int:
-    """Start a job on several ranks and hosts. With train and predict it stays to pass signals on."""
+    """Start a job on several ranks and hosts. With training it stays to pass requests to stop on."""
 
     def run() -> int:
         from horovod_yolo.launch import command
@@ -264,8 +288,7 @@ def launch_main(argv: Sequence[str]) -> int:
         environ = environment(os.environ)
         if plan.folder:
             os.chdir("/")
-        stays = words[0] in ("train", "predict")
-        return supervise.run(plan, environ) if stays else _become(plan, environ)
+        return supervise.run(plan, environ) if words[0] == "train" else _become(plan, environ)
 
     return _guarded(run)
 

@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import BatchNorm2d
 
 from horovod_yolo.assembly.data import Data
 from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
+from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import TrainConfig
@@ -262,6 +264,11 @@ def compressed(wanted: str, scaler: torch.amp.GradScaler, device: torch.device) 
     return wanted == "fp16" or (wanted == "auto" and scaler.is_enabled() and device.type != "cpu")
 
 
+def _weights(config: TrainConfig, comm: Communicator) -> dict[str, Any] | None:
+    """The checkpoint that a new run takes its weights from, if any. *Collective.*"""
+    return shared_weights(Path(config.weights), comm, config.cfg) if config.weights else None
+
+
 def build_trainer(
     config: TrainConfig,
     data: Data,
@@ -279,8 +286,9 @@ def build_trainer(
     split = partial(micro_batches, ranks=comm.size, first_size=first_size or comm.size)
     device = agreed_device(config.device, comm)
     precision = choose_precision(config.precision, device)
+    weights = None if resumed else _weights(config, comm)
     model = together(
-        comm, lambda: model_to_resume(resumed, config) if resumed else new_model(config, data.train)
+        comm, lambda: model_to_resume(resumed, config) if resumed else new_model(config, data.train, weights)
     )
     stride = max(model.strides)
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
@@ -308,6 +316,7 @@ def build_trainer(
         early_stopping=EarlyStopping(),
         stop=stop,
         metrics={},
+        about={key: value for key, value in (resumed or weights or {}).items() if key == "license"},
     )
     set_state(trainer, resumed)
     return trainer

@@ -10,32 +10,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from horovod_yolo.assembly.given_weights import load_weights
 from horovod_yolo.assembly.weights import transfer
-from horovod_yolo.checkpoint import store
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.core.boxes import xyxy_to_xywh
-from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.families import zoo
 from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
 
+Trained = tuple[Detector, TrainConfig, tuple[str, ...]]  # averaged weights, settings, classes
+
 log = logging.getLogger(__name__)
 
 
-def new_model(config: TrainConfig, train: Annotations) -> Detector:
+def new_model(config: TrainConfig, train: Annotations, weights: dict[str, Any] | None = None) -> Detector:
     """What a run begins with: a model with the weights of a checkpoint, or a random one fitted to the data.
 
     Raises:
         UserError: unknown model, or weights of another one.
     """
-    weights = load_weights(Path(config.weights)) if config.weights else None
     torch.manual_seed(config.seed)
-    model = zoo.build_model(config.cfg or str((weights or {})["model_name"]), len(train.names))
-    if weights is not None:
-        transfer(model, weights, config.weights, train.names, config.class_map)
-    else:
+    if weights is None:
+        model = zoo.build_model(config.cfg, len(train.names))
         zoo.family_of(model.name).fit_to_data(model, _boxes_wh_px(train, config.imgsz), config)
+    else:
+        model = zoo.model_of({**weights, "names": train.names})
+        transfer(model, weights, config.weights, train.names, config.class_map)
     model.head.use(config.head)
     return model
 
@@ -48,15 +49,19 @@ def model_to_resume(state: dict[str, Any], config: TrainConfig) -> Detector:
     return model
 
 
-def trained_model(path: Path, head: str = "") -> tuple[Detector, TrainConfig, tuple[str, ...]]:
+def trained_model(path: Path, head: str = "") -> Trained:
     """A trained model with its averaged weights, the settings it was trained with, and its classes.
 
     ``head``: of the model's heads the one that is to detect; empty: the one it was trained for.
 
     Raises:
-        UserError: the checkpoint is missing, damaged or not ours, or the model has no such head.
+        UserError: the file is missing, damaged or unknown, or the model has no such head.
     """
-    state = load_weights(path)
+    return as_trained(load_weights(path), head)
+
+
+def as_trained(state: dict[str, Any], head: str = "") -> Trained:
+    """`trained_model` of the content of a checkpoint."""
     model = zoo.model_of(state)
     model.load_state_dict(state["ema"]["weights"])
     config = from_dict(state["config"])
@@ -67,20 +72,6 @@ def trained_model(path: Path, head: str = "") -> tuple[Detector, TrainConfig, tu
 def build_criterion(model: Detector, config: TrainConfig) -> Criterion[Any, Any]:
     """The loss of the model's family."""
     return zoo.family_of(model.name).criterion(model, config)
-
-
-def load_weights(path: Path) -> dict[str, Any]:
-    """A checkpoint to take weights from.
-
-    Raises:
-        UserError: it is missing, damaged or not ours.
-    """
-    try:
-        return store.read(path)
-    except store.CheckpointError as error:
-        raise UserError(
-            error.reason, where=path, fix="--weights takes a last.pt or best.pt of horovod_yolo"
-        ) from None
 
 
 def _boxes_wh_px(annotations: Annotations, imgsz: int) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.data import KnownData
+from horovod_yolo.assembly.given_weights import with_model
 from horovod_yolo.assembly.resuming import PATHS, absolute_paths, settings_here
 from horovod_yolo.assembly.run_folder import new_run_folder
 from horovod_yolo.assembly.run_lock import RunLock
@@ -57,6 +58,7 @@ def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
         return found_or_new_run(given, comm)
     if target:
         return resumed_run(target, given, comm)
+    given = with_model(given, comm)
     return new_run(together(comm, lambda: config_from_flags(given)), comm)
 
 
@@ -106,7 +108,10 @@ def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
             return None
 
     found = on_rank_0(comm, load)
-    return _going_on(found, given, comm) if found else new_run(replace(config, exist_ok=True), comm)
+    if found:
+        return _going_on(found, given, comm)
+    given = with_model({**given, "exist_ok": True}, comm)
+    return new_run(together(comm, lambda: config_from_flags(given)), comm)
 
 
 def _newest_state(target: Path) -> Found:

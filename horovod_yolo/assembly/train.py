@@ -73,7 +73,7 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop, first_size)
     trainer.keep = run.elastic.keep if run.elastic else None
     device = trainer.stepper.precision.device
-    trainer.about = {"data": of_data, "precision": precision_name(run.config.precision, device)}
+    trainer.about |= {"data": of_data, "precision": precision_name(run.config.precision, device)}
     if comm.rank == 0 and not run.config.noplots:
         callbacks.append(_report_writer(run, trainer, data))
     if comm.rank == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from horovod_yolo.assembly.build import (
 )
 from horovod_yolo.assembly.data import annotation_folder, say_what_counts
 from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_precision, pinned
-from horovod_yolo.assembly.model import build_criterion, trained_model
+from horovod_yolo.assembly.given_weights import shared_weights, with_names
+from horovod_yolo.assembly.model import Trained, as_trained, build_criterion
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.config.ranges import check_ranges
@@ -67,8 +69,9 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     Raises:
         UserError: on all ranks alike.
     """
-    model, trained, names = together(comm, lambda: trained_model(Path(options.weights), options.head))
-    data = options.data or trained.data
+    state = shared_weights(Path(options.weights), comm)
+    data = together(comm, lambda: _data_file(options, state))
+    model, trained, names = together(comm, lambda: _trained(options, data, state))
     spec = together(comm, lambda: _spec(options, data, trained, names))
     together(comm, lambda: _require_folder(options.save_json if comm.rank == 0 else ""))
     device = agreed_device(options.device, comm)
@@ -105,6 +108,17 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     if collected is not None:
         _save_detections(options.save_json, collected, annotations, spec, comm)
     return evaluation, names
+
+
+def _data_file(options: ValOptions, state: dict[str, Any]) -> str:
+    if not (data := options.data or str(state["config"]["data"])):
+        fix = "name a data set: --data path/to/data.yaml"
+        raise UserError("the weights do not say what they were trained on", where=options.weights, fix=fix)
+    return data
+
+
+def _trained(options: ValOptions, data: str, state: dict[str, Any]) -> Trained:
+    return as_trained(with_names(state, load_data_yaml(Path(data)).names, options.weights), options.head)
 
 
 def _spec(options: ValOptions, data: str, trained: TrainConfig, names: tuple[str, ...]) -> DataSpec:

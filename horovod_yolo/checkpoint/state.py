@@ -86,7 +86,7 @@ def inference_state(training: dict[str, Any]) -> dict[str, Any]:
     """The content of ``best.pt``: the averaged weights and what is needed to use them."""
     kept = (
         *("format_version", "model_name", "variant", "ema", "metrics", "config", "names", "epoch", "step"),
-        "license",  # of the weights that the run began with, where they had one
+        *("license", "names_known"),  # of weights that others published, where the run began with them
     )
     return {key: training[key] for key in kept if key in training}
 

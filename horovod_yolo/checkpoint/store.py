@@ -142,6 +142,16 @@ def _link(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file ends as our checkpoints do; False also where it cannot be read."""
+    try:
+        with opened(path) as (file, size):
+            file.seek(max(0, size - _COMMENT_BYTES))
+            return file.read(_COMMENT_BYTES).startswith(_MARK)
+    except OSError:
+        return False
+
+
 def verified(path: Path) -> bytes:
     """The bytes of a checkpoint.
 

@@ -15,10 +15,10 @@ from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
 
-Variant = Mapping[
-    str, int
-]  # numbers in which a model differs from the one of its name; checkpoints keep them
-Shapes = Mapping[str, tuple[int, ...]]  # of the tensors of a published file, by its keys
+# Numbers in which a model differs from the one of its name; checkpoints keep them.
+Variant = Mapping[str, int]
+# Of the tensors of a published file, by its keys.
+Shapes = Mapping[str, tuple[int, ...]]
 AS_NAMED: Variant = MappingProxyType({})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families.anchor_based.family import AnchorBased
 from horovod_yolo.families.anchor_free.family import AnchorFree
-from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
+from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Shapes, Variant
+from horovod_yolo.families.base import Recognised as Recognised
+from horovod_yolo.families.strangers import what_else
 from horovod_yolo.models.detector import Detector, published_names
 
 FAMILIES: tuple[Family, ...] = (AnchorBased(), AnchorFree())
@@ -71,14 +73,28 @@ def model_of(checkpoint: Mapping[str, Any]) -> Detector:
     return build_model(str(checkpoint["model_name"]), len(names), checkpoint.get("variant", AS_NAMED))
 
 
-def recognise(shapes: Shapes) -> list[Recognised]:
-    """The models whose published files have just these keys and shapes: one, or none, or alike ones."""
-    return [
+def recognise(shapes: Shapes, classes: Collection[str] = ()) -> list[Recognised]:
+    """The models whose published files have just these keys and shapes: one, or several that are alike.
+
+    Args:
+        shapes: of the file's tensors.
+        classes: of its modules, without their packages; none where it has tensors only.
+
+    Raises:
+        UserError: it holds none of the models here.
+    """
+    if stranger := what_else(shapes, classes):
+        raise UserError(f"this is {stranger[0]}", fix=stranger[1])
+    found = [
         guess
         for family in FAMILIES
         for guess in family.recognise(shapes)
         if _is(guess, shapes, family.is_untrained)
     ]
+    if not found:
+        fix = f"known are {', '.join(model_names())}"
+        raise UserError("its tensors are not those of a model that is known here", fix=fix)
+    return found
 
 
 def _is(guess: Recognised, shapes: Shapes, may_be_missing: Callable[[str], bool]) -> bool:

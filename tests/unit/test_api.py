@@ -156,7 +156,11 @@ def test_wrong_data_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("yolov5q", "unknown model 'yolov5q'"), ("none.pt", "none.pt: No such file"), ("", "unknown model ''")],
+    [
+        ("yolov5q", "unknown model 'yolov5q'"),
+        ("none.pt", "none.pt: there is no such file"),
+        ("", "unknown model ''"),
+    ],
 )
 def test_wrong_models_are_named(model: str, message: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.families.anchor_free.head import DistanceHead, HeadKind, default_class_width
+from horovod_yolo.families.anchor_free.head import DistanceHead, HeadKind
 from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
 from horovod_yolo.losses.anchor_free import AnchorFreeCriterion, Gains, TwoHeadCriterion
 from horovod_yolo.models import yolo11, yolov5, yolov8
@@ -63,26 +63,27 @@ class AnchorFree(Family):
     )
 
     def build(self, name: str, num_classes: int, variant: Variant = AS_NAMED) -> Detector:
-        """A new model. In a variant the class branch has another width than follows from the classes."""
+        """A new model.
+
+        Its variant says the width of its class branch, which follows from the classes if it is not given:
+        trained further on other classes, it keeps that width.
+        """
         spec = self.models[name]
         backbone, neck = spec.make_body()
         width = variant.get(CLASS_WIDTH)
         head = DistanceHead(neck.channels, num_classes, spec.strides, spec.head_layer, spec.head, width)
-        return Detector(name, backbone, neck, head, variant)
+        return Detector(name, backbone, neck, head, {CLASS_WIDTH: head.class_width})
 
     def recognise(self, shapes: Shapes) -> Iterator[Recognised]:
         """By the row of the head, its bins, and whether there are two."""
         for name, spec in self.models.items():
             row = f"model.{spec.head_layer}."
-            channels, sides, logits = (
-                shapes.get(f"{row}{branch}.weight", ()) for branch in ("cv2.0.0.conv", "cv2.0.2", "cv3.0.2")
-            )
+            sides, logits = shapes.get(f"{row}cv2.0.2.weight", ()), shapes.get(f"{row}cv3.0.2.weight", ())
             two = f"{row}one2one_cv2.0.2.weight" in shapes
-            if not len(channels) == len(sides) == len(logits) == 4 or two != spec.head.one_to_one:
+            if not len(sides) == len(logits) == 4 or two != spec.head.one_to_one:
                 continue
             if sides[0] == 4 * spec.head.bins and logits[0] > 0:
-                usual = default_class_width(channels[1], logits[0])
-                yield Recognised(name, logits[0], {} if logits[1] == usual else {CLASS_WIDTH: logits[1]})
+                yield Recognised(name, logits[0], {CLASS_WIDTH: logits[1]})
 
     def is_untrained(self, key: str) -> bool:
         """The numbers of the bins."""

@@ -63,7 +63,7 @@ class DistanceHead(Head):
         self.num_classes, self.strides, self.layer = num_classes, tuple(strides), layer
         self.bins = kind.bins
         width = max(16, channels[0] // 4, 4 * kind.bins)
-        self.class_width = class_width or default_class_width(channels[0], num_classes)
+        self.class_width = class_width or max(channels[0], min(num_classes, MOST_CLASSES_IN_WIDTH))
         make_logits = _depthwise_branch if kind.depthwise else _branch
         self.cv2 = nn.ModuleList(_branch(c, width, 4 * kind.bins) for c in channels)
         self.cv3 = nn.ModuleList(make_logits(c, self.class_width, num_classes) for c in channels)
@@ -129,11 +129,6 @@ class DistanceHead(Head):
                 value = theirs.to(value)
             merged[prefix + name] = value
         return merged
-
-
-def default_class_width(finest_channels: int, num_classes: int) -> int:
-    """Channels inside the class branch of a new model."""
-    return max(finest_channels, min(num_classes, MOST_CLASSES_IN_WIDTH))
 
 
 def _branch(c_in: int, width: int, outputs: int) -> nn.Sequential:

@@ -154,9 +154,9 @@ def test_weights_are_the_averaged_ones(digits: Path, whole: Recorder, tmp_path: 
 def test_mistakes_are_noticed_before_training(digits: Path, whole: Recorder, tmp_path: Path) -> None:
     path = str(saved(tmp_path, whole.states[0]))
     for changes, message in (
-        ({"cfg": "yolov5s", "weights": path}, "weights are of yolov5n, the model is yolov5s"),
-        ({"weights": str(digits)}, "not a checkpoint of horovod_yolo"),
-        ({"weights": "none.pt"}, "none.pt: No such file"),
+        ({"cfg": "yolov5s", "weights": path}, "weights are of yolov5n, not of yolov5s"),
+        ({"weights": str(digits)}, "no file of torch.save, safetensors or horovod_yolo"),
+        ({"weights": "none.pt"}, "none.pt: there is no such file"),
         ({"freeze": [25]}, "--freeze leaves nothing to train"),
         ({"device": "gpu"}, "--device is 'gpu'"),
         ({"device": "99"}, "--device names GPU 99"),

@@ -274,11 +274,11 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
         ("yolov5n", 3, {}),
         ("yolov5n6", 1, {"anchors_a_level": 5}),
         ("yolov3-tiny", 80, {}),
-        ("yolov3u", 2, {}),
-        ("yolov5nu", 2, {}),
+        ("yolov3u", 2, {"class_width": 256}),
+        ("yolov5nu", 2, {"class_width": 64}),
         ("yolov8n", 3, {"class_width": 80}),
-        ("yolo11m", 3, {}),
-        ("yolo11l", 3, {}),
+        ("yolo11m", 3, {"class_width": 256}),
+        ("yolo11l", 3, {"class_width": 256}),
         ("yolo26n", 120, {"class_width": 80}),
     ],
 )
@@ -291,10 +291,13 @@ def test_a_file_is_recognised_by_keys_and_shapes(name: str, classes: int, varian
     shapes = {key: shape for key, shape in shapes.items() if "num_batches_tracked" not in key}
     assert recognise(shapes) == [Recognised(name, classes, variant)]
     widened = {**shapes, "model.0.conv.weight": (1000, *shapes["model.0.conv.weight"][1:])}
-    assert recognise(widened) == []
+    with pytest.raises(UserError, match="not those of a model"):
+        recognise(widened)
     missing = {key: shape for key, shape in shapes.items() if key != "model.0.conv.weight"}
-    assert recognise(missing) == []
-    assert recognise({**shapes, "model.1.more": (1,)}) == []
+    with pytest.raises(UserError, match="not those of a model"):
+        recognise(missing)
+    with pytest.raises(UserError, match="not those of a model"):
+        recognise({**shapes, "model.1.more": (1,)})
 
 
 def test_a_model_of_a_checkpoint_is_of_its_variant() -> None:
