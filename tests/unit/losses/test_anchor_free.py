@@ -181,6 +181,14 @@ def test_without_targets_there_is_a_gradient_for_every_prediction(bins: int, ima
         assert all(m.grad is not None and bool(m.grad.any()) == (images > 0) for m in maps.logits)
 
 
+def test_what_answers_depends_on_what_is_predicted() -> None:
+    criterion, targets = criterion_of(16), random_targets(2, 4)
+    assert criterion.matching_needs_predictions
+    found = [criterion.match(targets, SIZE, predictions_of(2, 16, seed=seed)) for seed in (0, 1)]
+    one, other = (matches["one2many"].answers for matches in found)
+    assert one.cell.tolist() != other.cell.tolist()
+
+
 def test_small_sums_are_clamped_once_over_all_ranks() -> None:
     criterion, predictions = criterion_of(16), predictions_of(2, 16)
     matches = criterion.match(random_targets(2, 1), SIZE, predictions)

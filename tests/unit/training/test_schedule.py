@@ -68,6 +68,14 @@ def test_accumulation_grows_in_the_warm_up() -> None:
     assert sizes == sorted(sizes)
 
 
+def test_accumulation_grows_by_a_line_from_one() -> None:
+    """To two: half-way it is 1.5, which rounds to the even number."""
+    plan = replace(PLAN, accumulate=2, batches_per_epoch=LEAST_WARMUP_BATCHES, warmup_epochs=1.0)
+    half = LEAST_WARMUP_BATCHES // 2
+    starts = {w.first_batch: w.batches for w in plan.windows(0)}
+    assert [starts[half - 1], starts[half]] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("epochs", "batches", "expected"),
     [
