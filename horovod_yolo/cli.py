@@ -268,7 +268,7 @@ def _check_main(argv: Sequence[str]) -> int:
 
 
 def launch_main(argv: Sequence[str]) -> int:
-    """Start a job on several ranks and hosts. With training it stays to pass requests to stop on."""
+    """Start a job on several ranks and hosts. With train and predict it stays to pass signals on."""
 
     def run() -> int:
         from horovod_yolo.launch import command
@@ -288,7 +288,8 @@ def launch_main(argv: Sequence[str]) -> int:
         environ = environment(os.environ)
         if plan.folder:
             os.chdir("/")
-        return supervise.run(plan, environ) if words[0] == "train" else _become(plan, environ)
+        stays = words[0] in ("train", "predict")
+        return supervise.run(plan, environ) if stays else _become(plan, environ)
 
     return _guarded(run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +13,12 @@ from pathlib import Path
 from horovod_yolo.assembly.device import agreed_device
 from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.looking import Looking, Ready, make_ready
+from horovod_yolo.assembly.meetings import Background, meetings
 from horovod_yolo.assembly.model import as_trained
 from horovod_yolo.assembly.run_folder import new_run_folder
 from horovod_yolo.config.ranges import check_ranges
 from horovod_yolo.core.errors import StoppedError, UserError
-from horovod_yolo.distributed.agreement import on_rank_0, together
+from horovod_yolo.distributed.agreement import on_rank_0, raise_together, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.private import own_folder
 from horovod_yolo.models.suppression import Thresholds
@@ -174,14 +175,14 @@ def predict(options: PredictOptions, comm: Communicator, stop: StopRequest) -> C
     with ExitStack() as until_the_end:
         news = threading.Event()
         streams = together(comm, lambda: _opened(mine, news, options, until_the_end))
-        folder = _result_folder(options, comm)
+        folder = _result_folder(options, sources, comm)
         if comm.rank == 0:
             _say_who_looks(sources, owners, comm.size)
             _say_renamed(sources if folder else ())
         stop.agree_from_here()
         part = _Part(options, ready, sources, folder, stop)
         files = [(place, source) for place, source in mine if not isinstance(source, Live)]
-        rows = together(comm, lambda: part.look_at(files, streams, news))
+        rows = _in_touch(comm, part, lambda: part.look_at(files, streams, news))
     parts = comm.allgather_object((part.count, rows))
     asked = any(comm.allgather_object(stop.asked))
     if options.save_json and folder is not None:
@@ -197,6 +198,21 @@ def predict(options: PredictOptions, comm: Communicator, stop: StopRequest) -> C
         words = f"before all was looked at; what was found is in {folder or 'the lines above'}"
         raise StoppedError(words, saved=True)
     return total
+
+
+def _in_touch(comm: Communicator, part: _Part, work: Callable[[], str]) -> str:
+    """What ``work`` gives, which may take this rank long, or for ever. *Collective.*
+
+    Where a rank is asked to stop, or cannot write, all end within seconds.
+    """
+    if comm.size == 1:
+        return work()  # in the main thread, where windows belong
+    background = Background(lambda advance: part.guarded(work, advance))
+    for told in meetings(comm, background, lambda: (part.asked, part.problem is not None)):
+        if any(asked or failed for asked, failed in told):
+            part.end(asked=any(asked for asked, _ in told))
+    raise_together(comm, part.problem)
+    return background.result()
 
 
 def deal(sources: Sequence[Source], size: int) -> list[int]:
@@ -218,10 +234,31 @@ class _Part:
         stop: StopRequest,
     ) -> None:
         self.count = Count()
+        self.problem: str | None = None  # why it could not go on
         self._options, self._ready, self._sources, self._stop = options, ready, sources, stop
         self._style = options.saving.style
         self._folder = folder
-        self._enough = False  # said the user in the window
+        self._enough = False  # said the user in the window, or another rank
+        self._asked_elsewhere = False
+        self._advance: Callable[[], None] = lambda: None
+
+    @property
+    def asked(self) -> bool:
+        """Whether this rank or another was asked to stop."""
+        return self._stop.asked or self._asked_elsewhere
+
+    def end(self, *, asked: bool) -> None:
+        """Look at nothing more."""
+        self._enough, self._asked_elsewhere = True, asked or self._asked_elsewhere
+
+    def guarded(self, work: Callable[[], str], advance: Callable[[int], None]) -> str:
+        """Do the work; a mistake of the user's becomes ``problem``."""
+        self._advance = lambda: advance(1)
+        try:
+            return work()
+        except UserError as error:
+            self.problem = str(error)
+            return ""
 
     def look_at(self, files: Sequence[Placed], streams: Sequence[LiveStream], news: threading.Event) -> str:
         """Look at all, write and show what is found; the rows for COCO results."""
@@ -272,11 +309,13 @@ class _Part:
         log.warning("%s; it is skipped", str(error).partition(". ")[0])
 
     def _over(self) -> bool:
-        return self._stop.asked or self._enough
+        """Asked before each image, and twice a second while no image comes."""
+        self._advance()
+        return self.asked or self._enough
 
     def _cut_short(self) -> bool:
         """Asked before each image of a file: whether it and the rest are left out."""
-        self.count.stopped = self.count.stopped or self._stop.asked
+        self.count.stopped = self.count.stopped or self.asked
         return self._over()
 
 
@@ -300,15 +339,23 @@ def _opened(
     return streams
 
 
-def _result_folder(options: PredictOptions, comm: Communicator) -> Path | None:
+def _result_folder(options: PredictOptions, sources: Sequence[Source], comm: Communicator) -> Path | None:
     """Made on rank 0, and on hosts with another disk; None where nothing is written. *Collective.*"""
     if not options.writes:
         return None
-    folder = on_rank_0(
-        comm, lambda: new_run_folder(Path(options.project), options.name, options.exist_ok, inside="")
-    )
+    folder = on_rank_0(comm, lambda: _new_folder(options, sources))
     together(comm, lambda: _own(folder))
     return folder
+
+
+def _new_folder(options: PredictOptions, sources: Sequence[Source]) -> Path:
+    """Never a folder with sources in it: pictures would be overwritten by their results."""
+    wanted = (Path(options.project) / options.name).resolve()
+    if options.exist_ok and any(
+        Path(source.name).resolve().parent == wanted for source in sources if not isinstance(source, Live)
+    ):
+        raise UserError("sources are in the folder of the results", where=wanted, fix="name another --name")
+    return new_run_folder(Path(options.project), options.name, options.exist_ok, inside="")
 
 
 def _own(folder: Path) -> None:

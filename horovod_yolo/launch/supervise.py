@@ -35,7 +35,7 @@ _KILLED = 128  # and the number of the signal
 
 
 def run(plan: LaunchPlan, environ: Mapping[str, str]) -> int:
-    """Run a job that trains to its end, and pass requests to stop on to its ranks.
+    """Run a job that trains or predicts to its end, and pass requests to stop on to its ranks.
 
     The first SIGTERM, SIGINT, SIGUSR1 or SIGHUP asks them to stop; a second SIGINT ends the job at once.
 
@@ -133,7 +133,7 @@ def _passing_on(job: subprocess.Popen[bytes], stop_files: StopFiles) -> Iterator
         if interrupts > 1:
             job.terminate()
         elif not stop_files.made:
-            log.warning("asked to stop: waiting for the step in hand and a checkpoint")
+            log.warning("asked to stop: waiting for the step or the images in hand")
             stop_files.make()
 
     before = {number: signal.signal(number, ask) for number in not_ignored(SIGNALS)}

@@ -31,7 +31,8 @@ class Attention(nn.Module):
         batch, channels, height, width = x.shape
         by_head = self.qkv(x).reshape(batch, self.heads, 2 * self.of_key + self.of_value, height * width)
         query, key, value = by_head.split((self.of_key, self.of_key, self.of_value), dim=2)
-        similarity = query.transpose(2, 3) @ key * self.of_key**-0.5  # (B, heads, H * W queries, H * W keys)
+        # (B, heads, H * W queries, H * W keys). Scaled before the product, which half precision may not hold.
+        similarity = (query * self.of_key**-0.5).transpose(2, 3) @ key
         seen = (value @ similarity.softmax(dim=3).transpose(2, 3)).reshape(batch, channels, height, width)
         y: Tensor = self.proj(seen + self.pe(value.reshape(batch, channels, height, width)))
         return y

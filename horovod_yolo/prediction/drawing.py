@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
@@ -108,5 +108,10 @@ def _inked(text: str, size: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more.
+
+    Found without an import, which is slow and fails where ``MPLBACKEND`` names a notebook's.
+    """
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None and found.origin is not None
+    return ImageFont.truetype(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf", size)

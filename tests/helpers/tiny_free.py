@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
 
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.families import zoo
 from horovod_yolo.families.anchor_free.family import (
     V8,
@@ -18,6 +20,7 @@ from horovod_yolo.families.anchor_free.family import (
 )
 from horovod_yolo.families.anchor_free.head import HeadKind
 from horovod_yolo.families.base import AS_NAMED, Variant
+from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
 from tests.helpers.tiny import STRIDES
 from tests.helpers.tiny_zoo import SmallBackbone, SmallNeck
@@ -41,12 +44,15 @@ class TinyFree(AnchorFree):
         for branch in (head.cv2, *([head.one2one_cv2] if len(head.heads) > 1 else [])):
             for level in branch:
                 bias = level.get_parameter("2.bias").data.view(4, -1)
-                bias.copy_(
-                    torch.tensor(
-                        [1 - (bin - 1.0) ** 2 for bin in range(head.bins)] if head.bins > 1 else [1.0]
-                    )
-                )
+                start = [1 - (bin - 1.0) ** 2 for bin in range(head.bins)] if head.bins > 1 else [1.0]
+                bias.copy_(torch.tensor(start))
         return model
+
+
+def criterion_of(model: Detector, epochs: int = 3) -> Criterion[Any, Any]:
+    """The loss of a model with its family's hyperparameters."""
+    config = TrainConfig(data="", cfg=model.name, epochs=epochs)
+    return zoo.family_of(model.name).criterion(model, config)
 
 
 def add_tiny_free(patch: pytest.MonkeyPatch) -> None:

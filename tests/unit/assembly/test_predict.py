@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from horovod_yolo.assembly import meetings
 from horovod_yolo.assembly import predict as module
 from horovod_yolo.assembly.predict import Count, PredictOptions, deal, predict
 from horovod_yolo.core.errors import StoppedError, UserError
@@ -20,7 +22,7 @@ from horovod_yolo.prediction.sources import Live, Picture, Source, Video
 from horovod_yolo.process.stop import StopRequest
 from tests.helpers.pictures import write_picture_file, write_video
 from tests.helpers.untrained import write_untrained
-from tests.helpers.world import run_world
+from tests.helpers.world import run_world, world_outcomes
 
 LOW: dict[str, Any] = {"conf_thres": 1e-6, "max_det": 4, "device": "cpu", "batch_size": 1}
 
@@ -131,7 +133,7 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(
         ({"classes": (0, 3)}, "--classes names 3. the classes are 0 cat, 1 dog, 2 bird/fish"),
         ({"half": True}, "--half needs a GPU, this is a CPU"),
         ({"view_img": True}, "--view-img: "),
-        ({"weights": "none.pt"}, "none.pt: No such file"),
+        ({"weights": "none.pt"}, "none.pt: there is no such file"),
         ({"project": "/dev/null"}, "cannot make the run folder"),
     ],
 )
@@ -177,6 +179,38 @@ def test_a_request_to_stop_ends_it_with_what_was_found(
     capture = cv2.VideoCapture("runs/detect/exp/clip.mp4")
     assert capture.read()[0] and not capture.read()[0]
     capture.release()
+
+
+def test_a_request_to_one_rank_and_what_cannot_be_written_end_all(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks meet while they look: none waits for one that reads a long video, or a stream without an end."""
+    monkeypatch.setattr(meetings, "SECONDS_BETWEEN_MEETINGS", 0.1)
+    for name in ("a", "b"):
+        write_video(tmp_path / f"{name}.avi", 400)
+    options = PredictOptions(weights=weights, source=("a.avi", "b.avi"), nosave=True, save_txt=True, **LOW)
+
+    def asked(comm: Communicator) -> Count:
+        stop = StopRequest()
+        if comm.rank == 1:
+            stop.ask()
+        return predict(options, comm, stop)
+
+    for outcome in world_outcomes(2, asked):
+        assert isinstance(outcome, StoppedError)
+    (tmp_path / "runs/detect/full").mkdir(parents=True)
+    (tmp_path / "runs/detect/full/labels").symlink_to("/dev/full")
+    full = replace(options, name="full", exist_ok=True)
+    for outcome in world_outcomes(2, lambda comm: predict(full, comm, StopRequest())):
+        assert isinstance(outcome, UserError) and "cannot be written" in str(outcome)
+
+
+def test_results_do_not_go_where_the_sources_are(weights: str, folder: Path) -> None:
+    before = files_in(folder)
+    flags = {"project": str(folder), "name": "a", "exist_ok": True, "source": (str(folder / "a"),)}
+    with pytest.raises(UserError, match="a: sources are in the folder of the results"):
+        run(1, weights=weights, **flags)
+    assert files_in(folder) == before
 
 
 def test_everything_has_one_owner_and_videos_are_dealt_out() -> None:

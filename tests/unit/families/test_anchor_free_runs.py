@@ -27,7 +27,7 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.training.step import Stepper
 from tests.helpers.runs import checkpoint, largest_loss_difference, same_bits, steps, weight_difference
 from tests.helpers.tiny import tiny_batch
-from tests.helpers.tiny_free import KINDS, add_tiny_free
+from tests.helpers.tiny_free import KINDS, add_tiny_free, criterion_of
 from tests.helpers.world import RankLostError, run_world, world_outcomes
 
 from ..assembly.test_run import make_trainer
@@ -100,7 +100,7 @@ def test_whole_models_make_the_same_step_on_two_ranks(name: str) -> None:
 
     def step(comm: Communicator) -> Any:
         own = copy.deepcopy(model)
-        criterion = zoo.family_of(name).criterion(own, TrainConfig(data="", epochs=3))
+        criterion = criterion_of(own)
         stepper = make_stepper(own, criterion=criterion, comm=comm, sync_bn=True, lr=0.01)
         return stepper.step(iter([batch.split(comm.size)[comm.rank]]), [1.0]), own.state_dict()
 
@@ -171,7 +171,7 @@ def test_accumulation_and_micro_batches_add_up(name: str) -> None:
     """Some micro-batches are empty. The norm is frozen, or it would see only one of them."""
     windows = [[tiny_batch(5, 0)], [tiny_batch(6, 1), tiny_batch(4, 2)]]
     models = [frozen_norm(_model(name)) for _ in range(2)]
-    criteria = [zoo.family_of(name).criterion(model, TrainConfig(data="", epochs=3)) for model in models]
+    criteria = [criterion_of(model) for model in models]
     whole, split = (
         make_stepper(model, criterion=criterion) for model, criterion in zip(models, criteria, strict=True)
     )
@@ -188,7 +188,7 @@ def test_accumulation_and_micro_batches_add_up(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_rank_without_images_has_a_gradient_for_all_that_is_trained(name: str) -> None:
     model = frozen_norm(_model(name))
-    stepper = make_stepper(model, criterion=zoo.family_of(name).criterion(model, TrainConfig(data="")))
+    stepper = make_stepper(model, criterion=criterion_of(model))
     stepper._forward_backward(tiny_batch(0, 0))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained and all(p.grad is not None and not p.grad.any() for p in trained)
@@ -196,7 +196,7 @@ def test_a_rank_without_images_has_a_gradient_for_all_that_is_trained(name: str)
 
 def test_the_one_to_one_head_teaches_the_network_nothing() -> None:
     model = _model("tiny26")
-    criterion: Any = zoo.family_of("tiny26").criterion(model, TrainConfig(data=""))
+    criterion: Any = criterion_of(model)
     criterion.part_of_many = 0.0
     batch = tiny_batch(3, 0)
     predictions = model(batch.images.double() / 255)

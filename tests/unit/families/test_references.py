@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.boxes import xyxy_to_xywh
 from horovod_yolo.core.cells import CellMaps
 from horovod_yolo.core.types import Decoded, Targets
 from horovod_yolo.families import zoo
-from horovod_yolo.losses.criterion import Criterion, by_name, count
+from horovod_yolo.losses.criterion import by_name, count
 from horovod_yolo.models.batch_norm import BatchNorm2d
 from horovod_yolo.models.detector import Detector, published_names
 from horovod_yolo.models.suppression import Thresholds
 from tests.helpers.reference_fill import REFERENCES, fill, needs_references
+from tests.helpers.tiny_free import criterion_of
 from tests.unit.models.helpers import on_meta
 
 pytestmark = needs_references
@@ -112,7 +112,7 @@ def test_training_outputs_statistics_losses_and_gradients(name: str, monkeypatch
     """
     monkeypatch.setattr(BatchNorm2d, "forward", nn.BatchNorm2d.forward)
     model, expected = model_of(name).train(), numbers_of(name)
-    criterion: Criterion[Predictions, object] = zoo.family_of(name).criterion(model, TrainConfig(data=""))
+    criterion = criterion_of(model)
     predictions = model(images())
     assert_raw(predictions, expected, "train_", 2e-4)
 
