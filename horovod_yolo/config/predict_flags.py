@@ -92,7 +92,13 @@ def _add_search_flags(p: argparse.ArgumentParser) -> None:
 
 def _add_output_flags(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
-    add("--view-img", "--view", dest="view_img", action="store_true", help="show results; q ends it")
+    add(
+        "--view-img",
+        "--view",
+        dest="view_img",
+        action="store_true",
+        help="show results; a key: the next picture, q: the end",
+    )
     add("--save-txt", dest="save_txt", action="store_true", help="labels/*.txt: class, cx cy w h as shares")
     add(
         "--save-conf",

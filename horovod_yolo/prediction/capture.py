@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -18,6 +19,8 @@ from horovod_yolo.prediction.predict import Frame
 from horovod_yolo.prediction.result import Origin
 from horovod_yolo.prediction.sources import Live, Video
 
+log = logging.getLogger(__name__)
+SURELY_SEEN = 0.95  # of the images that a video says it has
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 4_000
 DEFAULT_FPS = 30.0  # where a video does not say
@@ -66,12 +69,20 @@ def video_frames(video: Video, source: int, every: int = 1) -> Iterator[Frame]:
             number += 1
             if (number - 1) % every == 0 and (image := retrieve(capture)) is not None:
                 yield Frame(image, Origin(video.name, source, number, fps))
-        if number == 0:
-            raise UserError(
-                "OpenCV can read no image of this video", where=video.name, fix="leave it out or replace it"
-            )
+        _require_whole(video, number, capture)
     finally:
         capture.release()
+
+
+def _require_whole(video: Video, seen: int, capture: cv2.VideoCapture) -> None:
+    """Raise where nothing was seen of a video; warn where it says that it has many more images."""
+    if seen == 0:
+        raise UserError(
+            "OpenCV can read no image of this video", where=video.name, fix="leave it out or replace it"
+        )
+    said = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # in some formats an estimate
+    if math.isfinite(said) and seen < SURELY_SEEN * said:
+        log.warning("%s: cut off or damaged: %d of %d images could be read", video.name, seen, said)
 
 
 def require_open(capture: cv2.VideoCapture, live: Live) -> None:

@@ -75,6 +75,18 @@ def test_a_broken_video_is_named(model: YOLO, tmp_path: Path, name: str) -> None
         model.predict(tmp_path / name, **LOW)
 
 
+def test_a_video_that_is_cut_off_is_named(
+    model: YOLO, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = write_video(tmp_path / "whole.avi", 40)
+    assert len(model.predict(whole, **LOW)) == 40 and not caplog.records
+    data = whole.read_bytes()
+    (tmp_path / "short.avi").write_bytes(data[: len(data) // 2])
+    seen = len(model.predict(tmp_path / "short.avi", **LOW))
+    assert 5 < seen < 30
+    assert f"short.avi: cut off or damaged: {seen} of 40 images could be read" in caplog.text
+
+
 def test_cameras_and_streams_need_to_be_asked_for_one_by_one(model: YOLO) -> None:
     for source in (0, "0", "rtsp://127.0.0.1:1/x"):
         with pytest.raises(UserError, match=r"a camera or stream has no end\. use stream=True"):
