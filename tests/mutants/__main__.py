@@ -35,7 +35,10 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "metrics": (("horovod_yolo/metrics/*.py",), ("tests/unit/metrics",)),
     "sampler": (("horovod_yolo/data/sampler.py",), ("tests/unit/data/test_sampler.py",)),
     "schedule": (("horovod_yolo/training/schedule.py",), ("tests/unit/training/test_schedule.py",)),
-    "step": (("horovod_yolo/training/step.py",), ("tests/unit/training",)),
+    "step": (
+        ("horovod_yolo/training/step.py",),
+        ("tests/unit/training", "tests/unit/families/test_toy_family.py"),
+    ),
     "store": (("horovod_yolo/checkpoint/store.py",), ("tests/unit/checkpoint",)),
 }
 EQUIVALENTS = "equivalent"
