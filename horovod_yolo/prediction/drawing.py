@@ -57,7 +57,9 @@ def draw(
     mean_side = (canvas.shape[0] + canvas.shape[1]) / 2
     line = style.line_thickness or max(LEAST_LINE, round(mean_side * LINE_SHARE))
     font = max(LEAST_FONT, round(mean_side * FONT_SHARE))
-    worst_first = reversed(list(zip(boxes_xyxy.round().astype(int), classes.tolist(), scores, strict=True)))
+    last = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1  # pixel: a line beyond it is not seen
+    corners = np.minimum(boxes_xyxy.round().astype(int), last)
+    worst_first = reversed(list(zip(corners, classes.tolist(), scores, strict=True)))
     labels = []
     for (left, top, right, bottom), number, score in worst_first:
         colour = colour_of(number)

@@ -100,6 +100,12 @@ def test_labels_stay_inside(box: tuple[float, ...]) -> None:
     assert white[0] == white[1] > 20
 
 
+def test_a_box_as_large_as_the_picture_is_seen_on_all_sides() -> None:
+    picture = drawn((100, 120), (0, 0, 120, 100), style=Style(1, labels=False))
+    for line in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert (line == colour_of(0)).all()
+
+
 def test_pictures_of_a_few_pixels_are_drawn_on() -> None:
     for size in ((1, 1), (3, 200), (200, 3), (8, 8)):
         assert drawn(size, (0, 0, size[1], size[0]), 1).any()
