@@ -82,6 +82,11 @@ def test_the_page_says_what_the_run_was(tmp_path: Path) -> None:
     assert str(tmp_path) in page.text
 
 
+def test_the_page_says_which_head_gave_the_numbers(tmp_path: Path) -> None:
+    metrics = {**results()["metrics"], "head": "one2one"}
+    assert "one2one" in Page(write_report(tmp_path, results(metrics=metrics), ROWS, [])).text
+
+
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     picture = tmp_path / "results.png"
     plot_results(ROWS, picture)
