@@ -122,4 +122,4 @@ def _require_there(path: Path) -> None:
         fix = f"nothing is downloaded: get {path.name}{known} and give its path"
     else:
         fix = f"weights are a file, such as {path.name}.pt; for a new model leave --weights out"
-    raise UserError(f"there is no such file; looked for {path.absolute()}", where=path, fix=fix)
+    raise UserError(f"No such file; looked for {path.absolute()}", where=path, fix=fix)

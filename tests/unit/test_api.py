@@ -158,7 +158,7 @@ def test_wrong_data_is_named(tmp_path: Path) -> None:
     ("model", "message"),
     [
         ("yolov5q", "unknown model 'yolov5q'"),
-        ("none.pt", "none.pt: there is no such file"),
+        ("none.pt", "none.pt: No such file"),
         ("", "unknown model ''"),
     ],
 )

@@ -81,7 +81,7 @@ def test_mistakes_without_torch(tmp_path: Path, arguments: str, message: str) ->
         ("train --data d.yaml --cfg yolov5n --epoch 3", "unknown argument --epoch. did you mean --epochs"),
         ("train --data d.yaml --cfg yolov5n --elastic", "--elastic without horovodrun's elastic launch"),
         ("predict --weights none.pt --source x.jpg", "x.jpg: no such file. name pictures, videos"),
-        ("val --weights none.pt", "none.pt: there is no such file; looked for /"),
+        ("val --weights none.pt", "none.pt: No such file; looked for /"),
         ("val --weights yolov5s.pt", "nothing is downloaded: get yolov5s.pt (published weights of yolov5s)"),
         ("data import-weights none.pt out.pt", "nothing is downloaded: get none.pt"),
         ("data import-weights none.pt", "the following arguments are required: OUT"),

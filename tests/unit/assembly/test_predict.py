@@ -133,7 +133,7 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(
         ({"classes": (0, 3)}, "--classes names 3. the classes are 0 cat, 1 dog, 2 bird/fish"),
         ({"half": True}, "--half needs a GPU, this is a CPU"),
         ({"view_img": True}, "--view-img: "),
-        ({"weights": "none.pt"}, "none.pt: there is no such file"),
+        ({"weights": "none.pt"}, "none.pt: No such file"),
         ({"project": "/dev/null"}, "cannot make the run folder"),
     ],
 )

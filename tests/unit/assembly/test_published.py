@@ -332,7 +332,7 @@ def test_a_missing_file_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError) as caught:
         load_weights(Path("yolov5s.pt"))
     assert str(caught.value) == (
-        f"yolov5s.pt: there is no such file; looked for {tmp_path}/yolov5s.pt. nothing is downloaded: "
+        f"yolov5s.pt: No such file; looked for {tmp_path}/yolov5s.pt. nothing is downloaded: "
         "get yolov5s.pt (published weights of yolov5s) and give its path"
     )
     with pytest.raises(UserError, match=r"weights are a file, such as yolov5s\.pt; for a new model"):

@@ -156,7 +156,7 @@ def test_mistakes_are_noticed_before_training(digits: Path, whole: Recorder, tmp
     for changes, message in (
         ({"cfg": "yolov5s", "weights": path}, "weights are of yolov5n, not of yolov5s"),
         ({"weights": str(digits)}, "no file of torch.save, safetensors or horovod_yolo"),
-        ({"weights": "none.pt"}, "none.pt: there is no such file"),
+        ({"weights": "none.pt"}, "none.pt: No such file"),
         ({"freeze": [25]}, "--freeze leaves nothing to train"),
         ({"device": "gpu"}, "--device is 'gpu'"),
         ({"device": "99"}, "--device names GPU 99"),
