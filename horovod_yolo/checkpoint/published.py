@@ -23,6 +23,7 @@ MOST_MODULES = 20_000
 MOST_TENSORS = 20_000
 MOST_DEPTH = 32  # of modules in modules
 MOST_CLASSES = 100_000
+LONGEST_TEXT = 200  # of a class name or a licence, characters
 LARGEST_HEADER = 4 << 20  # of safetensors, bytes; that of a large model has 0.15 MB
 _PART_OF_A_KEY = re.compile(r"\w{1,64}", re.ASCII)
 _BEFORE_KEYS = ("module.", "model.model.")  # of a wrapped model, of a trainer's own wrapper
@@ -205,7 +206,7 @@ def _names(given: Any) -> tuple[str, ...] | None:
         return None
     if len(given) > MOST_CLASSES or not all(isinstance(name, str | int | float) for name in given):
         raise RefusedError("the names of its classes are damaged")
-    return tuple(" ".join(str(name).split()) for name in given)
+    return tuple(_line(str(name)) for name in given)
 
 
 def _strides(given: Any, archive: TorchArchive) -> tuple[float, ...] | None:
@@ -223,7 +224,10 @@ def _imgsz(root: dict[Any, Any]) -> int:
 
 
 def _line(given: Any) -> str:
-    return " ".join(given.split())[:200] if isinstance(given, str) else ""
+    """A text as messages can show it: no codes that a terminal would obey, and not too long."""
+    if not isinstance(given, str):
+        return ""
+    return " ".join("".join(c if c.isprintable() else " " for c in given).split())[:LONGEST_TEXT]
 
 
 def _is_safetensors(file: BinaryIO) -> bool:

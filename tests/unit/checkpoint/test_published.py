@@ -133,6 +133,13 @@ def test_names_that_are_none(tmp_path: Path, model: Detector, names: dict[int, s
         read(tmp_path / "m.pt")
 
 
+def test_texts_are_one_line_without_codes_for_terminals(tmp_path: Path, model: Detector) -> None:
+    save_published(tmp_path / "m.pt", model, ["a\x1b[2J\nb", "x" * 9999], license="AGPL-3.0\r\x07 (x)")
+    with opened_published(tmp_path / "m.pt") as file:
+        assert file.names == ("a [2J b", "x" * 200)
+        assert file.license == "AGPL-3.0 (x)"
+
+
 def test_an_object_of_some_other_class(tmp_path: Path) -> None:
     torch.save({"model": argparse.Namespace(a=1)}, tmp_path / "m.pt")
     with pytest.raises(UserError, match=r"m\.pt: it names 'argparse\.Namespace', which is no part of"):
