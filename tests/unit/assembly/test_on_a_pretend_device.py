@@ -148,10 +148,12 @@ def test_validation_and_prediction_find_what_they_find_on_the_cpu(
     for device in (torch.device(NAME, 0), torch.device("cpu")):
         model = trained_model(weights)[0].to(device)
         precision = choose_precision("fp32", device)
+        log.clear()
         found.append(predict_images(model, images, 64, precision, conf_threshold=0.001))
+        assert bool(log.copies_to_device) == (device.type == NAME)  # the inputs; results are on the CPU
     for there, here in zip(*found, strict=True):
-        assert len(here.scores) and there.boxes_xyxy.device.type == NAME
-        torch.testing.assert_close(there.boxes_xyxy.cpu(), here.boxes_xyxy)
+        assert len(here.scores) and there.boxes_xyxy.device.type == "cpu"
+        torch.testing.assert_close(there.boxes_xyxy, here.boxes_xyxy)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
