@@ -187,6 +187,14 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         "names 'torch._utils.LLL",
     ),
     "a name of two lines": (lambda: program(b"cos\nsys\ntem."), "names 'os.sys'"),
+    "an object with arguments": (
+        lambda: program(b"cmodels.a\nB\nK\x01\x85\x81."),
+        "object of what is no class",
+    ),
+    "modules in modules in modules": (
+        lambda: program((MODULE + b"}X\1\0\0\0a") * 3000 + b"cmodels.a\nB\n)\x81" + b"ssb" * 3000 + b"."),
+        "do not make up a network",
+    ),
     "a module of itself": (
         lambda: program(b"cmodels.yolo\nModel\n)\x81q\0}X\x08\0\0\0_modules}X\1\0\0\0ah\0ssb."),
         "do not make up a network",

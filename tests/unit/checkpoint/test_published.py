@@ -60,6 +60,13 @@ def test_the_average_goes_before_the_model_of_the_moment(tmp_path: Path, model: 
         assert (file.names, file.imgsz) == (("RBC", "WBC"), 160)
 
 
+def test_buffers_that_are_no_state_are_left_out(tmp_path: Path) -> None:
+    module = torch.nn.BatchNorm2d(2)
+    module.register_buffer("scratch", torch.ones(2), persistent=False)
+    torch.save({"model": module}, tmp_path / "m.pt")
+    assert same(read(tmp_path / "m.pt"), {f"model.{key}": v for key, v in module.state_dict().items()})
+
+
 def test_what_trainers_leave_beside_is_no_matter(tmp_path: Path, model: Detector) -> None:
     """Arrays and numbers of numpy, paths, devices, the options of the command line, an optimizer's state."""
     parameters = [torch.nn.Parameter(torch.ones(3))]
