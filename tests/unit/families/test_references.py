@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -58,7 +57,6 @@ def model_of(name: str) -> Detector:
     return model
 
 
-@functools.cache
 def evaluated(name: str) -> tuple[Detector, Predictions]:
     model = model_of(name).eval()
     with torch.no_grad():
