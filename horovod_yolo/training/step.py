@@ -72,7 +72,6 @@ class Stepper:
         Raises:
             NonFiniteError: infinite or NaN gradients many times in a row, on all ranks alike.
         """
-        self.model.train()
         self._exchange.expect(len(scales) * self.micro_batches)
         terms = self.criterion.terms
         sums = torch.zeros(len(terms) + 2, dtype=torch.float64, device=self.precision.device)

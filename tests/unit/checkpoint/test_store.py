@@ -366,3 +366,14 @@ def test_a_compressed_archive_is_refused_unopened(tmp_path: Path, monkeypatch: p
     path.write_bytes(store.serialise(make_state()))
     with pytest.raises(CheckpointError, match=r"does not load \(it is compressed"):
         store.read(path)
+
+
+def test_a_generation_that_cannot_be_put_in_place_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    """Somebody made a folder by its name."""
+    path = tmp_path / "last.pt"
+    store.write(path, store.serialise({"format_version": FORMAT_VERSION, "step": 1}))
+    (tmp_path / "last.1.pt" / "full").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"last\.1\.pt"):
+        store.write_rotating(path, store.serialise({"format_version": FORMAT_VERSION, "step": 2}), 2)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last.1.pt", "last.pt"]
+    assert store.read(path)["step"] == 1
