@@ -43,17 +43,27 @@ def shared_weights(path: Path, comm: Communicator, cfg: str = "") -> dict[str, A
     return on_rank_0(comm, lambda: load_weights(path, cfg))
 
 
-def model_of_weights(path: Path) -> str:
-    """The name of the model whose weights a file holds. Errors as `load_weights`."""
+def model_of_weights(path: Path, cfg: str = "") -> str:
+    """The name of the model whose weights a file holds. Arguments and errors as `load_weights`."""
     _require_there(path)
-    return str(_own(path)["model_name"]) if store.is_ours(path) else published_model(path).name
+    if not store.is_ours(path):
+        return published_model(path, cfg).name
+    name = str(_own(path)["model_name"])
+    _require_model(name, cfg, path)
+    return name
 
 
 def with_model(given: dict[str, Any], comm: Communicator) -> dict[str, Any]:
-    """Flags of a new run with ``cfg``, also where only ``weights`` tell which model it is. *Collective.*"""
-    if given.get("cfg") or not given.get("weights"):
+    """Flags of a new run with ``cfg``, also where only ``weights`` tell which model it is. *Collective.*
+
+    Raises:
+        UserError: as `load_weights`: before there is a run folder, and before the data is read.
+    """
+    if not given.get("weights"):
         return given
-    return {**given, "cfg": on_rank_0(comm, lambda: model_of_weights(Path(given["weights"])))}
+    cfg = str(given.get("cfg", ""))
+    name = on_rank_0(comm, lambda: model_of_weights(Path(given["weights"]), cfg))
+    return {**given, "cfg": cfg or name}
 
 
 def with_names(state: dict[str, Any], names: Sequence[str], where: object) -> dict[str, Any]:

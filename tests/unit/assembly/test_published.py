@@ -252,6 +252,15 @@ def test_tensors_alone_have_the_names_of_the_data(
     assert "does not name its classes: they are taken to be '0', '1'" in caplog.text
 
 
+def test_a_contradicting_cfg_is_noticed_before_a_folder_is_made(
+    digits: Path, save: Save, tmp_path: Path
+) -> None:
+    for weights in (save(), tmp_path / "none.pt"):
+        with pytest.raises(UserError, match=r"weights are of tiny, not of yolov5s|none\.pt: No such file"):
+            start_run("", settings(digits, tmp_path, weights=str(weights), cfg="yolov5s"), COMM)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_contradicting_cfg_and_one_that_decides(save: Save, tmp_path: Path) -> None:
     path = save()
     with pytest.raises(UserError, match=r"w\.pt: weights are of tiny, not of yolov5s\. leave --cfg out"):
