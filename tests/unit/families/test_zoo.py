@@ -287,7 +287,8 @@ def test_a_file_is_recognised_by_keys_and_shapes(name: str, classes: int, varian
         model = build_model(name, classes, variant)
     shapes = shapes_of(model)
     of_anchors = any(key.endswith(".anchors") for key in shapes)
-    shapes["model.9.anchor_grid" if of_anchors else "model.9.dfl.conv.weight"] = (1, 2)
+    if not name.startswith("yolo26"):  # with the numbers of bins it would be YOLOv10
+        shapes["model.9.anchor_grid" if of_anchors else "model.9.dfl.conv.weight"] = (1, 2)
     shapes = {key: shape for key, shape in shapes.items() if "num_batches_tracked" not in key}
     assert recognise(shapes) == [Recognised(name, classes, variant)]
     widened = {**shapes, "model.0.conv.weight": (1000, *shapes["model.0.conv.weight"][1:])}
