@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.config.schema import Hyp, TrainConfig
 from horovod_yolo.families.anchor_free.head import DistanceHead, HeadKind
 from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
 from horovod_yolo.losses.anchor_free import AnchorFreeCriterion, Gains, TwoHeadCriterion
@@ -16,7 +17,12 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.layer_table import LayerTable, Scale
 from horovod_yolo.models.yolov3 import BackboneTiny, Darknet53, NeckTiny, NeckV3
 
+log = logging.getLogger(__name__)
 CLASS_WIDTH = "class_width"  # of a variant: channels inside the class branch
+OF_OTHER_LOSSES = (
+    *("box", "cls", "cls_pw", "obj", "obj_pw", "iou_t", "fl_gamma", "label_smoothing"),
+    *("anchor_t", "anchors"),
+)  # hyperparameters that say nothing to these models
 V8 = HeadKind()
 V11 = HeadKind(depthwise=True)
 V26 = HeadKind(bins=1, depthwise=True, one_to_one=True)
@@ -90,7 +96,12 @@ class AnchorFree(Family):
         return key.endswith(".dfl.conv.weight")
 
     def criterion(self, model: Detector, config: TrainConfig) -> AnchorFreeCriterion | TwoHeadCriterion:
-        """Of one head or of two."""
+        """Of one head or of two. Its gains are YOLOv8's, whatever the hyperparameters of other losses are."""
+        unused = [name for name in OF_OTHER_LOSSES if getattr(config.hyp, name) != getattr(Hyp(), name)]
+        if unused:
+            log.warning(
+                "%s has gains of its own; hyperparameters not used: %s", model.name, ", ".join(unused)
+            )
         gains, head = Gains(), distance_head(model)
         if len(head.heads) > 1:
             return TwoHeadCriterion(gains, head, config.epochs)

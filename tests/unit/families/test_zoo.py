@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from horovod_yolo.config.schema import Hyp, TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families.anchor_based.family import AnchorBased, anchor_head
 from horovod_yolo.families.base import Recognised
-from horovod_yolo.families.zoo import build_model, model_of, recognise
+from horovod_yolo.families.zoo import build_model, family_of, model_of, recognise
 from horovod_yolo.models.blocks import Conv
 from horovod_yolo.models.detector import published_names
 from horovod_yolo.models.yolov5 import SIZES
@@ -306,3 +308,12 @@ def test_a_model_of_a_checkpoint_is_of_its_variant() -> None:
     assert built.variant == {"anchors_a_level": 2}
     assert anchor_head(built).anchors_px.tolist()[0] == [[10, 13], [16, 30]]
     assert model_of({"model_name": "yolov5n", "names": ["a"]}).variant == {}
+
+
+def test_hyperparameters_of_other_losses_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainConfig(data="", cfg="yolov8n", hyp=Hyp(obj=3.0, label_smoothing=0.1, lr0=0.02))
+    family_of("yolov8n").criterion(build_model("yolov8n", 2), config)
+    assert "yolov8n has gains of its own; hyperparameters not used: obj, label_smoothing" in caplog.text
+    caplog.clear()
+    family_of("yolov8n").criterion(build_model("yolov8n", 2), replace(config, hyp=Hyp(lr0=0.02)))
+    assert not caplog.text
