@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from tests.cluster.hosts import Cluster, Host
+from tests.cluster.test_listening import listening
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -188,8 +190,21 @@ def test_a_single_fault(cluster: Cluster, folder: Path, digits: Path, fault: str
 
 
 def test_nothing_is_said_of_healthy_hosts(four_hosts: Cluster, folder: Path, digits: Path) -> None:
+    """Meanwhile all that listens does so at the address by which the hosts reach each other."""
+    opened: set[tuple[str, int]] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            opened.update(*(listening(host) for host in four_hosts))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
     code, found = examine(four_hosts["host1"], folder, digits)
+    over.set()
+    watcher.join()
     assert found["findings"] == [] and found["healthy"] and code == 0
+    assert {address for address, _ in opened} == {host.address for host in four_hosts}
     assert found["allreduce"]["ranks"] == 4 and found["allreduce"]["seconds"] > 0
     assert {len(rates) for rates in found["bits_per_s"].values()} == {3}
     time.sleep(0.5)
