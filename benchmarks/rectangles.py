@@ -36,17 +36,21 @@ def main() -> None:
     p.add_argument("--weights", type=Path)
     p.add_argument("--epochs", type=int, default=30)
     args = p.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        model = YOLO(args.weights or trained(args.data, args.epochs, Path(folder)))
     annotations = shared_annotations(load_data_yaml(args.data), "val", LocalCommunicator(), None)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measured(YOLO(args.weights or trained(args.data, args.epochs, Path(folder))), annotations)
+    facts = machine()
+    results = {"machine": facts, "data": args.data.parent.name, "images": len(annotations), **rows}
+    publish("rectangles", results, table_of(results, facts))
+
+
+def measured(model: YOLO, annotations: Annotations) -> dict[str, dict[str, float]]:
     rows = {way: {"ap50": 0.0, "cpu_s": float("inf")} for way in WAYS}
     for _ in range(TURNS):
         for way, rect in WAYS.items():
             found, seconds = predicted(model, annotations, rect)
             rows[way] = {"ap50": ap50(annotations, found), "cpu_s": min(rows[way]["cpu_s"], seconds)}
-    facts = machine()
-    results = {"machine": facts, "data": args.data.parent.name, "images": len(annotations), **rows}
-    publish("rectangles", results, table_of(results, facts))
+    return rows
 
 
 def trained(data: Path, epochs: int, folder: Path) -> Path:
