@@ -28,7 +28,7 @@ DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg $(DEMO_MODEL) --img 1
 TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime debootstrap \
 	python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good
 
-# How many files of tests that start no whole jobs run at a time. 0: one test after the other, in one process.
+# How many files of tests run at a time. 0: one test after the other, in one process.
 TEST_WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MUTANTS ?=
@@ -36,6 +36,7 @@ MUTANTS ?=
 SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+TESTS = $(PYTEST) -m 'not slow' -n $(TEST_WORKERS) --dist loadfile
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -81,10 +82,9 @@ packages:  ## Debian packages for the tests over several hosts, Slurm and Kubern
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TEST_PACKAGES)
 
-# Whole jobs have the machine to themselves: they promise to end within so many seconds.
-test: setup  ## the tests, but for the slow ones
-	$(PYTEST) -m 'not slow' -n $(TEST_WORKERS) --dist loadfile tests/unit tests/helpers tests/fuzz tests/test_architecture.py
-	$(PYTEST) -m 'not slow' tests/mutants tests/gpu tests/parallel tests/integration tests/cluster
+test: setup  ## the tests, but for the slow ones; first those that start no whole jobs
+	$(TESTS) tests/unit tests/helpers tests/fuzz tests/test_architecture.py
+	$(TESTS) tests/mutants tests/gpu tests/parallel tests/integration tests/cluster
 
 test-slow: setup  ## the slow tests
 	$(PYTEST) -m slow

@@ -324,3 +324,13 @@ def test_the_cache_key_of_a_cuda_build_names_cuda_and_the_gpus(
 
 def test_the_script_is_executable() -> None:
     assert os.access(LAUNCH / "install_horovod.sh", os.X_OK)
+
+
+def test_horovodrun_asks_no_process_what_is_built() -> None:
+    """One that imports torch, before each job."""
+    job = (
+        "import multiprocessing; del multiprocessing.get_context\n"
+        "from horovod.common import util; assert util.gloo_built() and util.mpi_built()"
+    )
+    done = subprocess.run([sys.executable, "-c", job], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
