@@ -69,9 +69,8 @@ MAY_IMPORT_HOROVOD = {
     "distributed/elastic.py",
     "distributed/sync_batchnorm.py",
 }
-MAY_PRINT = {
-    f"{PACKAGE}/{name}.py" for name in ("cli", "assembly/job", "assembly/ending", "assembly/elastic_job")
-}
+MAY_PRINT = ("cli/", "assembly/job.py", "assembly/ending.py", "assembly/elastic_job.py")
+MAY_GATHER = {"cli/__init__.py", "data/formats/__init__.py"}  # package files that give more than a name
 SLOW_IMPORTS = {"torch", "horovod", "albumentations", "matplotlib", "cv2", "sklearn", "skimage"}
 
 
@@ -144,7 +143,7 @@ def test_rooms_stand_in_their_order() -> None:
 
 def test_package_files_import_nothing() -> None:
     for path in sources(PACKAGE):
-        if path.name == "__init__.py" and path.parent != REPOSITORY / PACKAGE / "data" / "formats":
+        if path.name == "__init__.py" and str(path.relative_to(REPOSITORY / PACKAGE)) not in MAY_GATHER:
             assert not list(imports(path)), name_of(path)
 
 
@@ -234,7 +233,8 @@ def test_only_the_command_line_prints(path: Path) -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
-    assert not lines or name_of(path) in MAY_PRINT, f"print in lines {lines}: use logging"
+    may = str(path.relative_to(REPOSITORY / PACKAGE)).startswith(MAY_PRINT)
+    assert not lines or may, f"print in lines {lines}: use logging"
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=name_of)

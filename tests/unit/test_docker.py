@@ -110,7 +110,7 @@ def test_the_build_sees_what_it_copies_and_nothing_private(tmp_path: Path) -> No
     assert not [name for name in seen if (tmp_path / "seen" / name).read_bytes() == b"private"]
     assert {
         "train.py",
-        "horovod_yolo/cli.py",
+        "horovod_yolo/cli/commands.py",
         "horovod_yolo/config/hyp.digits.yaml",
         "docker/sshd.sh",
     } <= seen

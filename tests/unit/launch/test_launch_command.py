@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo import cli
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch import elastic, network, plan
 
 SAFE = "-P " if sys.version_info >= (3, 11) else ""
@@ -166,7 +167,7 @@ def test_a_bad_name_of_this_host_stops_a_job_but_not_a_dry_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(hosts: object, bound: bool) -> None:
-        raise cli.UserError("this host's own name is 127.0.1.1")
+        raise UserError("this host's own name is 127.0.1.1")
 
     monkeypatch.setattr(network, "check_own_name", refuse)
     monkeypatch.setattr(os, "execve", lambda *call: pytest.fail(f"started {call[1]}"))

@@ -1,0 +1,83 @@
+"""``horovod-yolo data``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from horovod_yolo.assembly.job import on_ranks
+from horovod_yolo.cli.one_process import guarded
+from horovod_yolo.config.load import Parser, add_label_flags
+
+
+def data_main(argv: Sequence[str]) -> int:
+    """Make the built-in data set, check one, or import weights."""
+    if argv[:1] == ["check"]:
+        return _check_main(argv[1:])
+    if argv[:1] == ["import-weights"]:
+        return _import_main(argv[1:])
+
+    def run() -> None:
+        p = Parser(prog="horovod-yolo data", allow_abbrev=False)
+        kinds = p.add_subparsers(dest="kind", required=True, parser_class=Parser)
+        kinds.add_parser(
+            "check", help="scan a data set as a new run would, on as many ranks as were launched"
+        )
+        kinds.add_parser("import-weights", help="write another trainer's weights as a checkpoint of ours")
+        digits = kinds.add_parser("digits", help="handwritten digits on photographs, made on the spot")
+        digits.add_argument("--out", required=True, type=Path, help="folder to make")
+        digits.add_argument("--images", type=int, default=600)
+        digits.add_argument("--size", type=int, default=320, help="pixels of a side")
+        digits.add_argument("--seed", type=int, default=0)
+        args = p.parse_strictly(argv)
+        from horovod_yolo.data.digits import make_digits
+
+        make_digits(args.out, args.images, args.size, args.seed)
+        print(f"{args.images} images in {args.out}; train with --data {args.out / 'data.yaml'}")
+
+    return guarded(run)
+
+
+def _import_main(argv: Sequence[str]) -> int:
+    """Write another trainer's weights as a checkpoint of ours."""
+
+    def parse() -> Any:
+        p = Parser(prog="horovod-yolo data import-weights", allow_abbrev=False)
+        p.add_argument("source", type=Path, metavar="IN", help="yolov5s.pt, a best.pt, safetensors, ...")
+        p.add_argument("target", type=Path, metavar="OUT", help="the file to write")
+        p.add_argument("--cfg", default="", help="the model, where the file may be of several")
+        p.add_argument("--data", default="", help="data.yaml, whose names a file without names gets")
+        return p.parse_strictly(argv)
+
+    def job(comm: Any, args: Any) -> None:
+        from horovod_yolo.assembly.given_weights import import_weights
+
+        model, classes = import_weights(args.source, args.target, comm, args.cfg, args.data)
+        if comm.rank == 0:
+            print(f"{model} with {classes} classes in {args.target}", flush=True)
+
+    return on_ranks(parse, job)
+
+
+def _check_main(argv: Sequence[str]) -> int:
+    """Say what a run would say of a data set; 2 where it would end."""
+
+    def parse() -> Any:
+        from horovod_yolo.assembly.check import CheckOptions
+
+        p = Parser(prog="horovod-yolo data check", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        p.add_argument("--data", required=True, help="data.yaml")
+        add_label_flags(p)
+        p.add_argument("--cache-dir", dest="cache_dir")
+        return CheckOptions(**vars(p.parse_strictly(argv)))
+
+    def job(comm: Any, options: Any) -> None:
+        from horovod_yolo.assembly.check import check_data
+
+        splits = check_data(options, comm)
+        if comm.rank == 0:
+            print(f"{options.data}: a run can train on it ({', '.join(splits)})", flush=True)
+
+    return on_ranks(parse, job)

@@ -1,0 +1,58 @@
+"""``horovod-yolo val``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, get_args
+
+from horovod_yolo.assembly.job import on_ranks
+from horovod_yolo.config import foreign
+from horovod_yolo.config.load import HEAD_HELP, Parser, add_label_flags, add_shared_flags
+from horovod_yolo.config.schema import Precision
+
+
+def val_main(argv: Sequence[str]) -> int:
+    """Score a checkpoint on a data set, on as many ranks as were launched."""
+
+    def parse() -> Any:
+        return _val_options(argv)
+
+    def job(comm: Any, options: Any) -> None:
+        from horovod_yolo.assembly.validate import validate
+        from horovod_yolo.metrics.coco_results import format_classes
+
+        evaluation, names = validate(options, comm)
+        if comm.rank == 0:
+            print(format_classes(evaluation.summary, names))
+            print(f"up to {options.max_det} detections an image are counted")
+            if evaluation.head:
+                print(f"head: {evaluation.head}")
+            print(evaluation.inputs, flush=True)
+
+    return on_ranks(parse, job)
+
+
+def _val_options(argv: Sequence[str]) -> Any:
+    from horovod_yolo.assembly.validate import ValOptions
+
+    p = Parser(prog="horovod-yolo val", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    p.add_argument("--weights", required=True, help="best.pt or last.pt of a run")
+    p.add_argument("--data", help="data.yaml; default: the one trained on")
+    p.add_argument("--head", help=HEAD_HELP)
+    p.add_argument("--task", choices=("train", "val", "test"), help="which split")
+    p.foreign = foreign.OF_VALIDATION
+    add_shared_flags(p)
+    p.add_argument("--rect", action=argparse.BooleanOptionalAction, help="rectangular inputs, the default")
+    p.add_argument("--conf-thres", dest="conf_thres", type=float)
+    p.add_argument("--iou-thres", dest="iou_thres", type=float)
+    p.add_argument("--max-det", dest="max_det", type=int)
+    p.add_argument("--workers", type=int)
+    p.add_argument("--precision", choices=get_args(Precision))
+    add_label_flags(p)
+    p.add_argument("--cache-dir", dest="cache_dir")
+    p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
+    given = vars(p.parse_strictly(argv))
+    assert set(given) <= {f.name for f in fields(ValOptions)}
+    return ValOptions(**given)
