@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"core", "io"},
     "training": {
         *("core", "process", "config", "data", "models.detector", "losses.criterion", "metrics.scores"),
-        *("distributed", "checkpoint"),
+        *("distributed", "checkpoint", "models.batch_norm"),  # what is frozen has no statistics of batches
     },
     "training.events": {"metrics.scores", "training.schedule"},  # and so of no trainer
     "evaluation": {

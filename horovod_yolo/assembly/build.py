@@ -31,12 +31,12 @@ from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.evaluation.evaluator import Evaluator
 from horovod_yolo.losses.criterion import Criterion
-from horovod_yolo.models.detector import Detector, published_names
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback
 from horovod_yolo.training.loop import Trainer
-from horovod_yolo.training.optimizers import freeze, make_optimizer
+from horovod_yolo.training.optimizers import make_optimizer
 from horovod_yolo.training.restore import set_state
 from horovod_yolo.training.schedule import Schedule
 from horovod_yolo.training.step import Stepper
@@ -195,12 +195,6 @@ def build_stepper(
     micro_batches: int = 1,
 ) -> Stepper:
     """Optimizer, gradient exchange and scaler around a model. *Collective.*"""
-    frozen = set(config.freeze) if len(config.freeze) > 1 else set(range(config.freeze[0]))
-    freeze(model, dict(zip(model.state_dict(), published_names(model), strict=True)), frozen)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise UserError(
-            "--freeze leaves nothing to train", fix=f"{model.name} has {model.head.layer + 1} layers"
-        )
     if config.sync_bn:
         synchronise_batch_norm(model, comm)
     slow_statistics(model, micro_batches)

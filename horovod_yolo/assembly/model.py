@@ -18,6 +18,7 @@ from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.families import zoo
 from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
+from horovod_yolo.training.freezing import freeze
 
 Trained = tuple[Detector, TrainConfig, tuple[str, ...]]  # averaged weights, settings, classes
 
@@ -28,7 +29,7 @@ def new_model(config: TrainConfig, train: Annotations, weights: dict[str, Any] |
     """What a run begins with: a model with the weights of a checkpoint, or a random one fitted to the data.
 
     Raises:
-        UserError: unknown model, or weights of another one.
+        UserError: unknown model, weights of another one, or ``--freeze`` names what it has not.
     """
     torch.manual_seed(config.seed)
     if weights is None:
@@ -38,6 +39,7 @@ def new_model(config: TrainConfig, train: Annotations, weights: dict[str, Any] |
         model = zoo.model_of({**weights, "names": train.names})
         transfer(model, weights, config.weights, train.names, config.class_map)
     model.head.use(config.head)
+    freeze(model, config.freeze)
     return model
 
 
@@ -46,6 +48,7 @@ def model_to_resume(state: dict[str, Any], config: TrainConfig) -> Detector:
     torch.manual_seed(config.seed)
     model = zoo.model_of(state)
     model.head.use(config.head)
+    freeze(model, config.freeze)
     return model
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.data import KnownData
 from horovod_yolo.assembly.given_weights import with_model
@@ -20,6 +22,7 @@ from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.families import zoo
+from horovod_yolo.training.freezing import frozen_parameters
 
 log = logging.getLogger(__name__)
 Found = tuple[dict[str, Any], Path, int]
@@ -137,3 +140,6 @@ def _check_before_start(config: TrainConfig, comm: Communicator) -> None:
     config.check_world(comm.size)
     if config.cfg:
         zoo.model_name(config.cfg)
+    if config.cfg and config.freeze != TrainConfig.freeze:
+        with torch.device("meta"):  # its names are enough
+            frozen_parameters(zoo.build_model(config.cfg, 1), config.freeze)

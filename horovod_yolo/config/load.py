@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -67,6 +68,9 @@ def nearest(word: str, known: Collection[str]) -> str:
 
 
 HEAD_HELP = "that detects: YOLO26 has one2one (usual, without suppression) and one2many (with)"
+FREEZE_HELP = (
+    "train no more: the first N layers, the layers listed (0 1 2), or what has these names (model.0)"
+)
 
 
 def train_parser(prog: str = "train.py") -> Parser:
@@ -94,7 +98,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--cos-lr", dest="cos_lr", action="store_true", help="cosine instead of linear decay")
     add("--label-smoothing", dest="label_smoothing", type=float)
     add("--patience", type=int, help="stop after so many epochs without a better one; 0: never")
-    add("--freeze", type=int, nargs="+", help="freeze the first N layers, or the layers listed")
+    add("--freeze", type=row_or_name, nargs="+", metavar="N", help=FREEZE_HELP)
     add("--save-period", dest="save_period", type=int, help="keep a checkpoint every so many epochs")
     add("--seed", type=int)
     add("--noautoanchor", action="store_true", help="keep the model's anchors")
@@ -117,6 +121,11 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--cache-dir", dest="cache_dir", help="folder of the data index and the image cache")
     add("--log-dir", dest="log_dir", help="a log file of each rank in this folder, with all messages")
     return p
+
+
+def row_or_name(text: str) -> int | str:
+    """Type of ``--freeze``: a number of layers or of a layer, or a name in the model."""
+    return int(text) if re.fullmatch(r"[+-]?\d+", text.strip(), re.ASCII) else text
 
 
 def _add_resume_flags(p: argparse.ArgumentParser) -> None:

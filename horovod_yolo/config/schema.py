@@ -17,6 +17,8 @@ Cache = Literal["none", "ram", "disk"]
 OptimizerName = Literal["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSProp", "MuSGD"]
 Compression = Literal["auto", "none", "fp16"]
 Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
+# One number: as many first rows of the model's table of layers; several: these rows; or names in the model.
+Freeze = tuple[int, ...] | tuple[str, ...]
 ScaleLr = Literal["none", "linear", "sqrt"]
 
 STEPS_BETWEEN_ELASTIC_COMMITS = 10
@@ -128,7 +130,7 @@ class TrainConfig:
     cos_lr: bool = False
     label_smoothing: float = 0.0
     patience: int = 100
-    freeze: tuple[int, ...] = (0,)
+    freeze: Freeze = (0,)
     save_period: int = -1
     seed: int = 0
     noautoanchor: bool = False
@@ -166,8 +168,7 @@ class TrainConfig:
             0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "from 0 to under 1"
         )
         _require(self.seed < 1 << 64, "--seed", self.seed, "under 2 to the power of 64, as torch needs it")
-        numbered = bool(self.freeze) and min(self.freeze) >= 0
-        _require(numbered, "--freeze", self.freeze, "a number of layers or a list of them, from 0")
+        self._check_freeze()
         _require(self.elastic_wait > 0, "--elastic-wait", self.elastic_wait, "seconds, above 0")
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
         self._check_choices()
@@ -177,6 +178,13 @@ class TrainConfig:
             self.precision,
             "another one with --deterministic, which leaves out TF32",
         )
+
+    def _check_freeze(self) -> None:
+        numbers = [one for one in self.freeze if isinstance(one, int)]
+        alike = len(numbers) in (0, len(self.freeze))
+        sound = all(one >= 0 if isinstance(one, int) else one.strip() for one in self.freeze)
+        rule = "a number of layers, a list of their numbers from 0, or names such as model.0, not both"
+        _require(bool(self.freeze) and alike and sound, "--freeze", self.freeze, rule)
 
     def _check_choices(self) -> None:
         for name, choices in (

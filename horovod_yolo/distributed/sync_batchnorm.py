@@ -10,7 +10,7 @@ the means taken over all ranks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -83,10 +83,13 @@ class SyncBatchNorm2d(BatchNorm2d):
 
 
 def synchronise_batch_norm(model: nn.Module, comm: Communicator) -> None:
-    """Replace every `BatchNorm2d` of ``model`` in place; parameters and buffers stay the same objects."""
+    """Replace every `BatchNorm2d` of ``model`` in place; parameters and buffers stay the same objects.
+
+    Those that are fixed stay: they see no batch.
+    """
     for parent_name, parent in list(model.named_modules()):
         for child_name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm2d) and not isinstance(child, SyncBatchNorm2d):
+            if _follows_batches(child) and not isinstance(child, SyncBatchNorm2d):
                 setattr(parent, child_name, SyncBatchNorm2d(child, comm, f"{parent_name}.{child_name}"))
 
 
@@ -104,7 +107,7 @@ def average_running_statistics(model: nn.Module, comm: Communicator) -> None:
 
 
 def running_statistics(model: nn.Module) -> Tensor:
-    """(N,) copy of the running means and variances of all batch norms of ``model``."""
+    """(N,) copy of the running means and variances of all batch norms of ``model`` that are not fixed."""
     tracked = _tracked(model)
     return torch.cat([buffer.flatten() for buffer in tracked]) if tracked else torch.zeros(0)
 
@@ -122,7 +125,11 @@ def _tracked(model: nn.Module) -> list[Tensor]:
     return [
         buffer
         for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d)
+        if _follows_batches(module)
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]
+
+
+def _follows_batches(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    return isinstance(module, nn.BatchNorm2d) and not (isinstance(module, BatchNorm2d) and module.fixed)

@@ -9,11 +9,14 @@ Ioffe and Szegedy, "Batch normalization", 2015, algorithm 1.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def wide(x: Tensor) -> Tensor:
@@ -54,7 +57,21 @@ class _Normalise(torch.autograd.Function):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d`, exact on CPUs in training too."""
+    """`torch.nn.BatchNorm2d`, exact on CPUs in training too.
+
+    Where it is ``fixed``, it is in evaluation mode for good, whatever mode the model is in.
+    """
+
+    fixed = False
+
+    def fix(self) -> None:
+        """Normalise with the running statistics from now on, and move them no more."""
+        self.fixed = True
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; where it is fixed, evaluation mode."""
+        return super().train(mode and not self.fixed)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""

@@ -8,6 +8,7 @@ import math
 import torch
 
 from horovod_yolo.models.detector import Detector
+from horovod_yolo.training.freezing import held
 
 
 class Ema:
@@ -17,6 +18,7 @@ class Ema:
     """
 
     def __init__(self, model: Detector, decay: float = 0.9999, tau: float = 2000.0) -> None:
+        self._held = held(model)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.updates = 0
         self._decay = decay
@@ -24,12 +26,17 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: Detector) -> None:
-        """Take in the weights after one optimizer step; integer buffers are copied."""
+        """Take in the weights after one optimizer step; integer buffers are copied.
+
+        What training does not change is left alone: averaging -0.0 with itself would make it 0.0.
+        """
         self.updates += 1
         decay = self._decay * (1 - math.exp(-self.updates / self._tau))
         current = model.state_dict()
         averaged, fresh = [], []
         for name, tensor in self.model.state_dict().items():
+            if name in self._held:
+                continue
             if tensor.dtype.is_floating_point:
                 averaged.append(tensor)
                 fresh.append(current[name].detach())

@@ -88,13 +88,3 @@ def apply_rates(optimizer: Optimizer, rates: Rates) -> None:
             group["betas"] = (rates.beta1, group["betas"][1])
         else:
             group["momentum"] = rates.momentum
-
-
-def freeze(model: nn.Module, published_names: dict[str, str], layers: set[int]) -> None:
-    """Stop training the given layers (numbers of the published layout: 10 first ones are the backbone).
-
-    ``published_names`` maps our parameter names to ``model.<layer>. ...``.
-    """
-    for name, parameter in model.named_parameters():
-        if int(published_names[name].split(".")[1]) in layers:
-            parameter.requires_grad_(False)

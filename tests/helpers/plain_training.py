@@ -40,6 +40,8 @@ def train_plainly(
     hyp, imgsz, size, seed = config.hyp, config.imgsz, config.batch_size, config.seed
     torch.manual_seed(seed)
     model = build_model(config.cfg, len(annotations.names)).to(dtype).train()
+    for layer in _frozen_layers(model, config):  # without gradients; eval: batch norm stays as it is, too
+        layer.requires_grad_(False).eval()
     average, updates = copy.deepcopy(model).eval().requires_grad_(False), 0
     loss, optimizer = _loss(model, config), _optimizer(model, config)
     params = AugmentParams(**{name: getattr(hyp, name) for name in AUGMENTATIONS})
@@ -68,6 +70,12 @@ def train_plainly(
                 for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
                     old.lerp_(new, 1 - kept) if new.is_floating_point() else old.copy_(new)
     return model, average
+
+
+def _frozen_layers(model: Detector, config: TrainConfig) -> list[nn.Module]:
+    """The first rows of the table of layers."""
+    parts, rows = (model.backbone, model.neck), range(int(config.freeze[0]))
+    return [p.get_submodule(name) for p in parts for name, row in p.published.items() if row in rows]
 
 
 def _loss(model: Detector, config: TrainConfig) -> AnchorCriterion:

@@ -55,6 +55,8 @@ def test_keyword_arguments_mean_what_flags_mean() -> None:
         ({"device": torch.device("cpu")}, {"device": "cpu"}),
         ({"epochs": None, "hyp": None}, {"epochs": 300}),
         ({"freeze": 3}, {"freeze": (3,)}),
+        ({"freeze": "backbone"}, {"freeze": ("backbone",)}),
+        ({"freeze": ["model.0", "model.1.conv"]}, {"freeze": ("model.0", "model.1.conv")}),
     ],
 )
 def test_others_names_and_forms(given: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -117,6 +117,7 @@ def test_aliases_of_the_input_size(flag: str) -> None:
     ("argv", "expected"),
     [
         (["--freeze", "0", "1", "2"], {"freeze": (0, 1, 2)}),
+        (["--freeze", "model.0", "backbone"], {"freeze": ("model.0", "backbone")}),
         (["--cache", "disk"], {"cache": "disk"}),
         (["--max-steps", "5"], {"max_steps": 5}),
         (["--fusion-mb", "0.5"], {"fusion_mb": 0.5}),
@@ -150,6 +151,8 @@ def test_each_setting_has_a_flag() -> None:
         (["--optimizer", "sgd"], "argument --optimizer: invalid choice: 'sgd'"),
         (["--cache", "tape"], "argument --cache: invalid choice: 'tape'"),
         (["--freeze"], "argument --freeze: expected at least one argument"),
+        (["--freeze", "-1"], "--freeze is (-1,). it must be a number of layers"),
+        (["--freeze", "model.0", "1"], "--freeze is ('model.0', 1). it must be"),
         (["--epochs", "0"], "--epochs is 0. it must be 1 or more"),
         (["--hyp", "/none.yaml"], "/none.yaml: cannot be read: No such file or directory"),
     ],

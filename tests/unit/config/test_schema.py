@@ -91,6 +91,8 @@ WRONG_FLAGS: list[tuple[str, Any]] = [
     ("freeze", (-1,)),
     ("freeze", (0, -2)),
     ("freeze", ()),
+    ("freeze", ("",)),
+    ("freeze", (0, "model.0")),
     ("cache", "disc"),
     ("optimizer", "sgd"),
     ("compression", "fp8"),
@@ -138,7 +140,10 @@ configs = st.builds(
     rect=st.booleans(),
     cache=st.sampled_from(get_args(Cache)),
     optimizer=st.sampled_from(get_args(OptimizerName)),
-    freeze=st.lists(st.integers(0, 40), min_size=1, max_size=5).map(tuple),
+    freeze=st.one_of(
+        st.lists(items, min_size=1, max_size=5).map(tuple)
+        for items in (st.integers(0, 40), st.text("model.0123", min_size=1))
+    ),
     seed=st.integers(0, 2**32),
     label_smoothing=st.floats(0, 0.99),
     compression=st.sampled_from(get_args(Compression)),

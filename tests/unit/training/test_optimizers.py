@@ -1,4 +1,4 @@
-"""Parameter groups, rates, freezing and averaging."""
+"""Parameter groups, rates and averaging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from horovod_yolo.config.schema import OptimizerName
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.families.zoo import build_model
-from horovod_yolo.models.detector import Detector, published_names
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.training.eager import eager
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.musgd import MuSGD
@@ -25,7 +25,6 @@ from horovod_yolo.training.optimizers import (
     OPTIMIZERS,
     WEIGHTS,
     apply_rates,
-    freeze,
     make_optimizer,
     parameter_groups,
 )
@@ -36,10 +35,6 @@ from horovod_yolo.training.schedule import Rates
 def model() -> Detector:
     with torch.device("meta"):
         return build_model("yolov5n", 3)
-
-
-def published(model: Detector) -> dict[str, str]:
-    return dict(zip(model.state_dict(), published_names(model), strict=True))
 
 
 @pytest.mark.parametrize("synchronised", [False, True])
@@ -133,26 +128,6 @@ def test_the_fast_ones_are_those_of_the_class_branches(name: str, branches: set[
         for name, p in model.named_parameters()
         if name.startswith("head.") and name.split(".")[1] in branches
     }
-
-
-def test_what_a_family_does_not_train_stays_so(model: Detector) -> None:
-    own = copy.deepcopy(model)
-    constant = own.get_parameter("head.m.0.weight").requires_grad_(False)
-    freeze(own, published(own), {0})
-    assert not constant.requires_grad
-
-
-def test_freezing_the_backbone_by_published_numbers(model: Detector) -> None:
-    names = published(model)
-    freeze(model, names, set(range(10)))
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == (not name.startswith("backbone."))
-    assert all(p.requires_grad for p in chain.from_iterable(parameter_groups(model)))
-    freeze(model.requires_grad_(True), names, {24})
-    frozen = {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {"head"}
-    freeze(model.requires_grad_(True), names, set())
-    assert all(p.requires_grad for p in model.parameters())
 
 
 def small() -> nn.Module:

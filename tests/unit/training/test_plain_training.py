@@ -42,10 +42,14 @@ def settings(data: Path, hyp: Hyp, **changes: Any) -> TrainConfig:
             Hyp(nbs=20, warmup_epochs=0, mosaic=0.5, lr0=0.02),
             {"batch_size": 10, "epochs": 3, "precision": "fp64", "cos_lr": True},
         ),
+        (
+            Hyp(nbs=16),
+            {"batch_size": 14, "epochs": 1, "precision": "fp32", "freeze": [12]},
+        ),
         # It is at batch 100 of 112.
         pytest.param(Hyp(nbs=3), {"batch_size": 1, "epochs": 4, "precision": "fp32"}, marks=pytest.mark.slow),
     ],
-    ids=["warm-up", "cosine", "end of the warm-up"],
+    ids=["warm-up", "cosine", "frozen", "end of the warm-up"],
 )
 def test_the_weights_are_those_of_the_plain_loop(digits: Path, hyp: Hyp, changes: dict[str, Any]) -> None:
     comm = LocalCommunicator()
