@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from horovod_yolo.assembly.given_weights import with_names
 from horovod_yolo.config.class_map import ClassMap
@@ -34,23 +37,33 @@ def transfer(
         )
     theirs = [str(name) for name in with_names(checkpoint, names, where)["names"]]
     match = find_names(theirs, names, without_own(dict(class_map), names))
-    own, taken = model.state_dict(), dict(checkpoint["ema"]["weights"])
-    if not match.is_identity:
-        of_head = model.head.with_classes_of(taken, "head.", len(theirs), match.ids)
-        taken = {key: value for key, value in {**taken, **of_head}.items() if own[key].shape == value.shape}
+    own, given = model.state_dict(), checkpoint["ema"]["weights"]
+    taken = given if match.is_identity else _by_class(model, given, len(theirs), match)
+    taken = {key: value for key, value in taken.items() if own[key].shape == value.shape}
     model.load_state_dict(taken, strict=False)
-    _say(match, theirs, names)
+    _say(match, theirs, names, f"{len(own) - len(taken)} of {len(own)} tensors are new")
+    merged = sum(not torch.equal(value, given[key].to(value)) for key, value in taken.items())
     log.info(
-        "weights: %d of %d classes and %d of %d tensors taken from %s",
+        "weights: %d of %d classes and %d of %d tensors taken from %s%s",
         *(len(names) - len(match.absent), len(names), len(taken), len(own), where),
+        f", of {merged} of them the rows of these classes" if merged else "",
     )
 
 
-def _say(match: NameMatch, theirs: Sequence[str], ours: Sequence[str]) -> None:
+def _by_class(
+    model: Detector, given: Mapping[str, Tensor], num_theirs: int, match: NameMatch
+) -> dict[str, Tensor]:
+    """The given weights, of the head's parameters only what it says of shared classes or of none."""
+    of_head = {f"head.{name}" for name, _ in model.head.named_parameters()}
+    others = {key: value for key, value in given.items() if key not in of_head}
+    return others | model.head.with_classes_of(given, "head.", num_theirs, match.ids)
+
+
+def _say(match: NameMatch, theirs: Sequence[str], ours: Sequence[str], new_tensors: str) -> None:
     if match.is_identity:
         return
     if all(place is None for place in match.ids):
-        log.warning("weights: they know %s, none of %s: the head is new", listed(theirs, 5), listed(ours, 5))
+        log.warning("weights: they know %s, none of %s: %s", listed(theirs, 5), listed(ours, 5), new_tensors)
         return
     left_out = f"; left out are {listed(match.left_out, 5)}" if match.left_out else ""
     new = f"; new are {listed(match.absent, 5)}" if match.absent else ""

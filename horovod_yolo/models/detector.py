@@ -56,9 +56,9 @@ class Head(nn.Module, ABC):
     def with_classes_of(
         self, weights: Mapping[str, Tensor], prefix: str, num_theirs: int, places: Sequence[int | None]
     ) -> dict[str, Tensor]:
-        """This head's parameters with what another of its kind knows of the classes that both have.
+        """What another head of its kind knows of the classes that both have, for this one.
 
-        By default it is not known which parameters belong to a class: the head stays as it is.
+        By default it is not known which parameters belong to a class: nothing is taken.
 
         Args:
             weights: the other model's, whose keys have the ``prefix`` where they are the head's.
@@ -67,9 +67,10 @@ class Head(nn.Module, ABC):
             places: of each of their classes its place here; None: it has none.
 
         Returns:
-            Values by key, with the prefix.
+            Values of those parameters that take anything, by key, with the prefix: where a class is new, its
+            rows are this head's own.
         """
-        return {prefix + name: own.detach().clone() for name, own in self.named_parameters()}
+        return {}
 
     def class_branches(self) -> Sequence[nn.Module]:
         """The parts that predict nothing but classes, where it has such: MuSGD moves them faster."""

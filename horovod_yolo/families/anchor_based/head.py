@@ -62,14 +62,15 @@ class AnchorHead(Head):
         self, weights: Mapping[str, Tensor], prefix: str, num_theirs: int, places: Sequence[int | None]
     ) -> dict[str, Tensor]:
         """See `Head`. Where a class is shared, box and objectness are the other head's too."""
+        shared = [(here, there) for there, here in enumerate(places) if here is not None]
+        if not shared:
+            return {}
         merged = {}
         for name, own in self.named_parameters():
             value, theirs = own.detach().clone(), weights[prefix + name]
             rows = value.view(-1, self.outputs, *value.shape[1:])
             given = theirs.view(-1, 5 + num_theirs, *theirs.shape[1:])
-            shared = [(here, there) for there, here in enumerate(places) if here is not None]
-            if shared:
-                rows[:, :5] = given[:, :5]  # box and objectness
+            rows[:, :5] = given[:, :5]  # box and objectness
             for here, there in shared:
                 rows[:, 5 + here] = given[:, 5 + there]
             merged[prefix + name] = value

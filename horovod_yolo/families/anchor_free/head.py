@@ -120,14 +120,15 @@ class DistanceHead(Head):
         }
         merged = {}
         for name, own in self.named_parameters():
-            value = own.detach().clone()
-            theirs = weights.get(prefix + name, value)  # files may leave the numbers of the bins out
-            if name in of_classes:
+            theirs = weights.get(prefix + name)  # files may leave the numbers of the bins out
+            if theirs is None:
+                continue
+            if name in of_classes and shared:
+                merged[prefix + name] = own.detach().clone()
                 for here, there in shared:
-                    value[here] = theirs[there]
-            elif theirs.shape == value.shape:
-                value = theirs.to(value)
-            merged[prefix + name] = value
+                    merged[prefix + name][here] = theirs[there]
+            elif name not in of_classes and theirs.shape == own.shape:
+                merged[prefix + name] = theirs.to(own)
         return merged
 
 
