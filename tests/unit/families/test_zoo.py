@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,8 @@ from horovod_yolo.models.detector import published_names
 from horovod_yolo.models.yolov5 import SIZES
 
 from ..models.helpers import on_meta
+
+REPO = Path(__file__).resolve().parents[3]
 
 
 def parameters(model: nn.Module) -> int:
@@ -308,6 +313,26 @@ def test_a_model_of_a_checkpoint_is_of_its_variant() -> None:
     assert built.variant == {"anchors_a_level": 2}
     assert anchor_head(built).anchors_px.tolist()[0] == [[10, 13], [16, 30]]
     assert model_of({"model_name": "yolov5n", "names": ["a"]}).variant == {}
+
+
+WITHOUT_VALUES = """
+import sys
+import torch
+from horovod_yolo.families import zoo
+for name in zoo.model_names():
+    with torch.device("meta"):
+        zoo.build_model(name, 3)
+    if parts := {"sympy", "torch._dynamo"} & set(sys.modules):
+        sys.exit(f"{name} loads {parts}")
+"""
+
+
+def test_no_model_loads_pytorchs_compiler_when_it_is_built_without_values() -> None:
+    """So files are recognised, on every rank: the import would take as long as torch's own, and 100 MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_VALUES], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_hyperparameters_of_other_losses_are_named(caplog: pytest.LogCaptureFixture) -> None:
