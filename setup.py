@@ -52,6 +52,7 @@ setup(
     package_data={
         "horovod_yolo": ["py.typed"],
         "horovod_yolo.config": ["*.yaml"],
+        "horovod_yolo.families": ["*/*.yaml"],
         "horovod_yolo.launch": ["discover_hosts.sh"],
     },
     python_requires=">=3.10,<3.14",

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.device import arithmetic, choose_precision
 from horovod_yolo.assembly.model import build_criterion
-from horovod_yolo.config.load import config_from_flags
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Batch, Targets
 from horovod_yolo.distributed.local import LocalCommunicator
@@ -89,7 +89,7 @@ def measured(model: str, name: str, channels_last: bool, batch: int, seconds: fl
 
 
 def make_stepper(name: str, precision: Precision, batch: int) -> Stepper:
-    config = config_from_flags({"data": "none.yaml", "cfg": name, "imgsz": SIZE, "batch_size": batch})
+    config = settings_of({"data": "none.yaml", "cfg": name, "imgsz": SIZE, "batch_size": batch})
     torch.manual_seed(0)
     model = build_model(name, CLASSES).to(precision.device, precision.of_weights)
     criterion = build_criterion(model, config)

@@ -21,10 +21,11 @@ from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitt
 from horovod_yolo.assembly.looking import Looking, look_here, make_ready
 from horovod_yolo.assembly.model import trained_model
 from horovod_yolo.assembly.run import new_run
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.config.keywords import device_name, prediction_options, training_argv, validation_options
-from horovod_yolo.config.load import config_from_flags, train_parser
+from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
 from horovod_yolo.distributed.agreement import together
@@ -105,7 +106,8 @@ class YOLO:
         if flags.get("resume"):
             raise UserError("resume is not for a new run", fix="use train.py --resume")
         parser = train_parser("train")
-        config = config_from_flags(vars(parser.parse_strictly(training_argv(parser, flags))))
+        argv = training_argv(parser, flags, zoo.hyperparameters())
+        config = settings_of(vars(parser.parse_strictly(argv)))
         require_fitting_launch(config.elastic)
         return config
 
@@ -204,10 +206,10 @@ def _looking(imgsz: int, options: dict[str, Any]) -> tuple[Looking, int]:
     given = prediction_options(options)
     thresholds = Thresholds(
         confidence=given.get("conf_threshold", 0.25),
-        iou=given.get("iou_threshold", 0.45),
         most=given.get("max_detections", 300),
         multi_label=False,
         agnostic=given.get("agnostic_nms", False),
     )
     same = {name: given[name] for name in ("rect", "batch", "classes", "augment", "half") if name in given}
-    return Looking(imgsz=imgsz, thresholds=thresholds, **same), given.get("vid_stride", 1)
+    how = Looking(imgsz=imgsz, thresholds=thresholds, iou=given.get("iou_threshold"), **same)
+    return how, given.get("vid_stride", 1)

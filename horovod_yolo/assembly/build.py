@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import BatchNorm2d
 
+from horovod_yolo.assembly.auto_optimizer import kept_choice, with_optimizer
 from horovod_yolo.assembly.data import Data
 from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
 from horovod_yolo.assembly.given_weights import shared_weights
@@ -30,8 +31,10 @@ from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.evaluation.evaluator import Evaluator
+from horovod_yolo.families.zoo import Recipe, recipe_of
 from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
+from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback
@@ -46,12 +49,14 @@ FP16_FIRST_SCALE = 2.0**16
 
 
 def build_training_data(
-    config: TrainConfig, annotations: Annotations, comm: Communicator, stride: int
+    config: TrainConfig, annotations: Annotations, comm: Communicator, model: Detector
 ) -> tuple[TrainTransform, StepSampler]:
     """How a training sample is made, and which ones are this rank's."""
-    hyp = config.hyp
+    hyp, recipe = config.hyp, recipe_of(model.name)
     params = AugmentParams(
-        **{f.name: getattr(hyp, f.name) for f in fields(AugmentParams) if hasattr(hyp, f.name)}
+        **{f.name: getattr(hyp, f.name) for f in fields(AugmentParams) if hasattr(hyp, f.name)},
+        unmixed_from=max(config.epochs - config.close_mosaic, 0),
+        **recipe.augmentation,
     )
     order: Ints | None = None
     shapes: Any = (config.imgsz, config.imgsz)
@@ -60,11 +65,11 @@ def build_training_data(
             annotations.heights,
             annotations.widths,
             imgsz=config.imgsz,
-            stride=stride,
+            stride=max(model.strides),
             batch=config.batch_size,
             pad=0.0,
         )
-        params = replace(params, mosaic=0.0)
+        params = params.unmixed()
     sampler = StepSampler(
         len(annotations),
         config.batch_size,
@@ -89,6 +94,7 @@ def build_evaluation_loader(
     workers: int,
     pin_memory: bool,
     rect: bool = True,
+    antialias: bool = True,
 ) -> Loader:
     """This rank's validation batches: rectangular, as small as the global batch allows, or squares."""
     order: Ints | None = None
@@ -102,7 +108,7 @@ def build_evaluation_loader(
     )
     load = image_loader(annotations)
     return Loader(
-        EvaluationTransform(annotations, load, longest_side=imgsz),
+        EvaluationTransform(annotations, load, longest_side=imgsz, antialias=antialias),
         sampler,
         workers=workers,
         pin_memory=pin_memory,
@@ -116,18 +122,20 @@ def build_evaluator(
     comm: Communicator,
     precision: Precision,
     stop: StopRequest,
-    stride: int,
+    model: Detector,
     micro_batches: int,
 ) -> Evaluator:
     """What scores the model after each epoch of a run."""
+    recipe = recipe_of(model.name)
     loader = build_evaluation_loader(
         annotations,
         comm,
         imgsz=config.imgsz,
-        stride=stride,
+        stride=max(model.strides),
         batch=config.evaluation_batch_size,
         workers=config.workers,
         pin_memory=pinned(precision.device),
+        antialias=recipe.averages_areas,
     )
     return Evaluator(
         annotations=annotations,
@@ -136,6 +144,8 @@ def build_evaluator(
         comm=comm,
         precision=precision,
         stop=stop,
+        thresholds=Thresholds(iou=recipe.iou_of_validation),
+        fitness_weights=recipe.fitness,
         micro_batches=micro_batches,
     )
 
@@ -164,7 +174,7 @@ def require_cells(config: TrainConfig, stride: int, *, resumed: bool) -> None:
         raise UserError(what, fix=f"use --imgsz {least} or more")
 
 
-def build_schedule(config: TrainConfig, batches_per_epoch: int) -> Schedule:
+def build_schedule(config: TrainConfig, recipe: Recipe, batches_per_epoch: int) -> Schedule:
     """Rates and accumulation of the whole run."""
     hyp = config.hyp
     share = config.batch_size * config.accumulate / hyp.nbs
@@ -182,6 +192,8 @@ def build_schedule(config: TrainConfig, batches_per_epoch: int) -> Schedule:
         warmup_epochs=hyp.warmup_epochs,
         warmup_momentum=hyp.warmup_momentum,
         warmup_bias_lr=hyp.warmup_bias_lr,
+        least_warmup_batches=recipe.least_warmup_batches,
+        warms_up_in_last_epoch=recipe.warms_up_in_last_epoch,
     )
 
 
@@ -263,6 +275,11 @@ def _weights(config: TrainConfig, comm: Communicator) -> dict[str, Any] | None:
     return shared_weights(Path(config.weights), comm, config.cfg) if config.weights else None
 
 
+def _licence(state: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoints say of the weights that others published, where the run began with them."""
+    return {key: value for key, value in state.items() if key == "license"}
+
+
 def build_trainer(
     config: TrainConfig,
     data: Data,
@@ -288,29 +305,29 @@ def build_trainer(
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
     together(comm, lambda: require_cells(config, stride, resumed=resumed is not None))
     model.to(device, precision.of_weights)
-    ema = Ema(model)
-    criterion = build_criterion(model, config)
-    stepper = build_stepper(config, model, criterion, comm, precision, stop, split(config.batch_size))
-    transform, sampler = build_training_data(config, data.train, comm, stride)
+    ema, criterion = Ema(model), build_criterion(model, config)
+    tuned = with_optimizer(config, len(data.train), model.num_classes, resumed)
+    stepper = build_stepper(tuned, model, criterion, comm, precision, stop, split(config.batch_size))
+    transform, sampler = build_training_data(config, data.train, comm, model)
     trainer = Trainer(
         config=config,
         names=data.spec.names,
         comm=comm,
         stepper=stepper,
         ema=ema,
-        schedule=build_schedule(config, sampler.batches_per_epoch),
+        schedule=build_schedule(tuned, recipe_of(model.name), sampler.batches_per_epoch),
         transform=transform,
         sampler=sampler,
         loader=Loader(transform, sampler, workers=config.workers, pin_memory=pinned(device)),
         evaluator=build_evaluator(
-            config, data.val, criterion, comm, precision, stop, stride, split(config.evaluation_batch_size)
+            config, data.val, criterion, comm, precision, stop, model, split(config.evaluation_batch_size)
         ),
         callbacks=callbacks,
         progress=Progress(),
         early_stopping=EarlyStopping(),
         stop=stop,
         metrics={},
-        about={key: value for key, value in (resumed or weights or {}).items() if key == "license"},
+        about={**_licence(resumed or weights or {}), **kept_choice(config, tuned)},
     )
     set_state(trainer, resumed)
     return trainer

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from horovod_yolo.assembly.data import Data, KnownData
 from horovod_yolo.assembly.run import Elastic, Run
 from horovod_yolo.assembly.run_lock import RunLock
+from horovod_yolo.assembly.settings import kept_settings
 from horovod_yolo.checkpoint.state import copied
-from horovod_yolo.config.schema import from_dict, to_dict
+from horovod_yolo.config.schema import to_dict
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.private import own_folder
 
@@ -48,13 +49,15 @@ def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run
     kept.lock = kept.lock or RunLock(content["lock"])
     mine = kept.local if kept.local and kept.local.digests == content["data"] else None
     elastic = Elastic(content["ranks"], keep, KnownData(content["data"], mine, keep_data))
-    return Run(from_dict(content["config"]), Path(content["folder"]), saved, elastic, kept.lock)
+    config = kept_settings(content["config"], content["model"])
+    return Run(config, Path(content["folder"]), saved, elastic, kept.lock)
 
 
 def _first_content(run: Run, kept: Kept, comm: Communicator) -> dict[str, Any]:
     content = {
         "lock": comm.broadcast_object(run.lock.token),
         "config": to_dict(run.config),
+        "model": str(run.state["model_name"] if run.state else run.config.cfg),
         "folder": str(run.folder),
         "ranks": comm.size,
         "state": run.state,

@@ -16,6 +16,7 @@ from horovod_yolo.assembly.device import arithmetic, choose_precision
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
+from horovod_yolo.families.zoo import recipe_of
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.prediction.frames import Placed, file_frames
@@ -38,7 +39,8 @@ class Looking:
         batch: images of one shape that go through the network at once.
         precision: of the network; ``auto`` is fp16 on GPUs and fp32 on CPUs.
         half: fp16, or an error where there is no GPU.
-        thresholds: what counts as a detection.
+        thresholds: what counts as a detection, but for the overlap.
+        iou: by which two boxes of a class may overlap; None: as the model's family has it.
         classes: numbers of those that count; empty: all.
         augment: look at each image in three sizes, once mirrored.
     """
@@ -49,6 +51,7 @@ class Looking:
     precision: str = "auto"
     half: bool = False
     thresholds: Thresholds
+    iou: float | None = None
     classes: tuple[int, ...] = ()
     augment: bool = False
 
@@ -80,9 +83,9 @@ def make_ready(
         raise UserError("--half needs a GPU, this is a CPU", fix="leave it out, or use --precision bf16")
     name = "fp16" if how.half else how.precision
     precision = choose_precision(name, device)
-    network = Network(
-        model.to(device, precision.of_weights), precision, how.thresholds, how.classes, how.augment
-    )
+    iou = recipe_of(model.name).iou_of_prediction if how.iou is None else how.iou
+    thresholds = replace(how.thresholds, iou=iou)
+    network = Network(model.to(device, precision.of_weights), precision, thresholds, how.classes, how.augment)
     side = round_to_stride(how.imgsz or config.imgsz, network.stride)
     return Ready(_Exactly(network, name), dict(enumerate(names)), Sizes(side, how.rect, how.batch))
 

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from horovod_yolo.assembly.given_weights import load_weights
+from horovod_yolo.assembly.settings import settings_of_state
 from horovod_yolo.assembly.weights import transfer
-from horovod_yolo.config.schema import TrainConfig, from_dict
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.boxes import xyxy_to_xywh
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.families import zoo
@@ -67,7 +68,7 @@ def as_trained(state: dict[str, Any], head: str = "") -> Trained:
     """`trained_model` of the content of a checkpoint."""
     model = zoo.model_of(state)
     model.load_state_dict(state["ema"]["weights"])
-    config = from_dict(state["config"])
+    config = settings_of_state(state)
     model.head.use(head or config.head)
     return model.eval(), config, tuple(state["names"])
 

@@ -48,7 +48,7 @@ class PredictOptions:
     rect: bool = True
     batch_size: int = 8
     conf_thres: float = 0.25
-    iou_thres: float = 0.45
+    iou_thres: float | None = None  # as the model's family has it
     max_det: int = 1000
     classes: tuple[int, ...] = ()
     agnostic_nms: bool = False
@@ -97,11 +97,11 @@ class PredictOptions:
             half=self.half,
             thresholds=Thresholds(
                 confidence=self.conf_thres,
-                iou=self.iou_thres,
                 most=self.max_det,
                 multi_label=False,
                 agnostic=self.agnostic_nms,
             ),
+            iou=self.iou_thres,
             classes=self.classes,
             augment=self.augment,
         )

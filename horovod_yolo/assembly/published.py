@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.checkpoint.migration import FORMAT_VERSION
 from horovod_yolo.checkpoint.published import Published, opened_published
-from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.config.schema import to_dict
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families import zoo
@@ -60,7 +60,7 @@ def published_checkpoint(path: Path, cfg: str = "") -> dict[str, Any]:
             "variant": dict(found.variant),
             "ema": {"weights": weights, "updates": 0},
             "metrics": {},
-            "config": to_dict(config_from_flags({"data": "", "cfg": found.name, "imgsz": imgsz})),
+            "config": to_dict(settings_of({"data": "", "cfg": found.name, "imgsz": imgsz})),
             "names": list(names),
             "names_known": file.names is not None,
             "epoch": 0,

@@ -16,9 +16,10 @@ from horovod_yolo.assembly.given_weights import with_model
 from horovod_yolo.assembly.resuming import PATHS, absolute_paths, settings_here
 from horovod_yolo.assembly.run_folder import new_run_folder
 from horovod_yolo.assembly.run_lock import RunLock
+from horovod_yolo.assembly.settings import kept_settings, settings_of
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.config.load import config_from_flags
-from horovod_yolo.config.schema import TrainConfig, from_dict
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.families import zoo
@@ -62,7 +63,7 @@ def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
     if target:
         return resumed_run(target, given, comm)
     given = with_model(given, comm)
-    return new_run(together(comm, lambda: config_from_flags(given)), comm)
+    return new_run(together(comm, lambda: settings_of(given)), comm)
 
 
 def new_run(config: TrainConfig, comm: Communicator) -> Run:
@@ -114,7 +115,7 @@ def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
     if found:
         return _going_on(found, given, comm)
     given = with_model({**given, "exist_ok": True}, comm)
-    return new_run(together(comm, lambda: config_from_flags(given)), comm)
+    return new_run(together(comm, lambda: settings_of(given)), comm)
 
 
 def _newest_state(target: Path) -> Found:
@@ -131,7 +132,7 @@ def _going_on(found: Found, given: dict[str, Any], comm: Communicator) -> Run:
     state, folder, written_ns = found
     if "imgsz" in given:  # as the run has it
         given["imgsz"] = round_to_stride(given["imgsz"], max(zoo.spec_of(state["model_name"]).strides))
-    config = together(comm, lambda: from_dict(settings_here(state, given)))
+    config = together(comm, lambda: kept_settings(settings_here(state, given), state["model_name"]))
     together(comm, lambda: config.check_world(comm.size))
     return Run(config, folder, state, written_ns=written_ns)
 

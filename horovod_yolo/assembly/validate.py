@@ -28,6 +28,7 @@ from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.evaluation.evaluator import Evaluator, as_arrays
+from horovod_yolo.families.zoo import recipe_of
 from horovod_yolo.metrics.coco_results import write_results
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.models.suppression import Thresholds
@@ -45,7 +46,7 @@ class ValOptions:
     rect: bool = True
     batch_size: int = 32
     conf_thres: float = 0.001
-    iou_thres: float = 0.6
+    iou_thres: float | None = None  # as the model's family has it
     max_det: int = 300
     device: str = ""
     workers: int = 4
@@ -58,6 +59,11 @@ class ValOptions:
     def __post_init__(self) -> None:
         least = {"imgsz": 0, "batch_size": 1, "max_det": 1, "workers": 0}
         check_ranges(self, least, ("conf_thres", "iou_thres"))
+
+    def thresholds(self, usual_iou: float) -> Thresholds:
+        """What counts as a detection, where boxes of a class may usually overlap so far."""
+        iou = usual_iou if self.iou_thres is None else self.iou_thres
+        return Thresholds(confidence=self.conf_thres, iou=iou, most=self.max_det)
 
 
 def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple[str, ...]]:
@@ -78,7 +84,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     annotations = shared_annotations(spec, options.task, comm, annotation_folder(options.cache_dir))
     if comm.rank == 0:
         say_what_counts(annotations, options.max_det)
-    imgsz = options.imgsz or trained.imgsz
+    imgsz, recipe = options.imgsz or trained.imgsz, recipe_of(model.name)
     loader = build_evaluation_loader(
         annotations,
         comm,
@@ -88,6 +94,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
         workers=options.workers,
         pin_memory=pinned(device),
         rect=options.rect,
+        antialias=recipe.averages_areas,
     )
     precision = choose_precision(options.precision, device)
     evaluator = Evaluator(
@@ -97,7 +104,8 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
         comm=comm,
         precision=precision,
         rect=options.rect,
-        thresholds=Thresholds(confidence=options.conf_thres, iou=options.iou_thres, most=options.max_det),
+        thresholds=options.thresholds(recipe.iou_of_validation),
+        fitness_weights=recipe.fitness,
     )
     collected: dict[int, Detections] | None = {} if options.save_json else None
     try:

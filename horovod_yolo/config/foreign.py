@@ -24,7 +24,6 @@ OF_TRAINING: Mapping[str, str] = {
     "--bucket": "leave it out: nothing is uploaded",
     "--cache-images": "use --cache",
     "--classes": "leave the other classes out of names in data.yaml, which must be a COCO or VOC set",
-    "--close-mosaic": "write mosaic: 0 into a --hyp file, and train the last epochs as a run of its own",
     "--dropout": "leave it out: the models here have no dropout",
     "--entity": _LOGGERS,
     "--evolve": "leave it out: choose hyperparameters with --hyp",

@@ -10,11 +10,12 @@ from typing import Any
 
 from horovod_yolo.config.class_map import class_map
 from horovod_yolo.config.foreign import OF_PREDICTION_CALLS, OF_TRAINING, OF_VALIDATION, device, instead
+from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.load import Parser, nearest
-from horovod_yolo.config.schema import Hyp
 from horovod_yolo.core.errors import UserError
 
 Renaming = Callable[[object], dict[str, object]]
+SHARED = frozenset(f.name for f in fields(Hyp))  # hyperparameters of all families
 
 
 def _as(name: str) -> Renaming:
@@ -61,8 +62,10 @@ PREDICTION: Mapping[str, Renaming] = {
 }
 
 
-def training_argv(parser: Parser, given: Mapping[str, Any]) -> list[str]:
-    """Keyword arguments of `YOLO.train` as a command line.
+def training_argv(
+    parser: Parser, given: Mapping[str, Any], hyperparameters: Collection[str] = SHARED
+) -> list[str]:
+    """Keyword arguments of `YOLO.train` as a command line; ``hyperparameters`` are no arguments.
 
     ``cos_lr=True`` is ``--cos-lr``, ``freeze=(0, 1)`` is ``--freeze 0 1``, ``device=[0, 1]`` is
     ``--device=0,1``, ``amp=False`` is ``--precision=fp32``; a flag that is None or False is not given.
@@ -71,7 +74,7 @@ def training_argv(parser: Parser, given: Mapping[str, Any]) -> list[str]:
         UserError: a name that is no flag, whatever its value, or a value that no flag can have.
     """
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    flags = renamed(given, TRAINING, actions, OF_TRAINING)
+    flags = renamed(given, TRAINING, actions, OF_TRAINING, hyperparameters)
     return [word for name, value in flags.items() for word in _words(actions[name], name, value)]
 
 
@@ -127,13 +130,13 @@ def renamed(
     others: Mapping[str, Renaming],
     known: Collection[str],
     foreign: Mapping[str, str],
+    hyperparameters: Collection[str] = SHARED,
 ) -> dict[str, Any]:
     """Arguments under our names; those that are None, which is not given, are left out.
 
     Raises:
         UserError: a name that is neither ours nor others', or two names of one thing.
     """
-    hyperparameters = {f.name for f in fields(Hyp)} - {"label_smoothing"}
     result: dict[str, Any] = {}
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")

@@ -8,14 +8,15 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, get_args
 
 from horovod_yolo.config import foreign
 from horovod_yolo.config.class_map import class_map
+from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.schema import (
     Cache,
     Compression,
-    Hyp,
     OptimizerName,
     Precision,
     ScaleLr,
@@ -82,14 +83,14 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--cfg", "--model", dest="cfg", help="model: yolov5n, yolov8n, yolo11n, yolo26n, yolov3, ...")
     add("--weights", help="start from the weights of a checkpoint")
     add("--head", help=HEAD_HELP)
-    add("--hyp", help="hyperparameters, YOLOv5's hyp*.yaml")
+    add("--hyp", help="hyperparameters of the model's family, as in YOLOv5's hyp*.yaml")
     add("--epochs", type=int)
     add_shared_flags(p)
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
     _add_resume_flags(p)
     add("--cache", nargs="?", const="ram", choices=get_args(Cache))
     add("--multi-scale", dest="multi_scale", action="store_true", help="vary the input size by 50%%")
-    add("--optimizer", choices=get_args(OptimizerName))
+    add("--optimizer", choices=get_args(OptimizerName), help="auto: by the length of the run")
     add("--sync-bn", dest="sync_bn", action="store_true", help="batch norm over the whole global batch")
     add("--workers", type=int, help="data-loading processes of each rank")
     add("--project", help="folder of the run folders")
@@ -98,6 +99,8 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--cos-lr", dest="cos_lr", action="store_true", help="cosine instead of linear decay")
     add("--label-smoothing", dest="label_smoothing", type=float)
     add("--patience", type=int, help="stop after so many epochs without a better one; 0: never")
+    closed = "images are not mixed any more in so many last epochs: no mosaic, mixup, cutmix"
+    add("--close-mosaic", dest="close_mosaic", type=int, metavar="N", help=closed)
     add("--freeze", type=row_or_name, nargs="+", metavar="N", help=FREEZE_HELP)
     add("--save-period", dest="save_period", type=int, help="keep a checkpoint every so many epochs")
     add("--seed", type=int)
@@ -181,34 +184,67 @@ def add_label_flags(p: argparse.ArgumentParser) -> None:
     )
 
 
-def load_hyp(path: str | Path) -> Hyp:
-    """Read a hyperparameter file. Raises `UserError` that names file, key and nearest key."""
+def load_hyp(
+    path: str | Path,
+    kind: type[Hyp] = Hyp,
+    family: str = "",
+    others: Mapping[str, type[Hyp]] = MappingProxyType({}),
+) -> Hyp:
+    """Read a hyperparameter file.
+
+    Args:
+        path: of the YAML file.
+        kind: the hyperparameters of the model's family.
+        family: its name.
+        others: those of the other families, by name.
+
+    Raises:
+        UserError: it names file, key and nearest key, or both families where the file is for another one.
+    """
     path = Path(path)
     if path.name == "hyp.scratch-low.yaml" and not path.exists():
-        raise UserError(
-            "there is no such file", where=path, fix="leave --hyp out: its values are the defaults"
-        )
+        fix = "leave --hyp out: its values are the defaults of YOLOv5's models"
+        raise UserError("there is no such file", where=path, fix=fix)
     values = read_mapping(path, most_bytes=HYP_FILE_BYTES, what="a settings file")
-    known = {f.name for f in fields(Hyp)}
-    for key in values:
-        if key not in known:
-            raise UserError(f"unknown hyperparameter {key!r}", where=path, fix=nearest(str(key), known))
+    known = _names(kind)
+    unlike = [key for key in values if key not in known]
+    for other, theirs in others.items():
+        if of_other := [str(key) for key in unlike if key in _names(theirs)]:
+            raise UserError(
+                f"the file is for models of the family {other}, this one is of {family}, which has no "
+                + ", ".join(of_other),
+                where=path,
+                fix=f"use a file for {family}, or leave --hyp out",
+            )
+    if unlike:
+        raise UserError(
+            f"unknown hyperparameter {unlike[0]!r}", where=path, fix=nearest(str(unlike[0]), known)
+        )
     try:
-        return Hyp(**values)
+        return kind(**values)
     except UserError as error:
         raise UserError(str(error), where=path) from None
 
 
-def config_from_flags(given: dict[str, Any]) -> TrainConfig:
-    """A config from the flags that were given (as `train_parser` names them, without ``resume``)."""
+def _names(kind: type[Hyp]) -> set[str]:
+    return {f.name for f in fields(kind)}
+
+
+def config_from_flags(given: dict[str, Any], hyp: Hyp | None = None) -> TrainConfig:
+    """A config from flags, as `train_parser` names them, without ``resume``.
+
+    Args:
+        given: the flags. The file of ``--hyp`` is not read here: which it may be depends on the model.
+        hyp: the hyperparameters; None as long as the model is not known.
+    """
     given = dict(given)
     if "data" not in given:
         raise UserError("--data is missing", fix="name the data set: --data path/to/data.yaml")
     if not given.get("cfg") and not given.get("weights"):
         raise UserError("--cfg is missing", fix="name a model, such as --cfg yolov5n")
-    hyp = load_hyp(given["hyp"]) if given.get("hyp") else Hyp()
-    given["hyp"] = hyp
-    given.setdefault("label_smoothing", hyp.label_smoothing)
+    given["hyp"] = hyp or Hyp()
+    if (smoothing := getattr(hyp, "label_smoothing", None)) is not None:
+        given.setdefault("label_smoothing", smoothing)
     if "freeze" in given:
         given["freeze"] = tuple(given["freeze"])
     return TrainConfig(**given)

@@ -69,7 +69,8 @@ def _add_search_flags(p: argparse.ArgumentParser) -> None:
         help="images of one shape that go through the network of a rank at once (8)",
     )
     add("--conf-thres", "--conf", dest="conf_thres", type=float, help="least score of a detection (0.25)")
-    add("--iou-thres", "--iou", dest="iou_thres", type=float, help="boxes that overlap more are one (0.45)")
+    overlap = "boxes that overlap more are one (0.45; models without anchors: 0.7)"
+    add("--iou-thres", "--iou", dest="iou_thres", type=float, help=overlap)
     add("--max-det", dest="max_det", type=int, help="detections of an image (1000)")
     add("--classes", type=int, nargs="+", metavar="N", help="only these classes, by number: --classes 0 2 3")
     add("--agnostic-nms", dest="agnostic_nms", action="store_true", help="other classes suppress too")

@@ -9,12 +9,13 @@ from horovod_yolo.core.errors import UserError
 
 
 def check_ranges(options: object, least: Mapping[str, int], shares: Iterable[str]) -> None:
-    """Raise `UserError` where an attribute is below its ``least``, or one of ``shares`` not in 0..1."""
+    """Raise `UserError` where an attribute is below its ``least``, or one of ``shares`` is not in 0..1."""
     for name, smallest in least.items():
         if getattr(options, name) < smallest:
             _refuse(options, name, f"{smallest} or more")
     for name in shares:
-        if not 0 <= getattr(options, name) <= 1:
+        value = getattr(options, name)
+        if value is not None and not 0 <= value <= 1:
             _refuse(options, name, "between 0 and 1")
 
 

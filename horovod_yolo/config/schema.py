@@ -1,20 +1,21 @@
 """What a training run can be told: frozen, typed, checked when made.
 
-Names and defaults are YOLOv5's, so that its users' commands and hyperparameter files work here.
+Names and defaults are YOLOv5's, so that its users' commands work here. A family of models may have other
+defaults, and has hyperparameters of its own: `assembly.settings` puts them in.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from horovod_yolo.config.class_map import ClassMap
+from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.core.errors import UserError
 
 Cache = Literal["none", "ram", "disk"]
-OptimizerName = Literal["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSProp", "MuSGD"]
+OptimizerName = Literal["auto", "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSProp", "MuSGD"]
 Compression = Literal["auto", "none", "fp16"]
 Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
 # One number: as many first rows of the model's table of layers; several: these rows; or names in the model.
@@ -27,82 +28,6 @@ STEPS_BETWEEN_ELASTIC_COMMITS = 10
 def _require(ok: bool, name: str, value: object, rule: str) -> None:
     if not ok:
         raise UserError(f"{name} is {value!r}", fix=f"it must be {rule}")
-
-
-def _finite_number(name: str, value: object) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    try:
-        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
-    except OverflowError:  # an integer beyond all floats, and too long to print
-        number = value = math.inf
-    if not math.isfinite(number):
-        fix = "it must be a finite number, in YAML 1.0e-2, not 1e-2"
-        raise UserError(f"{name} is {value!r:.60}", fix=fix)
-    return number
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hyp:
-    """Hyperparameters: a YOLOv5 ``hyp*.yaml``. Defaults are its ``hyp.scratch-low``."""
-
-    lr0: float = 0.01
-    lrf: float = 0.01
-    momentum: float = 0.937
-    weight_decay: float = 0.0005
-    warmup_epochs: float = 3.0
-    warmup_momentum: float = 0.8
-    warmup_bias_lr: float = 0.1
-    box: float = 0.05
-    cls: float = 0.5
-    cls_pw: float = 1.0
-    obj: float = 1.0
-    obj_pw: float = 1.0
-    iou_t: float = 0.20
-    anchor_t: float = 4.0
-    anchors: float = 0.0
-    fl_gamma: float = 0.0
-    hsv_h: float = 0.015
-    hsv_s: float = 0.7
-    hsv_v: float = 0.4
-    degrees: float = 0.0
-    translate: float = 0.1
-    scale: float = 0.5
-    shear: float = 0.0
-    perspective: float = 0.0
-    flipud: float = 0.0
-    fliplr: float = 0.5
-    mosaic: float = 1.0
-    mixup: float = 0.0
-    copy_paste: float = 0.0  # accepted for YOLOv5's files; needs masks, which detection labels do not have
-    label_smoothing: float = 0.0
-    nbs: float = 64.0  # nominal batch: what lr0 and weight_decay are meant for (Ultralytics' name)
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            object.__setattr__(
-                self, f.name, _finite_number(f"hyperparameter {f.name}", getattr(self, f.name))
-            )
-        for name in ("mosaic", "mixup", "copy_paste", "flipud", "fliplr", "label_smoothing"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"hyperparameter {name}", value, "between 0 and 1")
-        for name in ("lr0", "lrf", "cls_pw", "obj_pw"):
-            _require(getattr(self, name) > 0, f"hyperparameter {name}", getattr(self, name), "above 0")
-        for name in ("weight_decay", "warmup_epochs", "warmup_bias_lr", "box", "cls", "obj", "fl_gamma"):
-            _require(getattr(self, name) >= 0, f"hyperparameter {name}", getattr(self, name), "0 or more")
-        for name in (
-            "momentum",
-            "warmup_momentum",
-            "hsv_h",
-            "hsv_s",
-            "hsv_v",
-            "translate",
-            "scale",
-            "perspective",
-        ):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"hyperparameter {name}", value, "from 0 to under 1")
-        _require(self.nbs >= 1, "hyperparameter nbs", self.nbs, "1 or more")
-        _require(self.anchor_t > 1, "hyperparameter anchor_t", self.anchor_t, "above 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +55,7 @@ class TrainConfig:
     cos_lr: bool = False
     label_smoothing: float = 0.0
     patience: int = 100
+    close_mosaic: int = 0
     freeze: Freeze = (0,)
     save_period: int = -1
     seed: int = 0
@@ -158,6 +84,7 @@ class TrainConfig:
             ("imgsz", 32),
             ("workers", 0),
             ("patience", 0),
+            ("close_mosaic", 0),
             ("commit_every", 0),
             ("max_steps", 0),
             ("seed", 0),
@@ -244,10 +171,17 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The inverse of `to_dict`."""
+def from_dict(values: dict[str, Any], hyp: type[Hyp] = Hyp) -> TrainConfig:
+    """The inverse of `to_dict`; ``hyp`` is the class of the hyperparameters.
+
+    Raises:
+        UserError: there are hyperparameters that this class has not.
+    """
     values = dict(values)
-    values["hyp"] = Hyp(**values["hyp"])
+    if unknown := sorted(values["hyp"].keys() - {f.name for f in fields(hyp)}):
+        fix = "an older version began this run; go on with that one"
+        raise UserError(f"the run's hyperparameters {', '.join(unknown)} are not known", fix=fix)
+    values["hyp"] = hyp(**values["hyp"])
     values["freeze"] = tuple(values["freeze"])
     values["class_map"] = tuple(values.get("class_map", {}).items())
     return TrainConfig(**values)

@@ -2,13 +2,13 @@
 
 Every random number of a sample comes from one generator keyed by (seed, epoch, index), so a sample
 is the same whichever worker or rank makes it, and after a resume. What happens, in order: mosaic (or
-letterbox), random perspective, mixup, the albumentations set, HSV, flips. The set of augmentations
-and their defaults are those of YOLOv5's ``hyp.scratch-low``.
+letterbox), random perspective, mixup, CutMix, the albumentations set, HSV, flips. The set of
+augmentations and their defaults are those of YOLOv5's ``hyp.scratch-low``; families of models may want
+them otherwise (`AugmentParams`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Floats, Image, Ints, Letterbox, LostImage, SampleKey
 from horovod_yolo.data.annotations import Annotations, Record
+from horovod_yolo.data.colours import albumentations_set, change_hsv
+from horovod_yolo.data.cutmix import boxes_in, free_rectangle
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox, resize_to_fit
 from horovod_yolo.data.sampler import Stream, epoch_order, keyed_generator
 from horovod_yolo.data.substitutes import Pictures
@@ -30,14 +32,13 @@ Matrix = NDArray[np.float64]  # (3, 3) homogeneous
 MIN_SIDE = 2.0  # pixels; a box narrower or lower than this after the warp is dropped
 MIN_AREA_SHARE = 0.1  # of the box's area before the warp (scaled alike) that must remain in view
 MAX_ASPECT = 100.0
-ALBUMENTATIONS_PROBABILITY = 0.01  # of each of the four
 
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """Strength of each augmentation; the names are YOLOv5's hyperparameters."""
+    """Strength of each augmentation; the names are YOLOv5's and Ultralytics' hyperparameters."""
 
-    hsv_h: float = 0.015  # largest relative change of hue
+    hsv_h: float = 0.015  # largest change of hue, relative to it or as a share of the circle
     hsv_s: float = 0.7
     hsv_v: float = 0.4
     degrees: float = 0.0  # largest rotation, either way
@@ -49,7 +50,21 @@ class AugmentParams:
     fliplr: float = 0.5
     mosaic: float = 1.0
     mixup: float = 0.0
+    cutmix: float = 0.0  # needs ``mixes_singles``
     albumentations: bool = True
+    turns_hue: bool = False  # adds to the hue, instead of multiplying it
+    mixes_singles: bool = False  # mixup of any two images, instead of mosaics only
+    unmixed_from: int | None = None  # epoch from which images stay apart: no mosaic, mixup, CutMix
+
+    def in_epoch(self, epoch: int) -> AugmentParams:
+        """What holds in an epoch."""
+        if self.unmixed_from is None or epoch < self.unmixed_from:
+            return self
+        return self.unmixed()
+
+    def unmixed(self) -> AugmentParams:
+        """The same without what puts several images together."""
+        return replace(self, mosaic=0.0, mixup=0.0, cutmix=0.0)
 
 
 @dataclass(frozen=True)
@@ -113,14 +128,19 @@ class EvaluationTransform:
     annotations: Annotations
     load: Load
     longest_side: int | None = None
+    antialias: bool = True
 
     def __call__(self, key: SampleKey) -> Sample:
         """Make the validation sample that the key names."""
-        return evaluation_sample(key, self.annotations, self.load, self.longest_side)
+        return evaluation_sample(key, self.annotations, self.load, self.longest_side, self.antialias)
 
 
 def evaluation_sample(
-    key: SampleKey, annotations: Annotations, load: Load, longest_side: int | None = None
+    key: SampleKey,
+    annotations: Annotations,
+    load: Load,
+    longest_side: int | None = None,
+    antialias: bool = True,
 ) -> Sample:
     """Letterbox one image: nothing random, its boxes but no crowds, none clipped or dropped.
 
@@ -129,6 +149,7 @@ def evaluation_sample(
         annotations: the data set.
         load: gives the (H, W, 3) image of a position in the data set, at its size or scaled.
         longest_side: see `letterbox`; by default the image fills the input.
+        antialias: see `resize_to_fit`.
     """
     record, image = annotations.records[key.index], load(key.index)
     canvas, fit = letterbox(
@@ -137,7 +158,7 @@ def evaluation_sample(
         key.width,
         original=(record.height, record.width),
         longest_side=longest_side,
-        antialias=True,
+        antialias=antialias,
     )
     classes, boxes_xyxy = _ground_truth(record)
     return Sample(canvas, classes, boxes_to_input(boxes_xyxy, fit), fit, key.index)
@@ -166,16 +187,16 @@ def augment_pictures(
     key: SampleKey, pictures: Pictures, count: int, params: AugmentParams, seed: int
 ) -> Sample:
     """`augment` with images from ``pictures``, which may put others in the place of lost ones."""
-    rng = keyed_generator(seed, Stream.SAMPLE, key.epoch, key.index)
-    if rng.random() < params.mosaic:
-        scene = _warped_mosaic(rng, key, pictures, count, params)
-        if rng.random() < params.mixup:
-            partner = key._replace(index=int(rng.integers(count)))
-            scene = _mixup(rng, scene, _warped_mosaic(rng, partner, pictures, count, params))
-    else:
-        scene = _warp(rng, _letterboxed(key, pictures), key.height, key.width, params)
-    image = _albumentations(rng, scene.image) if params.albumentations else scene.image
-    image = _hsv(rng, image, params)
+    rng, params = keyed_generator(seed, Stream.SAMPLE, key.epoch, key.index), params.in_epoch(key.epoch)
+    is_mosaic = rng.random() < params.mosaic
+    scene = _warped(rng, key, pictures, count, params, is_mosaic)
+    if params.mixes_singles:
+        scene = _mixed(rng, scene, key, pictures, count, params)
+    elif is_mosaic and rng.random() < params.mixup:
+        partner = key._replace(index=int(rng.integers(count)))
+        scene = _mixup(rng, scene, _warped(rng, partner, pictures, count, params, True))
+    image = albumentations_set(rng, scene.image) if params.albumentations else scene.image
+    image = change_hsv(rng, image, (params.hsv_h, params.hsv_s, params.hsv_v), params.turns_hue)
     scene = _flip(rng, scene._replace(image=image), params)
     identity = Letterbox(key.height, key.width, 1.0, 1.0, 0.0, 0.0)
     return Sample(np.ascontiguousarray(scene.image), scene.classes, scene.boxes_xyxy, identity, key.index)
@@ -194,10 +215,32 @@ def _letterboxed(key: SampleKey, pictures: Pictures) -> _Scene:
     return _Scene(image, classes, boxes_to_input(boxes_xyxy, fit))
 
 
-def _warped_mosaic(
-    rng: np.random.Generator, key: SampleKey, pictures: Pictures, count: int, params: AugmentParams
+def _warped(
+    rng: np.random.Generator,
+    key: SampleKey,
+    pictures: Pictures,
+    count: int,
+    params: AugmentParams,
+    is_mosaic: bool,
 ) -> _Scene:
-    return _warp(rng, _mosaic(rng, key, pictures, count), key.height, key.width, params)
+    scene = _mosaic(rng, key, pictures, count) if is_mosaic else _letterboxed(key, pictures)
+    return _warp(rng, scene, key.height, key.width, params)
+
+
+def _mixed(
+    rng: np.random.Generator,
+    scene: _Scene,
+    key: SampleKey,
+    pictures: Pictures,
+    count: int,
+    params: AugmentParams,
+) -> _Scene:
+    """Mixup and CutMix, each with a partner that was made as the scene was."""
+    for probability, mix in ((params.mixup, _mixup), (params.cutmix, _cutmix)):
+        if rng.random() < probability:
+            partner, is_mosaic = key._replace(index=int(rng.integers(count))), rng.random() < params.mosaic
+            scene = mix(rng, scene, _warped(rng, partner, pictures, count, params, is_mosaic))
+    return scene
 
 
 def _mosaic(rng: np.random.Generator, key: SampleKey, pictures: Pictures, count: int) -> _Scene:
@@ -309,39 +352,20 @@ def _mixup(rng: np.random.Generator, first: _Scene, second: _Scene) -> _Scene:
     return _Scene(np.asarray(image, np.uint8), classes, np.concatenate((first.boxes_xyxy, second.boxes_xyxy)))
 
 
-def _albumentations(rng: np.random.Generator, image: Image) -> Image:
-    """Blur, median blur, grey and CLAHE, each one time in a hundred.
-
-    Which of them apply is drawn here, so that the slow import and the call happen only then. The
-    library gets a seed of its own and touches no global random state.
-    """
-    chosen = rng.random(4) < ALBUMENTATIONS_PROBABILITY
-    seed = int(rng.integers(2**32))
-    if not chosen.any():
-        return image
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks PyPI for a newer version
-    import albumentations
-
-    transforms = (albumentations.Blur, albumentations.MedianBlur, albumentations.ToGray, albumentations.CLAHE)
-    pipeline = albumentations.Compose(
-        [make(p=1.0) for make, wanted in zip(transforms, chosen, strict=True) if wanted], seed=seed
-    )
-    return np.asarray(pipeline(image=image)["image"], np.uint8)
-
-
-def _hsv(rng: np.random.Generator, image: Image, params: AugmentParams) -> Image:
-    """Turn the hue and stretch saturation and value by random factors, through 8-bit tables."""
-    strength = np.array((params.hsv_h, params.hsv_s, params.hsv_v))
-    hue, saturation, value = 1 + rng.uniform(-1, 1, 3) * strength
-    if not strength.any():
-        return image
-    levels = np.arange(256)
-    tables = np.empty((1, 256, 3), np.uint8)
-    tables[0, :, 0] = (levels * hue) % 180  # OpenCV's 8-bit hue counts in steps of two degrees
-    tables[0, :, 1] = (levels * saturation).clip(0, 255)
-    tables[0, :, 2] = (levels * value).clip(0, 255)
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables)
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+def _cutmix(rng: np.random.Generator, first: _Scene, second: _Scene) -> _Scene:
+    """Put a rectangle of the second scene into the first, where it hides nothing and shows something."""
+    height, width = first.image.shape[:2]
+    rectangle = free_rectangle(rng, first.boxes_xyxy, height, width)
+    if rectangle is None:
+        return first
+    shown, boxes_xyxy = boxes_in(second.boxes_xyxy, rectangle)
+    if not shown.any():
+        return first
+    left, top, right, bottom = rectangle
+    image = first.image.copy()
+    image[top:bottom, left:right] = second.image[top:bottom, left:right]
+    classes = np.concatenate((first.classes, second.classes[shown]))
+    return _Scene(image, classes, np.concatenate((first.boxes_xyxy, boxes_xyxy)))
 
 
 def _flip(rng: np.random.Generator, scene: _Scene, params: AugmentParams) -> _Scene:

@@ -40,6 +40,7 @@ class Evaluator:
     rect: bool = True  # what the loader gives: rectangles, or squares
     thresholds: Thresholds = field(default_factory=Thresholds)
     stop: StopRequest = field(default_factory=StopRequest)
+    fitness_weights: tuple[float, float] = (0.1, 0.9)  # of mAP50 and mAP50-95
     micro_batches: int = 1  # in which a slice is scored: more of them need less memory
 
     @torch.no_grad()
@@ -79,7 +80,7 @@ class Evaluator:
             self.comm, lost, len(self.annotations), self.loader.lost.values(), self.annotations.root
         )
         means = {term: value / max(images, 1.0) for term, value in zip(terms, sums, strict=True)}
-        return Evaluation(summary, means, self.rect, model.head.used)
+        return Evaluation(summary, means, self.rect, model.head.used, self.fitness_weights)
 
     def close(self) -> None:
         """End the data workers."""

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
@@ -38,8 +39,38 @@ class ModelSpec:
     strides: tuple[int, ...]  # of its predictions, finest first
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a family is trained and scored unless the user says otherwise.
+
+    Attributes:
+        hyp: its hyperparameters.
+        run: flags of a run, by the names of `TrainConfig`, whose usual values are other ones here.
+        fitness: weights of mAP50 and mAP50-95 in the number that tells the best epoch.
+        iou_of_validation: by which boxes of a class may overlap.
+        iou_of_prediction: the same for images that belong to no data set.
+        augmentation: what `AugmentParams` holds beside hyperparameters, by its names, where it is otherwise.
+        averages_areas: whether images that shrink for validation are averaged, not interpolated.
+        least_warmup_batches: of a warm-up, where there is one.
+        warms_up_in_last_epoch: whether a warm-up may reach into the last epoch.
+    """
+
+    hyp: type[Hyp] = Hyp
+    run: Mapping[str, Any] = field(default_factory=dict)
+    fitness: tuple[float, float] = (0.1, 0.9)
+    iou_of_validation: float = 0.6
+    iou_of_prediction: float = 0.45
+    augmentation: Mapping[str, bool] = field(default_factory=dict)
+    averages_areas: bool = True
+    least_warmup_batches: int = 100
+    warms_up_in_last_epoch: bool = True
+
+
 class Family(ABC):
     """Models that are trained, scored and decoded alike."""
+
+    name: ClassVar[str]
+    recipe: ClassVar[Recipe] = Recipe()
 
     @property
     @abstractmethod

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families.anchor_based.family import AnchorBased
 from horovod_yolo.families.anchor_free.family import AnchorFree
 from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Shapes, Variant
+from horovod_yolo.families.base import Recipe as Recipe
 from horovod_yolo.families.base import Recognised as Recognised
 from horovod_yolo.families.strangers import what_else
 from horovod_yolo.models.detector import Detector, published_names
@@ -45,6 +48,17 @@ def family_of(typed: str) -> Family:
     """The family of a model. Errors as `model_name`."""
     name = model_name(typed)
     return next(family for family in FAMILIES if name in family.models)
+
+
+def recipe_of(typed: str) -> Recipe:
+    """How a model is trained unless the user says otherwise. Errors as `model_name`."""
+    return family_of(typed).recipe
+
+
+def hyperparameters() -> frozenset[str]:
+    """Names of those of all families, but for those that are flags too."""
+    names = {f.name for family in FAMILIES for f in fields(family.recipe.hyp)}
+    return frozenset(names - {f.name for f in fields(TrainConfig)})
 
 
 def spec_of(typed: str) -> ModelSpec:

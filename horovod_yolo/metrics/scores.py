@@ -18,6 +18,13 @@ class Evaluation:
     losses: Mapping[str, float]  # the loss terms by name: means over the images
     rect: bool = True  # whether inputs were rectangles or squares
     head: str = ""  # which of the model's heads detected, where it has several
+    fitness_weights: tuple[float, float] = (0.1, 0.9)  # of mAP50 and mAP50-95
+
+    @property
+    def fitness(self) -> float:
+        """How good the model is, in one number."""
+        of_map50, of_map50_95 = self.fitness_weights
+        return of_map50 * self.summary.map50 + of_map50_95 * self.summary.map50_95
 
     @property
     def inputs(self) -> str:
@@ -30,11 +37,11 @@ class Evaluation:
 
 
 def metrics_of(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
-    """The numbers that checkpoints and results.json keep; the best epoch has YOLOv5's highest fitness."""
+    """The numbers that checkpoints and results.json keep; the best epoch has the highest fitness."""
     summary = evaluation.summary
     return {
         **to_json(summary, names),
-        "fitness": 0.1 * summary.map50 + 0.9 * summary.map50_95,
+        "fitness": evaluation.fitness,
         "val_loss": dict(evaluation.losses),
         "rect": evaluation.rect,
         **({"head": evaluation.head} if evaluation.head else {}),

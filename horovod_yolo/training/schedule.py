@@ -47,13 +47,19 @@ class Schedule:
     warmup_epochs: float
     warmup_momentum: float
     warmup_bias_lr: float
+    least_warmup_batches: int = LEAST_WARMUP_BATCHES
+    warms_up_in_last_epoch: bool = True
 
     @property
     def warmup_batches(self) -> int:
-        """Batches of warm-up: three epochs by default, never under 100 unless switched off."""
-        if self.warmup_epochs <= 0:
-            return 0
-        return max(round(self.warmup_epochs * self.batches_per_epoch), LEAST_WARMUP_BATCHES)
+        """Batches of warm-up: as many epochs as it says, but not fewer than ``least_warmup_batches``.
+
+        None where it is switched off, or is not for the last epoch and there is no other.
+        """
+        epochs = self.warmup_epochs
+        if not self.warms_up_in_last_epoch:
+            epochs = min(epochs, self.epochs - 1)
+        return max(round(epochs * self.batches_per_epoch), self.least_warmup_batches) if epochs > 0 else 0
 
     def decay(self, epoch: int) -> float:
         """Factor on the learning rate in an epoch: 1 at the start, ``lrf`` after the last."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.device import arithmetic
 from horovod_yolo.assembly.model import build_criterion
-from horovod_yolo.config.load import config_from_flags
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.families.zoo import build_model
@@ -25,7 +25,7 @@ GPU = torch.device("cuda", 0)
 
 
 def make_stepper(precision: Precision) -> Stepper:
-    config = config_from_flags({"data": "none.yaml", "cfg": "yolov5n", "imgsz": 320, "batch_size": 16})
+    config = settings_of({"data": "none.yaml", "cfg": "yolov5n", "imgsz": 320, "batch_size": 16})
     torch.manual_seed(0)
     model = build_model("yolov5n", 80).to(precision.device, precision.of_weights)
     criterion = build_criterion(model, config)

@@ -21,7 +21,7 @@ from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, augment
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.sampler import Stream, keyed_generator
-from horovod_yolo.families.anchor_based.family import anchor_head
+from horovod_yolo.families.anchor_based.family import anchor_head, own_hyp
 from horovod_yolo.families.zoo import build_model
 from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights
 from horovod_yolo.losses.criterion import by_name, count
@@ -80,7 +80,7 @@ def _frozen_layers(model: Detector, config: TrainConfig) -> list[nn.Module]:
 
 def _loss(model: Detector, config: TrainConfig) -> AnchorCriterion:
     """The gains of a hyp.yaml are for three levels, 80 classes and 640 pixels."""
-    hyp, share = config.hyp, 3 / len(model.strides)
+    hyp, share = own_hyp(config), 3 / len(model.strides)
     weights = LossWeights(
         box=hyp.box * share,
         obj=hyp.obj * share * (config.imgsz / 640) ** 2,

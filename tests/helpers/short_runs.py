@@ -10,8 +10,8 @@ import torch
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.run import new_run
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.assembly.train import train
-from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.types import Batch, Targets
 from horovod_yolo.data.spec import load_data_yaml
@@ -31,7 +31,7 @@ def settings(data: Path, device: str, **flags: Any) -> TrainConfig:
         "workers": 0,
         "noautoanchor": True,
     }
-    return config_from_flags({"data": str(data), **values, "device": device, **flags})
+    return settings_of({"data": str(data), **values, "device": device, **flags})
 
 
 def trained(data: Path, folder: Path, device: str, **flags: Any) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.families import zoo
 from horovod_yolo.families.anchor_free.family import (
     V8,
@@ -57,7 +57,7 @@ class TinyFree(AnchorFree):
 
 def criterion_of(model: Detector, epochs: int = 3) -> Criterion[Any, Any]:
     """The loss of a model with its family's hyperparameters."""
-    config = TrainConfig(data="", cfg=model.name, epochs=epochs)
+    config = settings_of({"data": "", "cfg": model.name, "epochs": epochs})
     return zoo.family_of(model.name).criterion(model, config)
 
 

@@ -166,6 +166,7 @@ class ToyCriterion(Criterion[Raw, dict[str, Answers]]):
 class Toy(Family):
     """One model."""
 
+    name = "toy"
     models: Mapping[str, ModelSpec] = MappingProxyType({NAME: ModelSpec(STRIDES)})
 
     def build(self, name: str, num_classes: int) -> Detector:

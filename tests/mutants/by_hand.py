@@ -51,7 +51,7 @@ BY_HAND = (
         "tests/unit/data/test_augment.py",
     ),
     ByHand(
-        "horovod_yolo/data/augment.py",
+        "horovod_yolo/data/colours.py",
         "(levels * hue) % 180",
         "(levels * hue).clip(0, 179)",
         "tests/unit/data/test_augment.py",

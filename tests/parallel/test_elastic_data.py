@@ -180,7 +180,7 @@ def test_data_that_is_gone_costs_no_commit(place: tuple[Path, list[Path]]) -> No
 HALF_SCANNED = """
 import sys
 from pathlib import Path
-from horovod_yolo.config.load import config_from_flags
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.elastic import Kept
 from horovod_yolo.distributed.backends import connect
@@ -188,7 +188,7 @@ from horovod_yolo.assembly.data import build_data, run_data
 from horovod_yolo.assembly.elastic import elastic_run
 from horovod_yolo.assembly.run import Run
 comm, kept = connect(), Kept(1, print, print, print)
-config = config_from_flags({"data": sys.argv[1], "cfg": "yolov5n"})
+config = settings_of({"data": sys.argv[1], "cfg": "yolov5n"})
 elastic = elastic_run(lambda: Run(config, Path(sys.argv[2]), None), kept, comm).elastic
 spec = load_data_yaml(Path(config.data))
 data = build_data(spec, config, comm)

@@ -15,9 +15,11 @@ import pytest
 
 from horovod_yolo.assembly.predict import PredictOptions
 from horovod_yolo.assembly.validate import ValOptions
+from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.predict_flags import predict_flags
-from horovod_yolo.config.schema import Hyp, TrainConfig
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.families import zoo
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = sorted(
@@ -42,7 +44,8 @@ def as_cell(value: Any) -> str:
     """How the documents write a default."""
     if isinstance(value, bool):
         return {False: "off", True: "on"}[value]
-    return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or NO_DEFAULT
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return NO_DEFAULT if value is None else text or NO_DEFAULT
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -85,9 +88,24 @@ def test_defaults_of_training_are_those_of_the_code() -> None:
     assert documented == expected
 
 
+def hyperparameters(heading: str) -> dict[str, float]:
+    return {row[0]: float(default) for row, default in table(heading).items()}
+
+
 def test_hyperparameters_and_their_defaults_are_those_of_the_code() -> None:
-    documented = {row[0]: float(default) for row, default in table("Hyperparameters").items()}
-    assert documented == {f.name: f.default for f in fields(Hyp)}
+    shared = {f.name: f.default for f in fields(Hyp)}
+    assert hyperparameters("Hyperparameters") == shared
+    for heading, model in (("with", "yolov5n"), ("without", "yolo11n")):
+        own = {f.name: f.default for f in fields(zoo.recipe_of(model).hyp)}
+        documented = hyperparameters(f"Hyperparameters of models {heading} anchors")
+        assert {**documented, **shared} == own and not documented.keys() & shared.keys()
+
+
+def test_defaults_of_models_without_anchors_are_those_of_the_code() -> None:
+    documented = {row[0]: default for row, default in table("Defaults of models without anchors").items()}
+    recipe = zoo.recipe_of("yolo11n")
+    expected = {"--" + name.replace("_", "-"): as_cell(value) for name, value in recipe.run.items()}
+    assert documented == expected
 
 
 def test_every_flag_of_validation_is_documented_with_its_default() -> None:

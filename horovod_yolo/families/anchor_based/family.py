@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.families.anchor_based.anchors import check_anchors
 from horovod_yolo.families.anchor_based.head import AnchorHead, AnchorsPx
+from horovod_yolo.families.anchor_based.recipe import RECIPE, AnchorBasedHyp
 from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
 from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights, scale_weights
 from horovod_yolo.models.blocks import Backbone, Neck
@@ -65,6 +66,8 @@ def _p6(size: Size) -> AnchorModelSpec:
 class AnchorBased(Family):
     """YOLOv5 and YOLOv3."""
 
+    name = "anchor_based"
+    recipe = RECIPE
     models: Mapping[str, AnchorModelSpec] = MappingProxyType(
         {
             **{f"yolov5{letter}": _p5(size) for letter, size in SIZES.items()},
@@ -118,7 +121,7 @@ class AnchorBased(Family):
 
     def criterion(self, model: Detector, config: TrainConfig) -> AnchorCriterion:
         """With gains scaled to the classes, levels and input size, as YOLOv5 scales them."""
-        hyp = config.hyp
+        hyp = own_hyp(config)
         weights = LossWeights(
             box=hyp.box,
             obj=hyp.obj,
@@ -139,11 +142,17 @@ class AnchorBased(Family):
         if config.noautoanchor:
             return
         head = anchor_head(model)
-        report = check_anchors(boxes_wh_px, head.anchors_px.numpy(), config.hyp.anchor_t, config.seed)
+        report = check_anchors(boxes_wh_px, head.anchors_px.numpy(), own_hyp(config).anchor_t, config.seed)
         log.info("anchors: best possible recall %.4f", report.recall)
         if report.anchors is not None:
             head.set_anchors(torch.from_numpy(report.anchors))
             log.info("anchors: fitted to the data, best possible recall %.4f", report.fitted_recall)
+
+
+def own_hyp(config: TrainConfig) -> AnchorBasedHyp:
+    """The hyperparameters of a run of a model of this family."""
+    assert isinstance(config.hyp, AnchorBasedHyp), type(config.hyp)
+    return config.hyp
 
 
 def anchor_head(model: Detector) -> AnchorHead:

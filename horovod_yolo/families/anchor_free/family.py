@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from horovod_yolo.config.schema import Hyp, TrainConfig
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.families.anchor_free.head import DistanceHead, HeadKind
+from horovod_yolo.families.anchor_free.recipe import RECIPE, AnchorFreeHyp
 from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
 from horovod_yolo.losses.anchor_free import AnchorFreeCriterion, Gains, TwoHeadCriterion
 from horovod_yolo.models import yolo11, yolov5, yolov8
@@ -17,12 +17,7 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.layer_table import LayerTable, Scale
 from horovod_yolo.models.yolov3 import BackboneTiny, Darknet53, NeckTiny, NeckV3
 
-log = logging.getLogger(__name__)
 CLASS_WIDTH = "class_width"  # of a variant: channels inside the class branch
-OF_OTHER_LOSSES = (
-    *("box", "cls", "cls_pw", "obj", "obj_pw", "iou_t", "fl_gamma", "label_smoothing"),
-    *("anchor_t", "anchors"),
-)  # hyperparameters that say nothing to these models
 V8 = HeadKind()
 V11 = HeadKind(depthwise=True)
 V26 = HeadKind(bins=1, depthwise=True, one_to_one=True)
@@ -56,6 +51,8 @@ def _yolov3u(spp: bool) -> AnchorFreeModelSpec:
 class AnchorFree(Family):
     """YOLOv8, YOLO11, YOLO26, and YOLOv5 and YOLOv3 with YOLOv8's head ("u")."""
 
+    name = "anchor_free"
+    recipe = RECIPE
     models: Mapping[str, AnchorFreeModelSpec] = MappingProxyType(
         {
             **{f"yolov8{s}": _of_table(yolov8.YOLOV8, scale, V8) for s, scale in yolov8.SCALES.items()},
@@ -96,13 +93,10 @@ class AnchorFree(Family):
         return key.endswith(".dfl.conv.weight")
 
     def criterion(self, model: Detector, config: TrainConfig) -> AnchorFreeCriterion | TwoHeadCriterion:
-        """Of one head or of two. Its gains are YOLOv8's, whatever the hyperparameters of other losses are."""
-        unused = [name for name in OF_OTHER_LOSSES if getattr(config.hyp, name) != getattr(Hyp(), name)]
-        if unused:
-            log.warning(
-                "%s has gains of its own; hyperparameters not used: %s", model.name, ", ".join(unused)
-            )
-        gains, head = Gains(), distance_head(model)
+        """Of one head or of two."""
+        hyp, head = config.hyp, distance_head(model)
+        assert isinstance(hyp, AnchorFreeHyp), type(hyp)
+        gains = Gains(box=hyp.box, cls=hyp.cls, dfl=hyp.dfl)
         if len(head.heads) > 1:
             return TwoHeadCriterion(gains, head, config.epochs)
         return AnchorFreeCriterion(gains, head)

@@ -23,10 +23,10 @@ from horovod_yolo.assembly.given_weights import load_weights, with_model
 from horovod_yolo.assembly.model import trained_model
 from horovod_yolo.assembly.published import published_checkpoint
 from horovod_yolo.assembly.run import start_run
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.checkpoint import store
-from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.core.boxes import xyxy_to_xywh
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Decoded
@@ -196,7 +196,7 @@ def test_rows_of_the_class_branch_go_by_name(digits: Path, save: Save, tmp_path:
     theirs = ["7", *(f"other {number}" for number in range(9))]
     weights = load_weights(save("tiny8", theirs))["ema"]["weights"]
     flags = settings(digits, tmp_path, weights=str(tmp_path / "w.pt"), cfg="tiny8")
-    config = config_from_flags(flags)
+    config = settings_of(flags)
     data = build_data(load_data_yaml(digits), config, COMM)
     own = build_trainer(config, data, COMM, [], None).stepper.model.state_dict()
     key = "head.cv3.0.2.weight"
@@ -219,7 +219,7 @@ def test_only_rank_0_needs_the_file(
 
     def job(comm: Communicator) -> tuple[str, dict[str, int], float]:
         given = with_model(settings(digits, tmp_path, weights=str(path)), comm)
-        config = config_from_flags(given)
+        config = settings_of(given)
         data = build_data(load_data_yaml(digits), config, COMM)
         model = build_trainer(config, data, comm, [], None).stepper.model
         return model.name, model.variant, sum(float(p.detach().sum()) for p in model.parameters())

@@ -15,10 +15,10 @@ from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.run import new_run, resumed_run, start_run
 from horovod_yolo.assembly.run_lock import NAME, RunLock
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.checkpoint import store
-from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.spec import load_data_yaml
@@ -45,7 +45,7 @@ class Recorder(Callback):
 
 def settings(data: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {"cfg": "yolov5n", "imgsz": 64, "batch_size": 14, "epochs": 2, "workers": 0}
-    return config_from_flags({"data": str(data), **values, "device": "cpu", **changes})
+    return settings_of({"data": str(data), **values, "device": "cpu", **changes})
 
 
 def make_trainer(config: TrainConfig, *, state: dict[str, Any] | None = None) -> tuple[Trainer, Recorder]:
@@ -136,7 +136,7 @@ def test_a_run_started_from_weights_alone_can_be_resumed(
     digits: Path, whole: Recorder, tmp_path: Path
 ) -> None:
     start = saved(tmp_path, whole.states[0])
-    config = settings(digits, cfg="", weights=str(start), max_steps=1)
+    config = replace(settings(digits, weights=str(start), max_steps=1), cfg="")
     trainer, recorder = make_trainer(config)
     assert trainer.stepper.model.name == "yolov5n"
     trainer.fit()

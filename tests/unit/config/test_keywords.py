@@ -57,6 +57,7 @@ def test_keyword_arguments_mean_what_flags_mean() -> None:
         ({"freeze": 3}, {"freeze": (3,)}),
         ({"freeze": "backbone"}, {"freeze": ("backbone",)}),
         ({"freeze": ["model.0", "model.1.conv"]}, {"freeze": ("model.0", "model.1.conv")}),
+        ({"close_mosaic": 4}, {"close_mosaic": 4}),
     ],
 )
 def test_others_names_and_forms(given: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -72,7 +73,6 @@ def test_others_names_and_forms(given: dict[str, Any], expected: dict[str, Any])
         ("epoch", "unknown argument epoch. did you mean epochs"),
         ("help", "unknown argument help"),
         ("single_cls", "single_cls is not supported. give all objects the class 0"),
-        ("close_mosaic", "close_mosaic is not supported"),
         ("mosaic", "mosaic is a hyperparameter. write mosaic: into a file"),
     ],
 )

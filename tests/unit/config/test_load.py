@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.config.foreign import OF_TRAINING
 from horovod_yolo.config.load import (
     HYP_FILE_BYTES,
@@ -18,8 +19,9 @@ from horovod_yolo.config.load import (
     nearest,
     train_parser,
 )
-from horovod_yolo.config.schema import Hyp, TrainConfig
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.families.anchor_based.recipe import AnchorBasedHyp as Hyp
 from horovod_yolo.io.plain_yaml import read_mapping
 
 # Names and values of YOLOv5's hyp.scratch-low.yaml, which has no label_smoothing line of its own.
@@ -57,7 +59,7 @@ copy_paste: 0.0
 
 
 def config_of(*argv: str) -> TrainConfig:
-    return config_from_flags(vars(train_parser().parse_strictly(argv)))
+    return settings_of(vars(train_parser().parse_strictly(argv)))
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -67,12 +69,12 @@ def written(folder: Path, text: str | bytes) -> Path:
 
 
 def test_yolov5s_hyperparameter_file_is_the_default(tmp_path: Path) -> None:
-    assert load_hyp(written(tmp_path, SCRATCH_LOW)) == Hyp()
+    assert load_hyp(written(tmp_path, SCRATCH_LOW), Hyp) == Hyp()
 
 
 def test_each_hyperparameter_is_read_under_its_name(tmp_path: Path) -> None:
     values = {f.name: 0.5 for f in fields(Hyp)} | {"anchor_t": 3.5, "copy_paste": 0, "nbs": 32}
-    loaded = load_hyp(written(tmp_path, "\n".join(f"{k}: {v}" for k, v in values.items())))
+    loaded = load_hyp(written(tmp_path, "\n".join(f"{k}: {v}" for k, v in values.items())), Hyp)
     assert {f.name: getattr(loaded, f.name) for f in fields(Hyp)} == values
 
 
@@ -105,6 +107,7 @@ def test_a_yolov5_command_line() -> None:
         rect=True,
         noautoanchor=True,
         noval=True,
+        hyp=Hyp(),
     )
 
 
@@ -199,7 +202,7 @@ def test_what_a_run_needs_at_least() -> None:
         config_of("--cfg", "yolov5n")
     with pytest.raises(UserError, match="--cfg is missing"):
         config_of("--data", "d.yaml")
-    assert config_of("--data", "d.yaml", "--weights", "w.pt").weights == "w.pt"
+    assert config_from_flags({"data": "d.yaml", "weights": "w.pt"}).weights == "w.pt"
 
 
 def test_label_smoothing_of_the_file_counts_unless_the_flag_is_given(tmp_path: Path) -> None:
@@ -235,7 +238,7 @@ def test_label_smoothing_of_the_file_counts_unless_the_flag_is_given(tmp_path: P
 def test_a_wrong_file_is_named_with_its_mistake(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(UserError) as caught:
-        load_hyp(path)
+        load_hyp(path, Hyp)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -274,7 +277,7 @@ def test_bombs_fizzle(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, BOMBS[name])
     start = time.process_time()
     with pytest.raises(UserError) as caught:
-        load_hyp(path)
+        load_hyp(path, Hyp)
     assert time.process_time() - start < 8
     assert len(str(caught.value)) < 2000
 
@@ -282,7 +285,7 @@ def test_bombs_fizzle(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("path", ["/dev/zero", "/", "/proc/self/mem"])
 def test_paths_that_are_no_files(path: str) -> None:
     with pytest.raises(UserError, match=path):
-        load_hyp(path)
+        load_hyp(path, Hyp)
 
 
 def test_nearest_names_at_most_two_or_all() -> None:

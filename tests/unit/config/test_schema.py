@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.schema import (
     Cache,
     Compression,
-    Hyp,
     OptimizerName,
     Precision,
     ScaleLr,
@@ -24,6 +24,8 @@ from horovod_yolo.config.schema import (
     to_dict,
 )
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.families.anchor_based.recipe import AnchorBasedHyp
+from horovod_yolo.families.anchor_free.recipe import AnchorFreeHyp
 
 WRONG_HYPS: list[tuple[str, Any]] = [
     ("lr0", 0.0),
@@ -46,6 +48,7 @@ WRONG_HYPS: list[tuple[str, Any]] = [
     ("box", -1),
     ("cls", -1),
     ("obj", -1),
+    ("dfl", -1),
     ("cls_pw", 0),
     ("obj_pw", -1),
     ("fl_gamma", -0.5),
@@ -62,14 +65,18 @@ WRONG_HYPS: list[tuple[str, Any]] = [
     ("fliplr", -1),
     ("copy_paste", 1.1),
     ("label_smoothing", 1.5),
+    ("cutmix", 1.1),
 ]
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_HYPS, ids=range(len(WRONG_HYPS)))
 def test_impossible_hyperparameter(name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=rf"hyperparameter {name} is .*must be") as caught:
-        Hyp(**{name: value})
-    assert len(str(caught.value)) < 250
+    kinds = [k for k in (Hyp, AnchorBasedHyp, AnchorFreeHyp) if name in {f.name for f in fields(k)}]
+    assert kinds
+    for kind in kinds:
+        with pytest.raises(UserError, match=rf"hyperparameter {name} is .*must be") as caught:
+            kind(**{name: value})
+        assert len(str(caught.value)) < 250
 
 
 WRONG_FLAGS: list[tuple[str, Any]] = [
@@ -79,6 +86,7 @@ WRONG_FLAGS: list[tuple[str, Any]] = [
     ("imgsz", 31),
     ("workers", -1),
     ("patience", -1),
+    ("close_mosaic", -1),
     ("commit_every", -1),
     ("max_steps", -5),
     ("seed", -1),
@@ -121,7 +129,7 @@ def test_accumulation_makes_up_the_nominal_batch(batch: int, accumulate: int) ->
 
 probabilities = st.floats(0, 1)
 hyps = st.builds(
-    Hyp,
+    AnchorBasedHyp,
     lr0=st.floats(1e-8, 10),
     momentum=st.floats(0, 0.999),
     mosaic=probabilities,
@@ -155,9 +163,15 @@ configs = st.builds(
 @given(configs)
 def test_dict_round_trip_through_yaml_and_json(config: TrainConfig) -> None:
     values = to_dict(config)
-    assert from_dict(values) == config
-    assert from_dict(yaml.safe_load(yaml.safe_dump(values))) == config
-    assert from_dict(json.loads(json.dumps(values))) == config
+    assert from_dict(values, AnchorBasedHyp) == config
+    assert from_dict(yaml.safe_load(yaml.safe_dump(values)), AnchorBasedHyp) == config
+    assert from_dict(json.loads(json.dumps(values)), AnchorBasedHyp) == config
+
+
+def test_hyperparameters_of_another_kind_are_no_defaults() -> None:
+    values = to_dict(TrainConfig(data="d.yaml", hyp=AnchorBasedHyp()))
+    with pytest.raises(UserError, match=r"hyperparameters anchor_t, anchors, box, .* are not known"):
+        from_dict(values)
 
 
 def test_to_dict_shares_nothing_with_the_config() -> None:

@@ -153,6 +153,45 @@ def test_mixup_blends_two_mosaics_and_keeps_both_ones_boxes() -> None:
     assert ((reds > 80) & (reds < 175)).any()  # half-transparent paint on black
 
 
+def test_without_mosaics_images_are_mixed_only_where_that_is_wanted() -> None:
+    params = replace(STILL, mixup=1.0)
+    for epoch in range(10):
+        alone = paint(0, STILL, epoch=epoch)
+        assert same(paint(0, params, epoch=epoch), alone), "YOLOv5 mixes mosaics only"
+        mixed = paint(0, replace(params, mixes_singles=True), epoch=epoch)
+        assert len(mixed.classes) == 2 and np.array_equal(mixed.boxes_xyxy[:1], alone.boxes_xyxy)
+        other = paint(int(mixed.classes[1]), STILL)
+        assert np.array_equal(mixed.boxes_xyxy[1:], other.boxes_xyxy)
+        ratio = mixed.image[alone.image > 0].mean() / 255
+        assert 0.2 < ratio < 0.9
+
+
+def test_cutmix_is_for_any_image_and_its_partner_is_made_alike() -> None:
+    params = replace(STILL, cutmix=1.0, mixes_singles=True)
+    mixed = [paint(0, params, epoch=epoch) for epoch in range(60)]
+    assert {len(sample.classes) for sample in mixed} == {1, 2}
+    for sample in mixed:
+        assert np.array_equal(sample.boxes_xyxy[:1], paint(0, STILL).boxes_xyxy)
+    mosaics = [paint(0, replace(params, mosaic=1.0), epoch=epoch) for epoch in range(20)]
+    plain = [paint(0, replace(STILL, mosaic=1.0), epoch=epoch) for epoch in range(20)]
+    assert sum(len(s.classes) for s in mosaics) > sum(len(s.classes) for s in plain)
+
+
+@pytest.mark.parametrize("of_ours", [{}, {"mixes_singles": True, "cutmix": 0.5, "turns_hue": True}])
+def test_from_some_epoch_on_images_stay_apart(of_ours: dict[str, float]) -> None:
+    """Nothing else changes, and before it nothing at all."""
+    open_ended = replace(EVERYTHING, **of_ours)  # type: ignore[arg-type]
+    closed = replace(open_ended, unmixed_from=3)
+    never = replace(open_ended, mosaic=0.0, mixup=0.0, cutmix=0.0)
+    for epoch in range(6):
+        key = SampleKey(epoch, 2, 96, 96)
+        here, before, after = (
+            augment(key, NOISE.annotations, NOISE.load, params, seed=1)
+            for params in (closed, open_ended, never)
+        )
+        assert same(here, before if epoch < 3 else after)
+
+
 @given(st.integers(0, 11), st.integers(0, 50), st.sampled_from([(96, 96), (64, 160)]))
 @settings(max_examples=40)
 def test_boxes_lie_inside_and_are_large_enough(index: int, epoch: int, shape: tuple[int, int]) -> None:
@@ -168,7 +207,7 @@ def test_boxes_lie_inside_and_are_large_enough(index: int, epoch: int, shape: tu
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("horovod_yolo.data.augment.ALBUMENTATIONS_PROBABILITY", 0.5)
+    monkeypatch.setattr("horovod_yolo.data.colours.ALBUMENTATIONS_PROBABILITY", 0.5)
 
 
 @pytest.mark.usefixtures("often")
@@ -203,10 +242,10 @@ def test_epoch_seed_and_index_each_change_the_sample() -> None:
 
 def test_each_of_the_albumentations_changes_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """At probability 1 the red is gone, at 0 nothing changes, and boxes do not move."""
-    monkeypatch.setattr("horovod_yolo.data.augment.ALBUMENTATIONS_PROBABILITY", 1.0)
+    monkeypatch.setattr("horovod_yolo.data.colours.ALBUMENTATIONS_PROBABILITY", 1.0)
     treated = paint(2, replace(STILL, albumentations=True))
     assert np.abs(treated.image[..., 0].astype(int) - treated.image[..., 1]).max() < 12  # CLAHE adds a tint
-    monkeypatch.setattr("horovod_yolo.data.augment.ALBUMENTATIONS_PROBABILITY", 0.0)
+    monkeypatch.setattr("horovod_yolo.data.colours.ALBUMENTATIONS_PROBABILITY", 0.0)
     plain = paint(2, replace(STILL, albumentations=True))
     assert np.array_equal(plain.image, paint(2, STILL).image)
     assert np.array_equal(plain.boxes_xyxy, treated.boxes_xyxy)
@@ -243,6 +282,24 @@ def test_the_hue_goes_round_the_circle() -> None:
     assert round_the_circle > 5
 
 
+def test_a_turned_hue_goes_as_far_from_any_other_and_grey_stays_grey() -> None:
+    hsv = np.full((60, 40, 3), 255, np.uint8)
+    hsv[:20, :, 0], hsv[20:40, :, 0] = 20, 120
+    hsv[40:] = (50, 0, 128)
+    image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+    patches = scenes([image], [[]], [[]], [np.zeros(0, bool)])
+    turns = []
+    for epoch in range(40):
+        params = replace(STILL, hsv_h=0.4, turns_hue=True)
+        sample = augment(SampleKey(epoch, 0, 60, 40), patches.annotations, patches.load, params, 0)
+        hue = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)[..., 0].astype(float)
+        low, high = (hue[5, 5] - 20) % 180, (hue[25, 25] - 120) % 180
+        assert min(abs(low - high), 180 - abs(low - high)) <= 3
+        assert (sample.image[50] == 128).all()
+        turns.append((low + 90) % 180 - 90)
+    assert max(turns) > 50 and min(turns) < -50 and max(map(abs, turns)) <= 0.4 * 180 + 2
+
+
 def test_crowds_are_left_out_of_training_and_of_validations_loss() -> None:
     index = next(i for i, r in enumerate(NOISE.annotations.records) if r.crowd.any())
     record = NOISE.annotations.records[index]
@@ -270,6 +327,20 @@ def test_validation_boxes_stay_on_their_pixels() -> None:
         assert np.abs(sample.boxes_xyxy[0] - red_extents(sample.image)).max() <= 1
         again = evaluation_sample(SampleKey(6, index, 192, 160), PAINTED.annotations, PAINTED.load)
         assert same(sample, again)
+
+
+def test_an_image_that_shrinks_is_averaged_or_interpolated() -> None:
+    image = np.zeros((128, 128, 3), np.uint8)
+    image[::4] = 255  # every fourth row, which an interpolation between two rows misses or overrates
+    striped = scenes([image], [[]], [[]], [np.zeros(0, bool)])
+    key = SampleKey(0, 0, 32, 32)
+    averaged, interpolated = (
+        EvaluationTransform(striped.annotations, striped.load, antialias=antialias)(key).image
+        for antialias in (True, False)
+    )
+    assert (np.abs(averaged.astype(int) - 64) <= 1).all()
+    assert np.array_equal(interpolated, cv2.resize(image, (32, 32), interpolation=cv2.INTER_LINEAR))
+    assert not np.array_equal(averaged, interpolated)
 
 
 def test_longest_side_leaves_a_margin() -> None:

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def tiny() -> Iterator[None]:
 
 
 def run_config(data: Path, folder: Path, name: str, **changes: Any) -> TrainConfig:
-    return config_of(data, folder, **{"cfg": name, **changes})
+    """A step for each batch, though the warm-up is short."""
+    config = config_of(data, folder, **{"cfg": name, **changes})
+    return replace(config, hyp=replace(config.hyp, nbs=config.batch_size))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import copy
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from horovod_yolo.config.schema import Hyp, TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families.anchor_based.family import AnchorBased, anchor_head
 from horovod_yolo.families.base import Recognised
-from horovod_yolo.families.zoo import build_model, family_of, model_of, recognise
+from horovod_yolo.families.zoo import build_model, model_of, recognise
 from horovod_yolo.models.blocks import Conv
 from horovod_yolo.models.detector import published_names
 from horovod_yolo.models.yolov5 import SIZES
@@ -333,12 +331,3 @@ def test_no_model_loads_pytorchs_compiler_when_it_is_built_without_values() -> N
         [sys.executable, "-c", WITHOUT_VALUES], cwd=REPO, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_hyperparameters_of_other_losses_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    config = TrainConfig(data="", cfg="yolov8n", hyp=Hyp(obj=3.0, label_smoothing=0.1, lr0=0.02))
-    family_of("yolov8n").criterion(build_model("yolov8n", 2), config)
-    assert "yolov8n has gains of its own; hyperparameters not used: obj, label_smoothing" in caplog.text
-    caplog.clear()
-    family_of("yolov8n").criterion(build_model("yolov8n", 2), replace(config, hyp=Hyp(lr0=0.02)))
-    assert not caplog.text

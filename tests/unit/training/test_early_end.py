@@ -11,7 +11,7 @@ import pytest
 
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.config.load import config_from_flags
+from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.training import loop
 from tests.helpers.world import WorldCommunicator, run_world
@@ -28,7 +28,7 @@ def test_ranks_whose_fitness_differs_by_a_bit_end_together(
         return {**metrics_of(*given), "fitness": measured[current_thread().name].pop(0)}
 
     monkeypatch.setattr(loop, "metrics_of", measure)
-    config = config_from_flags(
+    config = settings_of(
         {"data": str(digits), "cfg": "yolov5n", "imgsz": 64, "batch_size": 28, "epochs": 3, "patience": 1,
          "workers": 0, "device": "cpu", "cache_dir": str(tmp_path)}
     )  # fmt: skip

@@ -91,7 +91,7 @@ def test_rates_reach_the_groups(model: Detector, name: str) -> None:
 
 
 def test_there_are_those_that_can_be_asked_for() -> None:
-    assert tuple(OPTIMIZERS) == get_args(OptimizerName)
+    assert ("auto", *OPTIMIZERS) == get_args(OptimizerName)
 
 
 def test_musgd_moves_class_branches_three_times_as_fast(

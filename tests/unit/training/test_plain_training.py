@@ -10,11 +10,12 @@ import torch
 
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.config.load import config_from_flags
-from horovod_yolo.config.schema import Hyp, TrainConfig
+from horovod_yolo.assembly.settings import settings_of
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.data.cache import image_loader
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.families.anchor_based.recipe import AnchorBasedHyp as Hyp
 from tests.helpers.plain_training import train_plainly
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
@@ -29,7 +30,7 @@ def settings(data: Path, hyp: Hyp, **changes: Any) -> TrainConfig:
         "noval": True,
         "noautoanchor": True,
     }
-    config = config_from_flags({"data": str(data), **flags, **changes})
+    config = settings_of({"data": str(data), **flags, **changes})
     return TrainConfig(**{**vars(config), "hyp": hyp})
 
 
