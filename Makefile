@@ -13,14 +13,16 @@ CUDA ?=
 INSTALL_FLAGS := $(if $(filter-out 0,$(CUDA)),--cuda)
 
 # The demo's run. All of it can be set: make demo DEMO_RANKS=4 DEMO_EPOCHS=10 DEMO_MODEL=yolo11n
+# Each family of models has hyperparameters of its own.
 DEMO_MODEL ?= yolov5n
+DEMO_FAMILY := $(if $(filter yolov8% yolo11% yolo26% %u,$(DEMO_MODEL)),anchor_free,anchor_based)
 DEMO_RANKS ?= 2
-DEMO_EPOCHS ?= 24
+DEMO_EPOCHS ?= $(if $(filter anchor_free,$(DEMO_FAMILY)),36,24)
 DEMO_DATA ?= datasets/digits
 DEMO_RUN ?= runs/demo
 DEMO_LAUNCH ?= horovodrun --gloo -np $(DEMO_RANKS) python
 DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg $(DEMO_MODEL) --img 192 --batch-size 16 --epochs $(DEMO_EPOCHS) \
-	--hyp horovod_yolo/config/hyp.digits.yaml --optimizer AdamW --cos-lr --workers 0 --cache ram --device cpu \
+	--hyp horovod_yolo/config/hyp.digits.$(DEMO_FAMILY).yaml --optimizer AdamW --cos-lr --workers 0 --cache ram --device cpu \
 	--project $(dir $(DEMO_RUN)) --name $(notdir $(DEMO_RUN)) --exist-ok
 
 # Without them the tests that need them are skipped, loudly. libpmix-dev is for `srun --mpi=pmix`, faketime for a

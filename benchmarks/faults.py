@@ -198,7 +198,7 @@ def meet(name: str) -> Outcome:
     train = (
         f"--data {FOLDER / 'digits' / 'data.yaml'} --img {SIDE} --batch {BATCH} --epochs {EPOCHS} --noval "
         f"--commit-every {COMMIT_EVERY} --optimizer AdamW --cos-lr --cache ram "
-        "--hyp horovod_yolo/config/hyp.digits.yaml "
+        "--hyp horovod_yolo/config/hyp.digits.anchor_based.yaml "
         f"--elastic-wait {wait_s} --save-period {START_EPOCH} --resume auto"
     )
     hosts = HOSTS | ({"host4": 1} if fault is twenty_at_random else {})

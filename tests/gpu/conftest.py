@@ -15,7 +15,7 @@ from horovod_yolo.data.digits import make_digits
 from tests.helpers.short_runs import trained
 
 HERE = Path(__file__).parent
-DIGITS_HYP = HERE.parents[1] / "horovod_yolo" / "config" / "hyp.digits.yaml"
+DIGITS_HYP = HERE.parents[1] / "horovod_yolo" / "config" / "hyp.digits.anchor_based.yaml"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +34,7 @@ def without_albumentations() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     if importlib.util.find_spec("albumentations") is None:
         warnings.warn("LOUD: albumentations is missing; training leaves its augmentations out", stacklevel=1)
-        patch.setattr(augment, "_albumentations", lambda rng, image: image)
+        patch.setattr(augment, "albumentations_set", lambda rng, image: image)
     yield
     patch.undo()
 

@@ -32,7 +32,15 @@ def one_class(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path, data: Path, flags: str) -> Path:
     """The last checkpoint of a run on one rank, in this process."""
     words = "--img 128 --batch 7 --noval --noplots --workers 0 --optimizer AdamW --hyp"
-    place = ["horovod_yolo/config/hyp.digits.yaml", "--data", data, "--project", folder, "--name", "run"]
+    place = [
+        "horovod_yolo/config/hyp.digits.anchor_based.yaml",
+        "--data",
+        data,
+        "--project",
+        folder,
+        "--name",
+        "run",
+    ]
     argv = [str(word) for word in [*words.split(), *place, *flags.split()]]
     assert exit_codes(1, lambda: train_main(argv)) == [0]
     return folder / "run" / "weights" / "last.pt"

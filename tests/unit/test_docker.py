@@ -111,7 +111,7 @@ def test_the_build_sees_what_it_copies_and_nothing_private(tmp_path: Path) -> No
     assert {
         "train.py",
         "horovod_yolo/cli/commands.py",
-        "horovod_yolo/config/hyp.digits.yaml",
+        "horovod_yolo/config/hyp.digits.anchor_based.yaml",
         "docker/sshd.sh",
     } <= seen
     copied = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shlex
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import horovod_yolo
+from horovod_yolo.assembly.settings import settings_of
+from horovod_yolo.config.load import train_parser
 
 REPO = Path(__file__).resolve().parents[2]
 # What a CUDA build of torch brings along is torch's own choice.
@@ -140,6 +143,19 @@ def test_make_lists_its_targets_and_each_can_be_planned() -> None:
     for target in listed:
         done = run_make("-n", target)
         assert done.returncode == 0, f"{target}: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["yolov5n", "yolov5s6", "yolov3-tiny", "yolov8n", "yolo11x", "yolo26n", "yolov5nu", "yolov3-sppu"],
+)
+def test_the_demo_takes_the_hyperparameters_of_the_models_family(model: str) -> None:
+    planned = run_make("-n", "demo", f"DEMO_MODEL={model}").stdout.splitlines()
+    (command,) = [line for line in planned if "train.py" in line]
+    words = shlex.split(command)
+    flags = vars(train_parser().parse_strictly(words[words.index("train.py") + 1 :]))
+    config = settings_of({**flags, "hyp": str(REPO / flags["hyp"])})
+    assert config.cfg == model and config.hyp.fliplr == 0
 
 
 def test_make_test_leaves_the_slow_tests_out() -> None:
