@@ -90,7 +90,7 @@ OF_PREDICTION: Mapping[str, str] = {
     "--task": "leave it out: this finds objects",
     "--update": "leave it out: weights are taken as they are",
     "--verbose": _DEFAULT_LOOK,
-    "--visualize": "leave it out: feature maps are not drawn; a forward hook on YOLO's model sees them",
+    "--visualize": "leave it out: feature maps are not drawn; docs/predict.md shows a hook that sees them",
 }
 
 _EACH = "call save(path) or plot() of each result"

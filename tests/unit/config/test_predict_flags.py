@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from horovod_yolo.cli import commands
 from horovod_yolo.config.foreign import OF_PREDICTION
-from horovod_yolo.config.predict_flags import predict_flags
+from horovod_yolo.config.predict_flags import predict_flags, predict_parser
 from horovod_yolo.core.errors import UserError
 
+# All of YOLOv5's detect.py, 7.0 and what came after.
+OF_YOLOV5 = (
+    "--weights --source --data --imgsz --img --img-size --conf-thres --iou-thres --max-det --device "
+    "--view-img --save-txt --save-format --save-csv --save-conf --save-crop --nosave --classes "
+    "--agnostic-nms --augment --visualize --update --project --name --exist-ok --line-thickness "
+    "--hide-labels --hide-conf --half --dnn --vid-stride"
+)
 NEEDED = ["--weights", "best.pt", "--source", "a.jpg"]
 
 
@@ -37,6 +45,22 @@ def test_a_whole_command_of_yolov5_is_understood() -> None:
     assert {name: given[name] for name in expected} == expected
     assert all(given[name] is True for name in switches) and len(switches) == 11
     assert predict_flags(NEEDED) == {"weights": "best.pt", "source": ("a.jpg",)}
+
+
+def test_each_flag_of_yolov5_works_or_is_answered() -> None:
+    ours = {flag for action in predict_parser()._actions for flag in action.option_strings}
+    theirs = set(OF_YOLOV5.split())
+    assert theirs <= ours | set(OF_PREDICTION)
+    assert not ours & set(OF_PREDICTION), "an answer that nobody gets"
+    answered = {"--data", "--save-format", "--save-csv", "--visualize", "--update", "--dnn"}
+    assert theirs - ours == answered
+
+
+@pytest.mark.parametrize("flag", ["--visualize", "--dnn"])
+def test_the_command_ends_with_2_and_one_line(flag: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["predict", *NEEDED, flag]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert len(lines) == 1 and f"{flag} is not supported. leave it out" in lines[0]
 
 
 @pytest.mark.parametrize(
