@@ -2,7 +2,7 @@
 
     python benchmarks/rectangles.py [--weights best.pt]
 
-Claim: rectangles find no less and cost less. Without weights yolov5n is trained on blood cells first (at
+Claim: rectangles find as much and cost less. Without weights yolov5n is trained on blood cells first (at
 ../shared/data/bccd, or --data): 30 epochs at 320 px, about five minutes on two CPU cores. Then the
 validation images are predicted three times each way by turns; CPU seconds, reading included, are the least.
 """
