@@ -67,8 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT_HOROVOD = {
     "distributed/horovod_backend.py",
     "distributed/elastic.py",
-    "distributed/sync_batchnorm.py",
 }
+MAY_IMPORT_TORCH_DISTRIBUTED = {"distributed/torch_backend.py", "distributed/meeting.py"}
 MAY_PRINT = ("cli/", "assembly/job.py", "assembly/ending.py", "assembly/elastic_job.py")
 MAY_GATHER = {"cli/__init__.py", "data/formats/__init__.py"}  # package files that give more than a name
 SLOW_IMPORTS = {"torch", "horovod", "albumentations", "matplotlib", "cv2", "sklearn", "skimage"}
@@ -184,14 +184,17 @@ def test_only_a_family_knows_what_it_is_made_of() -> None:
         assert not {name for name in names if told.search(name)}, name_of(path)
 
 
-def test_horovod_is_imported_behind_the_protocol_only() -> None:
+@pytest.mark.parametrize(
+    ("package", "may"),
+    [("horovod", MAY_IMPORT_HOROVOD), ("torch.distributed", MAY_IMPORT_TORCH_DISTRIBUTED)],
+)
+def test_what_connects_ranks_is_imported_behind_the_protocol_only(package: str, may: set[str]) -> None:
     found = {
         str(path.relative_to(REPOSITORY / PACKAGE))
         for path in sources(PACKAGE)
-        if any(is_within(name, "horovod") for name, _ in imports(path))
+        if any(is_within(name, package) for name, _ in imports(path))
     }
-    assert "distributed/horovod_backend.py" in found
-    assert found <= MAY_IMPORT_HOROVOD
+    assert found == may
 
 
 def runtime_graph() -> dict[str, set[str]]:

@@ -170,13 +170,20 @@ def join_as_script() -> Script:
     return script
 
 
-def require_fitting_launch(elastic: bool) -> None:
-    """Raise where launcher and ``--elastic`` do not fit: not all ranks would know that the world may change.
+def require_fitting_launch(elastic: bool, *, resumes: bool = False) -> None:
+    """Raise where launcher and flags do not fit: not all ranks would know that the world may change.
+
+    Args:
+        elastic: whether ``--elastic`` was given.
+        resumes: whether the command goes on with a run, where there is one.
 
     Raises:
         UserError: says what to change.
     """
     launched = launcher()
+    if launched.for_torch:
+        _require_fitting_torchrun(launched, elastic, resumes)
+        return
     if elastic and not launched.restarts_ranks:
         raise UserError(
             "--elastic without horovodrun's elastic launch over Gloo",
@@ -186,6 +193,20 @@ def require_fitting_launch(elastic: bool) -> None:
         raise UserError(
             "horovodrun's elastic launch without --elastic",
             fix="add --elastic, or launch with -H host1:4",
+        )
+
+
+def _require_fitting_torchrun(launched: Launcher, elastic: bool, resumes: bool) -> None:
+    """It has no ranks that live on when others are lost: it starts all of them anew."""
+    if elastic:
+        raise UserError(
+            "--elastic is for horovodrun; torchrun starts all ranks anew when one is lost",
+            fix="use torchrun --nnodes 2:4 --max-restarts 3 ... train.py --resume auto --commit-every 10",
+        )
+    if launched.times_started > 1 and not resumes:
+        raise UserError(
+            "torchrun has started the ranks anew, and this command would begin a new run",
+            fix="add --resume auto, and --commit-every 10 to lose no more than 10 steps",
         )
 
 

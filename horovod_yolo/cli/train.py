@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,17 +11,21 @@ from horovod_yolo.assembly.elastic_job import on_elastic_ranks
 from horovod_yolo.assembly.job import log_to_files, on_ranks_until_stopped, require_fitting_launch
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.backends import note_engine
 from horovod_yolo.distributed.launchers.found import launcher
 
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     """Train, on as many ranks as were launched; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    note_engine(argv)
 
     def parse() -> dict[str, Any]:
-        given = vars(train_parser(prog).parse_strictly(argv))
+        given = vars(train_parser(prog).parse_strictly(without_local_rank(argv)))
         if given.get("resume", "auto") == "auto":
             config_from_flags({name: value for name, value in given.items() if name != "resume"})
-        require_fitting_launch(given.get("elastic", False))
+        require_fitting_launch(given.get("elastic", False), resumes=bool(given.get("resume")))
         return {"elastic_wait": TrainConfig.elastic_wait, **given} if launcher().restarts_ranks else given
 
     def start(comm: Any, given: dict[str, Any]) -> Any:
@@ -52,3 +58,23 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
     if launcher().restarts_ranks:
         return on_elastic_ranks(parse, elastic_job)
     return on_ranks_until_stopped(parse, job)
+
+
+def without_local_rank(argv: Sequence[str]) -> list[str]:
+    """The arguments without that of ``torch.distributed.launch``. Elsewhere it is as unknown as any.
+
+    Raises:
+        UserError: it is not what the environment says.
+    """
+    told = launcher()
+    if not told.for_torch:
+        return list(argv)
+    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p.add_argument("--local-rank", "--local_rank", dest="local_rank")
+    known, others = p.parse_known_args(argv)
+    if known.local_rank not in (None, str(told.local_rank)):
+        raise UserError(
+            f"--local-rank {known.local_rank}, but the environment says LOCAL_RANK={told.local_rank}",
+            fix="leave --local-rank to the launcher",
+        )
+    return others

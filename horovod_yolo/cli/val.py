@@ -11,10 +11,12 @@ from horovod_yolo.assembly.job import on_ranks
 from horovod_yolo.config import foreign
 from horovod_yolo.config.load import HEAD_HELP, Parser, add_label_flags, add_shared_flags
 from horovod_yolo.config.schema import Precision
+from horovod_yolo.distributed.backends import note_engine
 
 
 def val_main(argv: Sequence[str]) -> int:
     """Score a checkpoint on a data set, on as many ranks as were launched."""
+    note_engine(argv)
 
     def parse() -> Any:
         return _val_options(argv)

@@ -16,6 +16,7 @@ from horovod_yolo.core.errors import UserError
 
 Renaming = Callable[[object], dict[str, object]]
 SHARED = frozenset(f.name for f in fields(Hyp))  # hyperparameters of all families
+_ENGINE = "set HOROVOD_YOLO_ENGINE in the environment that Python starts with"
 
 
 def _as(name: str) -> Renaming:
@@ -73,8 +74,9 @@ def training_argv(
     Raises:
         UserError: a name that is no flag, whatever its value, or a value that no flag can have.
     """
-    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    flags = renamed(given, TRAINING, actions, OF_TRAINING, hyperparameters)
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "engine")}
+    foreign = {**OF_TRAINING, "--engine": _ENGINE}
+    flags = renamed(given, TRAINING, actions, foreign, hyperparameters)
     return [word for name, value in flags.items() for word in _words(actions[name], name, value)]
 
 

@@ -165,6 +165,25 @@ def add_shared_flags(p: argparse.ArgumentParser) -> None:
         help="square input size in pixels",
     )
     p.add_argument("--device", type=foreign.device, help="cpu, or GPU numbers such as 0 or 0,1 of this host")
+    add_engine_flag(p)
+
+
+class _NotedEarlier(argparse.Action):
+    """A flag that is looked at before the others: here it is only checked."""
+
+    def __call__(self, *_: object) -> None:
+        """Keep nothing."""
+
+
+def add_engine_flag(p: argparse.ArgumentParser) -> None:
+    """What ranks talk through. `distributed.backends.note_engine` has read it before the ranks met."""
+    p.add_argument(
+        "--engine",
+        choices=("auto", "horovod", "torch"),
+        action=_NotedEarlier,
+        default=argparse.SUPPRESS,
+        help="what ranks talk through; auto: torch under torchrun, else Horovod",
+    )
 
 
 def add_label_flags(p: argparse.ArgumentParser) -> None:

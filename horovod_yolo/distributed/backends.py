@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +15,10 @@ from horovod_yolo.distributed.launchers.launcher import Launcher
 
 if TYPE_CHECKING:
     from horovod_yolo.distributed.communicator import Communicator
+
+
+ENGINES = ("auto", "horovod", "torch")
+VARIABLE = "HOROVOD_YOLO_ENGINE"
 
 
 class Backend(Protocol):
@@ -35,19 +41,52 @@ def connect() -> Communicator:
     """
     launched = launcher()
     refuse_stranger(launched)
-    return backend_for(launched).join(launched)
+    return backend_for(launched, engine()).join(launched)
 
 
-def backend_for(launched: Launcher) -> type[Backend]:
-    """The back end of the ranks that this launcher starts.
+def engine(environ: Mapping[str, str] = os.environ) -> str:
+    """What ranks shall talk through: horovod, torch, or auto for what suits their launcher.
 
     Raises:
-        UserError: it does not load.
+        UserError: the variable holds something else.
+    """
+    wanted = environ.get(VARIABLE) or ENGINES[0]
+    if wanted not in ENGINES:
+        raise UserError(f"engine {wanted!r}", where=VARIABLE, fix=f"take one of {', '.join(ENGINES)}")
+    return wanted
+
+
+def note_engine(argv: Sequence[str]) -> None:
+    """Keep what ``--engine`` says. Ranks must talk before they parse, to complain of a flag together."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag == "--engine" or flag.startswith("--engine="):
+            wanted = value if flag == "--engine" else flag.partition("=")[2]
+            os.environ[VARIABLE] = wanted if wanted in ENGINES else ENGINES[0]  # the parser refuses others
+
+
+def backend_for(launched: Launcher, wanted: str = ENGINES[0]) -> type[Backend]:
+    """The back end of the ranks that this launcher starts.
+
+    Args:
+        launched: by whom.
+        wanted: one of `ENGINES`.
+
+    Raises:
+        UserError: it does not load, or does not suit the launcher.
     """
     from horovod_yolo.distributed.local import LocalCommunicator  # brings torch, which looking does not need
 
     if isinstance(launched, Alone):
         return LocalCommunicator
+    if wanted == "torch" or (wanted == "auto" and launched.for_torch):
+        from horovod_yolo.distributed.torch_backend import TorchCommunicator
+
+        return TorchCommunicator
+    if launched.for_torch:
+        raise UserError(
+            f"--engine horovod: ranks started by {launched.name} do not find each other through Horovod",
+            fix="start them with horovodrun or mpirun, or leave --engine out",
+        )
     try:
         from horovod_yolo.distributed.horovod_backend import HorovodCommunicator
     except ImportError as error:
@@ -56,7 +95,7 @@ def backend_for(launched: Launcher) -> type[Backend]:
         _refuse_namesake()
         raise UserError(
             f"launched on {launched.size} ranks, but Horovod does not load ({error})",
-            fix="build it for this Python and torch with launch/install_horovod.sh",
+            fix="build it for this Python and torch with launch/install_horovod.sh, or use torchrun",
         ) from None
     return HorovodCommunicator
 
@@ -85,6 +124,6 @@ def refuse_stranger(launched: Launcher) -> None:
     raise UserError(
         f"the environment says that this is rank {rank} of {size} ({', '.join(names)}: {launched.name}), "
         "but ranks do not find each other that way, and each would train alone",
-        fix=f"start them with `horovod-yolo launch --hosts localhost:{size} -- train ...`, mpirun or "
-        f"`srun --mpi=pmix`; for a single process `unset {' '.join(names)}`",
+        fix=f"start them with `horovod-yolo launch --hosts localhost:{size} -- train ...`, torchrun, mpirun "
+        f"or `srun --mpi=pmix`; for a single process `unset {' '.join(names)}`",
     )

@@ -6,7 +6,7 @@ import io
 import os
 import pickle
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.communicator import GradientExchange, Pending
+from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.distributed.local import Ready
 
@@ -43,9 +44,7 @@ def initialise() -> None:
 class HorovodCommunicator:
     """A job started by ``horovodrun`` or ``mpirun``.
 
-    Gradients travel in fixed groups. What Horovod fuses by itself depends on timing: over three and more
-    ranks the order of the additions would too, and a resumed run would not repeat the uninterrupted one
-    to the bit.
+    Gradients travel in fixed groups; what Horovod fuses by itself depends on timing (see `gradient_groups`).
     """
 
     lost_errors: tuple[type[Exception], ...] = (HorovodInternalError,)
@@ -174,20 +173,6 @@ def _pickled(value: object) -> Tensor:
     content = io.BytesIO()
     pickle.dump(value, content)
     return torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
-
-
-def grouped(parameters: Sequence[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:
-    """Parameters in the order in which their gradients appear, last layer first, in groups of a size."""
-    groups: list[list[nn.Parameter]] = []
-    room = 0.0
-    for parameter in reversed(parameters):
-        size = parameter.numel() * parameter.element_size()
-        if not groups or size > room:
-            groups.append([])
-            room = group_bytes
-        groups[-1].append(parameter)
-        room -= size
-    return groups
 
 
 def _sleep_until_done(handle: int) -> None:

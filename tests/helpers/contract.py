@@ -6,6 +6,7 @@ As a program it is one rank of a job: ``horovodrun -np 2 python -m tests.helpers
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from horovod_yolo.distributed import horovod_backend
 from horovod_yolo.distributed.backends import connect
@@ -24,7 +25,28 @@ def check_contract(comm: Communicator) -> None:
     tensors = {"b": torch.full((2,), float(comm.rank)), "a": torch.tensor(comm.rank)}
     comm.broadcast_tensors(tensors)
     assert tensors["b"].tolist() == [0.0, 0.0] and tensors["a"].item() == 0
+    _check_gradients(comm)
     assert comm.wait_s >= 0
+
+
+def _check_gradients(comm: Communicator) -> None:
+    """Sums over ranks of two steps of two passes each, in one group, in a group each, and in float16."""
+    ranks = sum(range(1, comm.size + 1))
+    for name, compress, group_mb in (("all", False, 1.0), ("each", False, 0.0), ("half", True, 0.0)):
+        weights = {key: nn.Parameter(torch.zeros(3, 2)) for key in ("a", "b", "c")}
+        named = [(f"{name}.{key}", weight) for key, weight in weights.items()]
+        plain = torch.optim.SGD(weights.values(), lr=1.0)
+        optimizer, exchange = comm.exchange_gradients(plain, named, compress=compress, group_mb=group_mb)
+        for step in (1, 2):
+            exchange.expect(2)
+            torch.stack([weight * (comm.rank + 1) for weight in weights.values()]).sum().backward()
+            torch.stack([weight * step for weight in weights.values()]).sum().backward()
+            exchange.finish()
+            assert all((weight.grad == ranks + comm.size * step).all() for weight in weights.values())
+            with exchange.stepping():
+                optimizer.step()
+            optimizer.zero_grad()
+        assert all((weight == -(2 * ranks + 3 * comm.size)).all() for weight in weights.values())
 
 
 def check_objects(comm: Communicator) -> None:

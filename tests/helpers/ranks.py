@@ -20,6 +20,7 @@ LAUNCHERS = {
     "gloo": ("horovodrun", "--gloo"),
     "mpi": ("horovodrun", "--mpi", "--mpi-args=--oversubscribe"),
     "mpirun": ("mpirun", "--allow-run-as-root", "--oversubscribe", "-bind-to", "none"),
+    "torchrun": ("torchrun", "--standalone", "--no-python"),
 }
 
 
@@ -40,6 +41,8 @@ def command(arguments: Sequence[str | Path], ranks: int, launcher: str = "gloo")
     if ranks == 1 and launcher == "plain":
         return python
     head = [str(BIN / LAUNCHERS[launcher][0]), *LAUNCHERS[launcher][1:]]
+    if launcher == "torchrun":
+        return [*head, "--nproc-per-node", str(ranks), *python]
     hosts = [] if launcher == "mpirun" else ["-H", f"localhost:{ranks}"]  # Gloo fills all slots it is given
     return [*head, "-np", str(ranks), *hosts, *python]
 

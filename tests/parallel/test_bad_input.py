@@ -131,30 +131,38 @@ def test_one_line_and_exit_code_2_on_every_rank(
     assert said[0].startswith("error: ") and named in said[0]
 
 
-# Each rank leaves its exit code in a file: horovodrun itself ends with 1 whatever its ranks' code is.
+# Each rank leaves its exit code in a file: horovodrun and torchrun end with 1 whatever their ranks' code is.
 RANK = """
-import os, pathlib, sys
+import pathlib, sys
 from horovod_yolo.cli import train_main
 from horovod_yolo.assembly.ending import leave
+from horovod_yolo.distributed.launchers.found import launcher
 code = train_main(sys.argv[2:])
-pathlib.Path(sys.argv[1], os.environ["HOROVOD_RANK"]).write_text(str(code))
+pathlib.Path(sys.argv[1], str(launcher().rank)).write_text(str(code))
 leave(code)
 """
 
 
 @pytest.mark.parametrize(
-    "case",
-    [*WITH_REAL_RANKS, *(pytest.param(case, marks=pytest.mark.slow) for case in ALIKE)],
-    ids=lambda case: case.__name__,
+    ("case", "started_by"),
+    [
+        (unknown_flag, "gloo"),
+        (unreadable_images, "torchrun"),
+        *(pytest.param(case, "gloo", marks=pytest.mark.slow) for case in ALIKE),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_so_it_is_with_real_ranks(case: Case, digits: Path, tmp_path: Path) -> None:
+def test_so_it_is_with_real_ranks(case: Case, started_by: str, digits: Path, tmp_path: Path) -> None:
     given, named = words(case, digits, tmp_path)
     start = time.monotonic()
-    job = ranks.run(["-c", RANK, tmp_path, *given], 2, timeout=SECONDS)
+    job = ranks.run(["-c", RANK, tmp_path, *given], 2, started_by, timeout=SECONDS)
     assert time.monotonic() - start < SECONDS
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"], job.output
-    said = [line for line in job.output.splitlines() if line.startswith(("[0]<stderr>", "[1]<stderr>"))]
-    assert len(said) == 1, job.output  # horovodrun's own lines have no rank
+    ours = (
+        ("[0]<stderr>", "[1]<stderr>") if started_by == "gloo" else ("error: ",)
+    )  # as against the launcher's
+    said = [line for line in job.output.splitlines() if line.startswith(ours)]
+    assert len(said) == 1, job.output
     assert "error: " in said[0] and named in said[0]
 
 

@@ -18,7 +18,12 @@ LESS_COMMON = (
 
 @pytest.mark.parametrize(
     ("launcher", "flags", "drawn"),
-    [("gloo", COMMON, True), ("mpi", LESS_COMMON, False), ("mpirun", COMMON, False)],
+    [
+        ("gloo", COMMON, True),
+        ("mpi", LESS_COMMON, False),
+        ("mpirun", COMMON, False),
+        ("torchrun", LESS_COMMON, False),
+    ],
 )
 def test_two_epochs_end_with_finite_results(
     digits: Path, tmp_path: Path, launcher: str, flags: str, drawn: bool

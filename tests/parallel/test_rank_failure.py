@@ -56,6 +56,8 @@ if __name__ == "__main__":
         ("gloo", "memory", FAILED + "this host is out of memory: lower --batch-size"),
         ("gloo", "killed", "Process 1 exit with status code 137"),
         ("mpirun", "exception", FAILED + "IndexError\\('list index out of range'\\)"),
+        ("torchrun", "killed", "rank 0 on .*: another rank left or does not answer"),
+        pytest.param("torchrun", "exception", FAILED + "IndexError", marks=pytest.mark.slow),
         pytest.param("mpi", "memory", FAILED + "this host is out of memory", marks=pytest.mark.slow),
         pytest.param("gloo", "late", "Missing ranks:\\n.*1: \\[", marks=pytest.mark.slow),
     ],
@@ -82,7 +84,8 @@ def test_a_rank_that_fails_ends_the_job_and_names_itself(
     if " failed: " in words:
         written = (tmp_path / "logs" / f"rank-01-{socket.gethostname()}.log").read_text()
         assert "Traceback" in written and f"DEBUG rank 1 on {socket.gethostname()}" in written
-    assert finished.output.count("Traceback") <= (2 if launcher == "gloo" else 1)  # horovodrun has its own
+    own = launcher in ("gloo", "torchrun")  # horovodrun and torchrun have one of their own
+    assert finished.output.count("Traceback") <= 1 + own
     ranks.wait_until_gone(everyone)
 
 
@@ -109,7 +112,9 @@ def test_horovod_knows_from_the_start_after_how_long_a_rank_is_late(tmp_path: Pa
     assert re.search("Missing ranks:\\n.*1: \\[", finished.output), finished.output
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("gloo", marks=pytest.mark.slow), "mpirun"])
+@pytest.mark.parametrize(
+    "launcher", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("gloo", "torchrun")), "mpirun"]
+)
 def test_a_rank_that_hangs_is_named_and_ended(digits: Path, tmp_path: Path, launcher: str) -> None:
     flags = ["--cfg=yolov5n", "--img=64", "--batch=4", "--workers=0", "--noplots"]
     train = ["train.py", *flags, "--data", digits, "--project", tmp_path]
@@ -133,4 +138,4 @@ def rank_of(pid: int) -> str:
     """The rank that the launcher gave to a process."""
     words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
     values = dict(word.split("=", 1) for word in words if "=" in word)
-    return values.get("HOROVOD_RANK") or values["OMPI_COMM_WORLD_RANK"]
+    return next(values[name] for name in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "RANK") if name in values)

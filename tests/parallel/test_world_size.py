@@ -38,26 +38,41 @@ def half_empty(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data.yaml"
 
 
-def train(data: Path, folder: Path, world_size: int, hyp: str, *flags: str) -> Path:
+def train(data: Path, folder: Path, world_size: int, hyp: str, *flags: str, launcher: str = "gloo") -> Path:
     settings = folder / "hyp.yaml"
     settings.write_text(hyp)
-    place = ["--hyp", settings, "--project", folder, "--name", f"ranks{world_size}"]
+    name = f"{launcher}{world_size}"
+    place = ["--hyp", settings, "--project", folder, "--name", name]
     job = ranks.run(
         ["train.py", "--data", data, *place, *FLAGS.split(), *flags],
         world_size,
-        "plain" if world_size == 1 else "gloo",
+        "plain" if world_size == 1 else launcher,
     )
     assert job.code == 0, job.output
-    run = folder / f"ranks{world_size}"
+    run = folder / name
     assert ranks.results(run)["world_size"] == world_size
     assert len(steps(run)) == STEPS
     return run
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_ranks_agree_with_one(half_empty: Path, tmp_path: Path, world_size: int) -> None:
-    alone = train(half_empty, tmp_path, 1, GENTLE)
-    several = train(half_empty, tmp_path, world_size, GENTLE)
+@pytest.fixture(scope="module")
+def alone(half_empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(half_empty, tmp_path_factory.mktemp("alone"), 1, GENTLE)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "world_size"),
+    [
+        ("gloo", 2),
+        ("torchrun", 2),
+        pytest.param("gloo", 4, marks=pytest.mark.slow),
+        pytest.param("torchrun", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_several_ranks_agree_with_one(
+    half_empty: Path, alone: Path, tmp_path: Path, launcher: str, world_size: int
+) -> None:
+    several = train(half_empty, tmp_path, world_size, GENTLE, launcher=launcher)
     assert largest_loss_difference(several, alone) < 1e-4
     assert weight_difference(several, alone) < 1e-3
 

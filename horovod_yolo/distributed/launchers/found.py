@@ -17,13 +17,15 @@ from horovod_yolo.distributed.launchers.strangers import (
     Mvapich,
     OpenMpiWithoutServer,
     SlurmWithoutPmix,
-    Torchrun,
+    TorchrunWithoutAddress,
 )
+from horovod_yolo.distributed.launchers.torchrun import Torchrun
 
-# The innermost first: horovodrun may be called inside an MPI job, and mpirun starts its daemons with srun.
-LAUNCHERS: tuple[type[Launcher], ...] = (Horovodrun, OpenMpi, Mpich, Slurm)
+# The innermost first: torchrun is called by srun, horovodrun inside an MPI job, and mpirun starts its daemons
+# with srun.
+LAUNCHERS: tuple[type[Launcher], ...] = (Torchrun, Horovodrun, OpenMpi, Mpich, Slurm)
 STRANGERS: tuple[type[Launcher], ...] = (
-    Torchrun,
+    TorchrunWithoutAddress,
     OpenMpiWithoutServer,
     Mvapich,
     Jsrun,

@@ -25,6 +25,8 @@ class Launcher:
         job_id: of the batch system's job; empty where there is none.
         restarts_ranks: whether ranks may come and go while the job runs.
         address: host and port of the launcher itself, which can be called; None where it does not tell.
+        times_started: how often the launcher has started the ranks, after losing some.
+        keeps_store: whether it serves the store of ``torch.distributed`` itself, at ``address``.
     """
 
     rank: int = 0
@@ -34,9 +36,13 @@ class Launcher:
     job_id: str = ""
     restarts_ranks: bool = False
     address: tuple[str, int] | None = None
+    times_started: int = 1
+    keeps_store: bool = False
 
     name: ClassVar[str]
     ranks_meet: ClassVar[bool] = True  # whether a back end lets its ranks find each other
+    for_torch: ClassVar[bool] = False  # whether it tells ranks where they meet, as torch.distributed wants it
+    over_mpi: ClassVar[bool] = False  # whether its ranks find each other by MPI
     rank_name: ClassVar[str]
     size_name: ClassVar[str]
     local_rank_name: ClassVar[str] = ""
@@ -56,6 +62,8 @@ class Launcher:
             next((environ[name] for name in JOB_IDS if environ.get(name)), ""),
             cls.is_elastic(environ),
             cls.own_address(environ),
+            1 + cls.restarts(environ),
+            cls.serves(environ),
         )
 
     @classmethod
@@ -71,6 +79,16 @@ class Launcher:
     @classmethod
     def is_elastic(cls, environ: Mapping[str, str]) -> bool:
         """Whether ranks may come and go."""
+        return False
+
+    @classmethod
+    def restarts(cls, environ: Mapping[str, str]) -> int:
+        """How often all ranks were started anew."""
+        return 0
+
+    @classmethod
+    def serves(cls, environ: Mapping[str, str]) -> bool:
+        """Whether it keeps a store for its ranks."""
         return False
 
     @classmethod

@@ -11,6 +11,7 @@ class OpenMpi(Launcher):
     """Its ``mpirun``, which ``horovodrun --mpi`` calls too."""
 
     name = "Open MPI"
+    over_mpi = True
     rank_name, size_name = "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"
     local_rank_name, local_size_name = "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
 
@@ -25,5 +26,6 @@ class Mpich(Launcher):
     """Its ``mpirun``, also called ``mpiexec.hydra``."""
 
     name = "MPICH"
+    over_mpi = True
     rank_name, size_name = "PMI_RANK", "PMI_SIZE"
     local_rank_name, local_size_name = "MPI_LOCALRANKID", "MPI_LOCALNRANKS"

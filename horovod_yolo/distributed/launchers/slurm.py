@@ -12,6 +12,7 @@ class Slurm(Launcher):
     """A task of a job step. A batch script, or ``python train.py`` inside ``salloc``, is alone."""
 
     name = "srun"
+    over_mpi = True
     rank_name, size_name = "PMIX_RANK", "SLURM_NTASKS"
     local_rank_name = "SLURM_LOCALID"
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from horovod_yolo.distributed.launchers.launcher import Launcher, number
 from horovod_yolo.distributed.launchers.mpi import OpenMpi
+from horovod_yolo.distributed.launchers.torchrun import Torchrun
 
 
 class Stranger(Launcher):
@@ -23,12 +24,12 @@ class Stranger(Launcher):
         return (number(environ, cls.size_name) or 0) > 1
 
 
-class Torchrun(Stranger):
-    """``torchrun``, and what sets the same variables."""
+class TorchrunWithoutAddress(Stranger):
+    """torchrun's variables without the address where its ranks meet."""
 
-    name = "torchrun or a PyTorch job"
-    rank_name, size_name = "RANK", "WORLD_SIZE"
-    local_rank_name, local_size_name = "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+    name = "a PyTorch job without MASTER_ADDR and MASTER_PORT"
+    rank_name, size_name = Torchrun.rank_name, Torchrun.size_name
+    local_rank_name = Torchrun.local_rank_name
 
 
 class OpenMpiWithoutServer(Stranger):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.distributed.backends import connect, refuse_stranger
+from horovod_yolo.distributed.backends import backend_for, connect, engine, note_engine, refuse_stranger
 from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import LAUNCHERS, STRANGERS, launcher
+from horovod_yolo.distributed.launchers.torchrun import Torchrun
 from horovod_yolo.distributed.local import LocalCommunicator
 
 HOROVODRUN = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
@@ -19,7 +20,13 @@ OPEN_MPI |= {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "PMIX_RANK": "0"}
 MPICH = {"PMI_RANK": "7", "PMI_SIZE": "8"}
 SLURM_ALLOCATION = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}
 SLURM_TASK = {**SLURM_ALLOCATION, "SLURM_PROCID": "5", "SLURM_STEP_ID": "0", "PMIX_RANK": "5"}
-TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "29500",
+}
 
 
 def without(environment: dict[str, str], *names: str) -> dict[str, str]:
@@ -73,7 +80,10 @@ def test_what_is_left_over_does_not_hijack_a_single_process(environment: dict[st
 @pytest.mark.parametrize(
     ("environment", "names"),
     [
-        (TORCHRUN, "rank 1 of 4 (RANK, WORLD_SIZE: torchrun"),
+        (
+            without(TORCHRUN, "MASTER_PORT"),
+            "rank 1 of 4 (RANK, WORLD_SIZE: a PyTorch job without MASTER_ADDR",
+        ),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "job-master-0"}, "rank 0 of 2 (RANK, WORLD_SIZE"),
         # No server behind it: MPI_Init would make a job of one.
         (without(OPEN_MPI, "PMIX_RANK"), "rank 0 of 16 (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE"),
@@ -102,6 +112,7 @@ def test_several_processes_that_do_not_find_each_other_are_refused(
         {**SLURM_ALLOCATION, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},  # salloc's shell
         {"WORLD_SIZE": "8", "MASTER_ADDR": "10.0.0.1"},
         {"RANK": "0", "WORLD_SIZE": "1"},
+        {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"},
         {"OMPI_COMM_WORLD_SIZE": "16"},
         SLURM_TASK,
         MPICH,
@@ -140,12 +151,57 @@ def test_what_else_a_launcher_tells() -> None:
     assert launcher(SLURM_TASK).job_id == "1" and launcher(OPEN_MPI).job_id == ""
 
 
-@pytest.mark.usefixtures("alone")
-def test_torchrun_is_told_how_to_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="each would train alone"):
-        connect()
+def test_torchrun_is_the_innermost() -> None:
+    for around in ({}, HOROVODRUN, OPEN_MPI, SLURM_TASK):
+        found = launcher({**around, **TORCHRUN})
+        assert (type(found), found.rank, found.size) == (Torchrun, 1, 4)
+        assert found.address == ("10.0.0.1", 29500) and not found.keeps_store and found.times_started == 1
+    agent = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    found = launcher({**TORCHRUN, **agent, "TORCHELASTIC_RESTART_COUNT": "2", "LOCAL_WORLD_SIZE": "2"})
+    assert found.keeps_store and found.times_started == 3 and found.local_size == 2
+    alone = {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}
+    assert isinstance(launcher(alone), Alone)  # left over in a container, perhaps
+    assert isinstance(launcher({**alone, **agent}), Torchrun)
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted", "name"),
+    [
+        (TORCHRUN, "auto", "TorchCommunicator"),
+        (TORCHRUN, "torch", "TorchCommunicator"),
+        (OPEN_MPI, "torch", "TorchCommunicator"),
+        (OPEN_MPI, "auto", "HorovodCommunicator"),
+        (HOROVODRUN, "horovod", "HorovodCommunicator"),
+        ({}, "torch", "LocalCommunicator"),
+    ],
+)
+def test_the_engine_follows_the_launcher_or_the_wish(
+    environment: dict[str, str], wanted: str, name: str
+) -> None:
+    assert backend_for(launcher(environment), wanted).__name__ == name
+
+
+def test_horovod_is_not_under_torchrun() -> None:
+    with pytest.raises(UserError, match="do not find each other through Horovod"):
+        backend_for(launcher(TORCHRUN), "horovod")
+
+
+def test_what_the_engine_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine({}) == "auto" and engine({"HOROVOD_YOLO_ENGINE": "torch"}) == "torch"
+    with pytest.raises(
+        UserError, match=r"HOROVOD_YOLO_ENGINE: engine 'mpi'. take one of auto, horovod, torch"
+    ):
+        engine({"HOROVOD_YOLO_ENGINE": "mpi"})
+    monkeypatch.setenv("HOROVOD_YOLO_ENGINE", "auto")
+    for argv, noted in (
+        (["--engine", "torch"], "torch"),
+        (["--engine=horovod"], "horovod"),
+        (["x"], "horovod"),
+    ):
+        note_engine(argv)
+        assert engine() == noted
+    note_engine(["--engine", "mpi"])  # for the parser to refuse, once the ranks can talk
+    assert engine() == "auto"
 
 
 @pytest.fixture

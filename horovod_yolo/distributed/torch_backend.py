@@ -1,0 +1,283 @@
+"""Ranks that talk through ``torch.distributed``: over Gloo on CPUs, NCCL on GPUs.
+
+Its calls have no names: what the ranks call must come in the same order on all of them. Sums of the forward
+and backward pass do. Gradients come when they are ready, which may be another moment on each rank, so they
+have a process group of their own, and leave in the order of their groups.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.communicator import GradientExchange, Pending
+from horovod_yolo.distributed.gradient_groups import grouped
+from horovod_yolo.distributed.launchers.launcher import Launcher
+from horovod_yolo.distributed.local import Ready
+from horovod_yolo.distributed.meeting import meet
+
+T = TypeVar("T")
+# A call that a rank does not come to ends the job: as with Horovod after what one rank may do alone.
+PATIENCE = timedelta(seconds=600)
+INTERFACE = "GLOO_SOCKET_IFNAME"
+_OUTSIDE = "198.51.100.1"  # of no network (RFC 5737): asks for the way there, and sends nothing
+
+
+class LostRankError(RuntimeError):
+    """Another rank is gone, or does not answer."""
+
+
+class TorchCommunicator:
+    """A job started by ``torchrun``, or by an MPI launcher whose ranks are to talk through torch."""
+
+    lost_errors: tuple[type[Exception], ...] = (LostRankError,)
+
+    def __init__(self, local_rank: int | None, local_size: int | None) -> None:
+        """Of a process group that is there. *Collective.*
+
+        Args:
+            local_rank: number among the ranks of this host, as its launcher says, if it does.
+            local_size: their number, likewise.
+        """
+        self.rank: int = dist.get_rank()
+        self.size: int = dist.get_world_size()
+        self.wait_s = 0.0
+        self.one_rank_a_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+        self._of_gradients = dist.new_group(timeout=PATIENCE)
+        if local_rank is None or local_size is None:
+            hosts = self.allgather_object(socket.gethostname())
+            local_rank, local_size = hosts[: self.rank].count(hosts[self.rank]), hosts.count(hosts[self.rank])
+        self.local_rank: int = local_rank
+        self.local_size: int = local_size
+
+    @classmethod
+    def join(cls, launched: Launcher) -> TorchCommunicator:
+        """Find the other ranks of the job. *Collective.*
+
+        Raises:
+            UserError: they are not found.
+        """
+        _choose_interface(launched)
+        kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        try:
+            store = meet(launched, PATIENCE)
+            dist.init_process_group(
+                kinds, store=store, rank=launched.rank, world_size=launched.size, timeout=PATIENCE
+            )
+            return cls(launched.local_rank, launched.local_size)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"rank {launched.rank} of {launched.size} does not find the others "
+                f"({str(error).splitlines()[0]})",
+                fix="can this host reach MASTER_ADDR at MASTER_PORT, and does each host's name lead to it?",
+            ) from None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for other ranks; their loss is a `LostRankError`."""
+        start = time.perf_counter()
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostRankError(str(error)) from error
+        finally:
+            self.wait_s += time.perf_counter() - start
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
+        """Start summing a tensor over ranks. *Collective.*"""
+        return self._allreduce(tensor, dist.ReduceOp.SUM)
+
+    def allreduce_max(self, tensor: Tensor, name: str) -> Pending:
+        """Start looking for the largest value at each place. *Collective.*"""
+        return self._allreduce(tensor, dist.ReduceOp.MAX)
+
+    def _allreduce(self, tensor: Tensor, op: Any) -> Pending:
+        if self.size == 1 or not tensor.numel():
+            return Ready(tensor)
+        result = tensor.detach().clone(memory_format=torch.contiguous_format)
+        with self.waiting():
+            return _Handle(dist.all_reduce(result, op=op, async_op=True), result, self)
+
+    def allgather_object(self, value: T) -> list[T]:
+        """Everyone's value, by rank. *Collective.*"""
+        everyone: list[Any] = [None] * self.size
+        with self.waiting():
+            dist.all_gather_object(everyone, value)
+        return everyone
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's value. *Collective.*"""
+        data = pickle.dumps(value) if self.rank == 0 else b""
+        length = torch.tensor([len(data)])
+        with self.waiting():
+            dist.broadcast(length, 0)
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
+            if self.rank:
+                content = torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(content, 0)
+        received: T = pickle.loads(content.numpy().data)
+        return received
+
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite everyone's tensors with rank 0's. *Collective.*"""
+        with self.waiting(), torch.no_grad():
+            for name in sorted(tensors):
+                travelling = tensors[name].detach().clone(memory_format=torch.contiguous_format)
+                dist.broadcast(travelling, 0)
+                tensors[name].copy_(travelling)
+
+    def exchange_gradients(
+        self,
+        optimizer: Optimizer,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        compress: bool,
+        group_mb: float,
+    ) -> tuple[Optimizer, GradientExchange]:
+        """Sum gradients while ``backward()`` runs; the optimizer stays as it is. *Collective.*"""
+        parameters = [parameter for _, parameter in named_parameters]
+        groups = grouped(parameters, group_mb * 2**20)
+        return optimizer, _TorchExchange(groups, compress, self._of_gradients, self)
+
+    def close(self) -> None:
+        """Leave the job in order."""
+        dist.destroy_process_group()
+
+
+class _Handle:
+    def __init__(self, work: Any, result: Tensor, comm: TorchCommunicator) -> None:
+        self._work = work
+        self._result = result
+        self._comm = comm
+
+    def wait(self) -> Tensor:
+        with self._comm.waiting():
+            self._work.wait()
+        return self._result
+
+
+class _Group:
+    """Gradients that travel as one message."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], compress: bool) -> None:
+        self.parameters = parameters
+        first = parameters[0]
+        kind = torch.float16 if compress else first.dtype
+        count = sum(parameter.numel() for parameter in parameters)
+        self.message = torch.zeros(count, dtype=kind, device=first.device)
+        pieces = torch.split(self.message, [parameter.numel() for parameter in parameters])
+        self._places = [p.view_as(parameter) for p, parameter in zip(pieces, parameters, strict=True)]
+        self.missing = 0  # gradients that the last backward pass of the step has not brought yet
+        self.work: Any = None
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Take the gradients; one that no pass has brought is zero."""
+        for place, parameter in zip(self._places, self.parameters, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            place.copy_(parameter.grad)
+
+    @torch.no_grad()
+    def empty(self) -> None:
+        """Give the parameters what came back."""
+        for place, parameter in zip(self._places, self.parameters, strict=True):
+            assert parameter.grad is not None, "fill() has made it"
+            parameter.grad.copy_(place)
+
+
+class _TorchExchange:
+    """Sends each group when its gradients are complete, and all groups before it are on their way."""
+
+    def __init__(
+        self, groups: Sequence[Sequence[nn.Parameter]], compress: bool, ranks: Any, comm: TorchCommunicator
+    ) -> None:
+        self._comm = comm
+        self._ranks = ranks
+        self._groups = [_Group(parameters, compress) for parameters in groups]
+        self._passes = 1
+        self._brought: dict[nn.Parameter, int] = {}
+        self._sent = 0
+        self._group_of = {p: group for group in self._groups for p in group.parameters}
+        for parameter in self._group_of:
+            parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+        self.expect(1)
+
+    def expect(self, backward_passes: int) -> None:
+        """Announce how many backward passes add up to the next step."""
+        self._passes, self._sent = backward_passes, 0
+        self._brought = dict.fromkeys(self._group_of, 0)
+        for group in self._groups:
+            group.missing, group.work = len(group.parameters), None
+
+    def _note(self, parameter: Any) -> None:
+        self._brought[parameter] += 1
+        if self._brought[parameter] == self._passes:
+            self._group_of[parameter].missing -= 1
+            while self._sent < len(self._groups) and not self._groups[self._sent].missing:
+                self._send()
+
+    def _send(self) -> None:
+        group = self._groups[self._sent]
+        group.fill()
+        with self._comm.waiting():
+            group.work = dist.all_reduce(group.message, group=self._ranks, async_op=True)
+        self._sent += 1
+
+    def finish(self) -> None:
+        """Wait until every gradient is the sum over ranks. *Collective.*"""
+        while self._sent < len(self._groups):
+            self._send()
+        for group in self._groups:
+            with self._comm.waiting():
+                group.work.wait()
+            group.empty()
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """The optimizer exchanges nothing by itself."""
+        return nullcontext()
+
+
+def _choose_interface(launched: Launcher) -> None:
+    """Let Gloo listen on loopback where all ranks are on this host, else on the card towards the others.
+
+    By itself it takes the address of this host's name, which on Debian is often one of loopback.
+    """
+    if os.environ.get(INTERFACE):
+        return
+    if launched.local_size == launched.size:
+        os.environ[INTERFACE] = "lo"
+        return
+    meeting = launched.address[0] if launched.address else _OUTSIDE
+    for address in (meeting, _OUTSIDE):
+        found = interface_towards(address) or "lo"
+        if found != "lo":
+            os.environ[INTERFACE] = found
+            return
+
+
+def interface_towards(address: str) -> str | None:
+    """The network card from which packets to an IPv4 address or name leave; None where there is no way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect((address, 9))  # of a datagram socket: looks at the table of routes only
+            own = asked.getsockname()[0]
+        except OSError:
+            return None
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.family == socket.AF_INET and entry.address == own for entry in entries):
+            return name
+    return None
