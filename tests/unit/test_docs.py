@@ -19,6 +19,7 @@ from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.predict_flags import predict_flags
 from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.distributed.backends import ENGINES
 from horovod_yolo.families import zoo
 
 REPO = Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ def test_every_flag_of_training_is_documented_and_no_other() -> None:
 
 def test_defaults_of_training_are_those_of_the_code() -> None:
     documented = {row[0]: default for row, default in table(TRAIN_TABLE).items()}
-    expected = {"--data": "required", "--hyp": NO_DEFAULT, "--resume": NO_DEFAULT}
+    expected = {"--data": "required", "--hyp": NO_DEFAULT, "--resume": NO_DEFAULT, "--engine": ENGINES[0]}
     for f in fields(TrainConfig):
         expected.setdefault("--" + f.name.replace("_", "-"), as_cell(f.default))
     assert documented == expected
@@ -121,12 +122,13 @@ def test_every_flag_of_validation_is_documented_with_its_default() -> None:
         re.findall(r"--[a-z][a-z-]*", shown.stdout)
     ) - {"--help"}
     expected = {"--" + f.name.replace("_", "-"): as_cell(f.default) for f in fields(ValOptions)}
-    assert {row[0]: default for row, default in documented.items()} == {**expected, "--weights": "required"}
+    expected |= {"--weights": "required", "--engine": ENGINES[0]}
+    assert {row[0]: default for row, default in documented.items()} == expected
 
 
 def test_there_are_commands_to_check() -> None:
     launchers = {words[0] for _, words in TRAIN_COMMANDS}
-    assert launchers == {"python", "horovodrun", "mpirun"}
+    assert launchers == {"python", "horovodrun", "mpirun", "torchrun"}
     assert len(WITH_HOSTS) >= 2
     assert len([name for name, _ in TRAIN_COMMANDS if name == "README.md"]) >= 8
 
