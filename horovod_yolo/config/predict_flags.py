@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from horovod_yolo.config import foreign
-from horovod_yolo.config.load import HEAD_HELP, Parser
+from horovod_yolo.config.load import HEAD_HELP, Parser, add_engine_flag
 from horovod_yolo.config.schema import Precision
 from horovod_yolo.core.errors import UserError
 
@@ -51,6 +51,7 @@ def predict_flags(argv: Sequence[str] | None) -> dict[str, Any]:
 def _add_search_flags(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--head", help=HEAD_HELP)
+    add_engine_flag(p)
     add(
         *("--imgsz", "--img", "--img-size"),
         dest="imgsz",

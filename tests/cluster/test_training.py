@@ -94,3 +94,23 @@ def test_mpirun_with_a_hostfile(
     hostfile.write_text(example.replace("slots=4", f"slots={slots}"))
     run = train(four_hosts, place, f"launch/mpirun.sh --hostfile {hostfile} -- train", 4 * slots)
     check(run, alone, four_hosts)
+
+
+@pytest.mark.parametrize(("count", "slots"), [(2, 1), pytest.param(4, 4, marks=pytest.mark.slow)])
+def test_torchrun(count: int, slots: int, alone: Path, place: tuple[Path, Path], four_hosts: Cluster) -> None:
+    """An agent a host. The names of hosts lead to loopback on themselves, as on Debian."""
+    hosts = list(four_hosts)[:count]
+    meeting = f"--rdzv-backend c10d --rdzv-endpoint {hosts[0].address}:29400 --rdzv-id {place[0].name}"
+    launch = f"torchrun --nnodes {count} --nproc-per-node {slots} {meeting} --no-python python"
+    folder, data = place
+    where = ["--data", data, "--hyp", folder / "hyp.yaml", "--project", folder, "--name", f"torch{slots}"]
+    command = [*shlex.split(launch), "train.py", *map(str, where), *FLAGS.split()]
+    others = [
+        host.start(command, env=jobs.environment(), log=folder / f"{host.name}.log", cwd=REPOSITORY)
+        for host in hosts[1:]
+    ]
+    job = jobs.run(hosts[0], command, timeout=400)
+    assert job.code == 0, job.output
+    assert [other.wait(60) for other in others] == [0] * (count - 1)
+    assert results(folder / f"torch{slots}")["world_size"] == count * slots
+    check(folder / f"torch{slots}", alone, four_hosts)
