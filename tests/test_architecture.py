@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "families": {"core", "config", "models", "losses"},
     "distributed": {"core", "process", "models.batch_norm"},  # the base of the synchronised one
     "checkpoint": {"core", "io"},
+    "export": {"core", "io", "models"},
     "training": {
         *("core", "process", "config", "data", "models.detector", "losses.criterion", "metrics.scores"),
         *("distributed", "checkpoint", "models.batch_norm"),  # what is frozen has no statistics of batches
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "process", "data", "models.detector", "models.suppression", "losses.criterion", "metrics"),
         "distributed",
     },
-    "prediction": {"core", "data", "models.detector", "models.suppression", "metrics"},
+    "prediction": {"core", "data", "models.detector", "models.suppression", "metrics", "export"},
     "report": {"core", "io", "data", "metrics"},
     "telemetry": {"core", "data", "training.events", "report"},
     "telemetry.report": {
@@ -56,11 +57,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor.trial_rank": {"distributed"},  # likewise, as a rank
     "assembly": {
         *("core", "io", "process", "config", *DETECTOR, "families.zoo", "distributed", "checkpoint"),
-        *("training", "evaluation", "prediction", "telemetry"),
+        *("export", "training", "evaluation", "prediction", "telemetry"),
     },
     "api": {
         *("core", "process", "config", "metrics.scores", "families.zoo", "distributed", "models.suppression"),
-        *("prediction", "assembly"),
+        *("export.formats", "prediction", "assembly"),
     },
     "cli": {"core", "config", *DETECTOR, "distributed", "checkpoint", "launch", "doctor", "assembly"},
 }
@@ -72,6 +73,14 @@ MAY_IMPORT_TORCH_DISTRIBUTED = {"distributed/torch_backend.py", "distributed/mee
 MAY_PRINT = ("cli/", "assembly/job.py", "assembly/ending.py", "assembly/elastic_job.py")
 MAY_GATHER = {"cli/__init__.py", "data/formats/__init__.py"}  # package files that give more than a name
 SLOW_IMPORTS = {"torch", "horovod", "albumentations", "matplotlib", "cv2", "sklearn", "skimage"}
+FOR_EXPORT = {
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "onnxslim",
+    "openvino",
+    "safetensors",
+}  # asked for when used
 
 
 def sources(*folders: str) -> list[Path]:
@@ -280,3 +289,19 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "horovod_yolo" in loaded.stdout.split()
     assert not SLOW_IMPORTS & set(loaded.stdout.split())
+
+
+def test_what_export_needs_is_imported_by_nobody_else() -> None:
+    """Not when `train`, `val`, `predict` or the api start: the packages may be absent, and take seconds."""
+    modules = (
+        "api",
+        "assembly.train",
+        "assembly.predict",
+        "assembly.validate",
+        "assembly.export",
+        "cli.export",
+    )
+    code = f"import sys; {'; '.join(f'import {PACKAGE}.{name}' for name in modules)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"{PACKAGE}.assembly.export" in loaded.stdout.split()
+    assert not FOR_EXPORT & {name.split(".")[0] for name in loaded.stdout.split()}

@@ -95,11 +95,15 @@ def build_evaluation_loader(
     pin_memory: bool,
     rect: bool = True,
     antialias: bool = True,
+    shape: tuple[int, int] | None = None,
 ) -> Loader:
-    """This rank's validation batches: rectangular, as small as the global batch allows, or squares."""
+    """This rank's validation batches: rectangular, as small as the global batch allows, or squares.
+
+    With ``shape``, a (height, width), all are of that.
+    """
     order: Ints | None = None
-    shapes: Any = (round_to_stride(imgsz, stride),) * 2
-    if rect:
+    shapes: Any = shape or (round_to_stride(imgsz, stride),) * 2
+    if rect and shape is None:
         order, shapes = rect_shapes(
             annotations.heights, annotations.widths, imgsz=imgsz, stride=stride, batch=batch
         )

@@ -15,6 +15,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.agreement import on_rank_0
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.export.formats import exported_kind
 from horovod_yolo.families import zoo
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,9 @@ def _require_model(name: str, cfg: str, path: Path) -> None:
 
 
 def _require_there(path: Path) -> None:
+    if exported_kind(path):
+        fix = "use the checkpoint; val and predict take exported files"
+        raise UserError("an exported file has no weights to begin with", where=path, fix=fix)
     if path.exists():
         return
     if path.suffix:

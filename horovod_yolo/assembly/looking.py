@@ -74,11 +74,7 @@ def make_ready(
         UserError: a class that it does not know, or a number format that the device has not.
     """
     model, config, names = trained
-    for number in how.classes:
-        if not 0 <= number < len(names):
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(names[:MOST_NAMED]))
-            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-            raise UserError(f"--classes names {number}", fix=f"the classes are {known}{more}")
+    require_classes(how.classes, names)
     if how.half and device.type == "cpu":
         raise UserError("--half needs a GPU, this is a CPU", fix="leave it out, or use --precision bf16")
     name = "fp16" if how.half else how.precision
@@ -88,6 +84,15 @@ def make_ready(
     network = Network(model.to(device, precision.of_weights), precision, thresholds, how.classes, how.augment)
     side = round_to_stride(how.imgsz or config.imgsz, network.stride)
     return Ready(_Exactly(network, name), dict(enumerate(names)), Sizes(side, how.rect, how.batch))
+
+
+def require_classes(numbers: Sequence[int], names: Sequence[str]) -> None:
+    """Raise `UserError` where ``--classes`` names one that there is not."""
+    for number in numbers:
+        if not 0 <= number < len(names):
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(names[:MOST_NAMED]))
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            raise UserError(f"--classes names {number}", fix=f"the classes are {known}{more}")
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from horovod_yolo.assembly.device import agreed_device
-from horovod_yolo.assembly.given_weights import shared_weights
-from horovod_yolo.assembly.looking import Looking, Ready, make_ready
+from horovod_yolo.assembly.looking import Looking, Ready
 from horovod_yolo.assembly.meetings import Background, meetings
-from horovod_yolo.assembly.model import as_trained
+from horovod_yolo.assembly.ready import shared_ready
 from horovod_yolo.assembly.run_folder import new_run_folder
 from horovod_yolo.config.ranges import check_ranges
 from horovod_yolo.core.errors import StoppedError, UserError
@@ -43,6 +41,7 @@ class PredictOptions:
 
     weights: str
     source: tuple[str, ...]
+    data: str = ""
     head: str = ""
     imgsz: int = 0
     rect: bool = True
@@ -166,10 +165,8 @@ def predict(options: PredictOptions, comm: Communicator, stop: StopRequest) -> C
     if options.view_img:
         together(comm, require_window)
     sources = on_rank_0(comm, lambda: _found(options.source))
-    weights = shared_weights(Path(options.weights), comm)
-    trained = together(comm, lambda: as_trained(weights, options.head))
-    device = agreed_device(options.device, comm)
-    ready = together(comm, lambda: make_ready(trained, device, options.looking))
+    weights, how = Path(options.weights), options.looking
+    ready = shared_ready(weights, how, comm, options.device, options.head, options.data)
     owners = deal(sources, comm.size)
     mine = [(place, source) for place, source in enumerate(sources) if owners[place] == comm.rank]
     with ExitStack() as until_the_end:

@@ -5,29 +5,30 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from horovod_yolo.assembly.build import (
-    build_evaluation_loader,
-)
+from horovod_yolo.assembly.build import build_evaluation_loader
 from horovod_yolo.assembly.data import annotation_folder, say_what_counts
 from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_precision, pinned
+from horovod_yolo.assembly.exported import Asked, open_exported, shared_exported
 from horovod_yolo.assembly.given_weights import shared_weights, with_names
 from horovod_yolo.assembly.model import Trained, as_trained, build_criterion
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.config.ranges import check_ranges
-from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import LabelRules
+from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.evaluation.evaluator import Evaluator, as_arrays
+from horovod_yolo.evaluation.scoring import Scoring
+from horovod_yolo.export.running import ExportedFile
 from horovod_yolo.families.zoo import recipe_of
 from horovod_yolo.metrics.coco_results import write_results
 from horovod_yolo.metrics.scores import Evaluation
@@ -66,8 +67,30 @@ class ValOptions:
         return Thresholds(confidence=self.conf_thres, iou=iou, most=self.max_det)
 
 
+class _Score(Protocol):
+    def __call__(
+        self, annotations: Annotations, loader: Loader, collected: dict[int, Detections] | None
+    ) -> Evaluation:
+        """*Collective.*"""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is scored."""
+
+    score: _Score
+    names: tuple[str, ...]
+    data: str
+    class_map: ClassMap
+    imgsz: int  # usual
+    stride: int
+    averages_areas: bool  # images that shrink
+    shape: tuple[int, int] | None = None  # that inputs must have
+    pinned: bool = False  # batches belong in page-locked memory
+
+
 def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple[str, ...]]:
-    """Score a checkpoint. *Collective.*
+    """Score a checkpoint, or an exported file. *Collective.*
 
     Returns:
         The numbers and the class names.
@@ -75,51 +98,116 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     Raises:
         UserError: on all ranks alike.
     """
-    state = shared_weights(Path(options.weights), comm)
-    data = together(comm, lambda: _data_file(options, state))
-    model, trained, names = together(comm, lambda: _trained(options, data, state))
-    spec = together(comm, lambda: _spec(options, data, trained, names))
+    file = shared_exported(Path(options.weights), comm)
+    subject = _of_file(options, file, comm) if file else _of_checkpoint(options, comm)
+    spec = together(comm, lambda: _spec(options, subject))
     together(comm, lambda: _require_folder(options.save_json if comm.rank == 0 else ""))
-    device = agreed_device(options.device, comm)
     annotations = shared_annotations(spec, options.task, comm, annotation_folder(options.cache_dir))
     if comm.rank == 0:
         say_what_counts(annotations, options.max_det)
-    imgsz, recipe = options.imgsz or trained.imgsz, recipe_of(model.name)
     loader = build_evaluation_loader(
         annotations,
         comm,
-        imgsz=imgsz,
-        stride=max(model.strides),
+        imgsz=options.imgsz or subject.imgsz,
+        stride=subject.stride,
         batch=options.batch_size,
         workers=options.workers,
-        pin_memory=pinned(device),
+        pin_memory=subject.pinned,
         rect=options.rect,
-        antialias=recipe.averages_areas,
-    )
-    precision = choose_precision(options.precision, device)
-    evaluator = Evaluator(
-        annotations=annotations,
-        loader=loader,
-        criterion=build_criterion(model, trained),
-        comm=comm,
-        precision=precision,
-        rect=options.rect,
-        thresholds=options.thresholds(recipe.iou_of_validation),
-        fitness_weights=recipe.fitness,
+        antialias=subject.averages_areas,
+        shape=subject.shape,
     )
     collected: dict[int, Detections] | None = {} if options.save_json else None
     try:
-        with arithmetic(options.precision):
-            evaluation = evaluator.run(model.to(device, precision.of_weights), collected)
+        evaluation = subject.score(annotations, loader, collected)
     finally:
         loader.close()
     if collected is not None:
         _save_detections(options.save_json, collected, annotations, spec, comm)
-    return evaluation, names
+    return evaluation, subject.names
 
 
-def _data_file(options: ValOptions, state: dict[str, Any]) -> str:
-    if not (data := options.data or str(state["config"]["data"])):
+def _of_checkpoint(options: ValOptions, comm: Communicator) -> _Subject:
+    """*Collective.*"""
+    state = shared_weights(Path(options.weights), comm)
+    data = together(comm, lambda: _data_file(options, str(state["config"]["data"])))
+    model, trained, names = together(comm, lambda: _trained(options, data, state))
+    device = agreed_device(options.device, comm)
+    precision = together(comm, lambda: choose_precision(options.precision, device))
+    recipe = recipe_of(model.name)
+
+    def score(
+        annotations: Annotations, loader: Loader, collected: dict[int, Detections] | None
+    ) -> Evaluation:
+        evaluator = Evaluator(
+            annotations=annotations,
+            loader=loader,
+            criterion=build_criterion(model, trained),
+            comm=comm,
+            precision=precision,
+            rect=options.rect,
+            thresholds=options.thresholds(recipe.iou_of_validation),
+            fitness_weights=recipe.fitness,
+        )
+        with arithmetic(options.precision):
+            return evaluator.run(model.to(device, precision.of_weights), collected)
+
+    return _Subject(
+        score,
+        names,
+        data,
+        trained.class_map,
+        trained.imgsz,
+        max(model.strides),
+        recipe.averages_areas,
+        pinned=pinned(device),
+    )
+
+
+def _of_file(options: ValOptions, file: ExportedFile, comm: Communicator) -> _Subject:
+    """*Collective.*"""
+    device = agreed_device(options.device, comm)
+    asked = Asked(
+        device=options.device,
+        data=options.data,
+        imgsz=options.imgsz,
+        head=options.head,
+        precision=options.precision,
+    )
+    opened = together(comm, lambda: open_exported(file, device, asked))
+    about, recipe = opened.about, opened.recipe
+    thresholds = options.thresholds(recipe.iou_of_validation)
+    data = together(comm, lambda: _data_file(options, about.data))
+    if comm.rank == 0:
+        opened.say_suppression(thresholds, asked=options.iou_thres is not None)
+
+    def score(
+        annotations: Annotations, loader: Loader, collected: dict[int, Detections] | None
+    ) -> Evaluation:
+        scoring = Scoring(
+            annotations=annotations,
+            loader=loader,
+            comm=comm,
+            rect=options.rect and opened.shape is None,
+            most=options.max_det,
+            fitness_weights=recipe.fitness,
+        )
+        return scoring.run(opened.finder(thresholds), about.head, collected)
+
+    return _Subject(
+        score,
+        about.names,
+        data,
+        about.class_map,
+        max(about.imgsz),
+        about.stride,
+        recipe.averages_areas,
+        shape=opened.shape,
+    )
+
+
+def _data_file(options: ValOptions, trained_on: str) -> str:
+    if not (data := options.data or trained_on):
         fix = "name a data set: --data path/to/data.yaml"
         raise UserError("the weights do not say what they were trained on", where=options.weights, fix=fix)
     return data
@@ -129,11 +217,11 @@ def _trained(options: ValOptions, data: str, state: dict[str, Any]) -> Trained:
     return as_trained(with_names(state, load_data_yaml(Path(data)).names, options.weights), options.head)
 
 
-def _spec(options: ValOptions, data: str, trained: TrainConfig, names: tuple[str, ...]) -> DataSpec:
-    """The data, with labels numbered as the checkpoint's classes are."""
-    rules = LabelRules(options.class_map or trained.class_map, options.skip_bad_classes)
+def _spec(options: ValOptions, subject: _Subject) -> DataSpec:
+    """The data, with labels numbered as the classes of what is scored are."""
+    rules = LabelRules(options.class_map or subject.class_map, options.skip_bad_classes)
     meeting = f"the classes of the data and of {options.weights}"
-    return load_data_yaml(Path(data), rules).for_classes(names, meeting)
+    return load_data_yaml(Path(subject.data), rules).for_classes(subject.names, meeting)
 
 
 def _require_folder(file: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from horovod_yolo.checkpoint.torch_archive import StoredTensor, TorchArchive
 from horovod_yolo.checkpoint.vetting import DAMAGE
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.text import one_line
 from horovod_yolo.io.files import opened
 from horovod_yolo.io.inert_pickle import Inert, RefusedError
 
@@ -23,7 +24,6 @@ MOST_MODULES = 20_000
 MOST_TENSORS = 20_000
 MOST_DEPTH = 32  # of modules in modules
 MOST_CLASSES = 100_000
-LONGEST_TEXT = 200  # of a class name or a licence, characters
 LARGEST_HEADER = 4 << 20  # of safetensors, bytes; that of a large model has 0.15 MB
 _PART_OF_A_KEY = re.compile(r"\w{1,64}", re.ASCII)
 _BEFORE_KEYS = ("module.", "model.model.")  # of a wrapped model, of a trainer's own wrapper
@@ -119,7 +119,7 @@ def _of_archive(path: Path, file: BinaryIO, size: int) -> Published:
         names=_names(about.get("names")),
         strides=_strides(about.get("stride"), archive),
         imgsz=_imgsz(_dict_of(root)),
-        license=_line(_dict_of(root).get("license")),
+        license=one_line(_dict_of(root).get("license")),
         read=lambda key: archive.tensor(tensors[key]),
     )
 
@@ -206,7 +206,7 @@ def _names(given: Any) -> tuple[str, ...] | None:
         return None
     if len(given) > MOST_CLASSES or not all(isinstance(name, str | int | float) for name in given):
         raise RefusedError("the names of its classes are damaged")
-    return tuple(_line(str(name)) for name in given)
+    return tuple(one_line(str(name)) for name in given)
 
 
 def _strides(given: Any, archive: TorchArchive) -> tuple[float, ...] | None:
@@ -221,13 +221,6 @@ def _imgsz(root: dict[Any, Any]) -> int:
         if type(size) is int and 32 <= size <= 1 << 14:
             return size
     return 0
-
-
-def _line(given: Any) -> str:
-    """A text as messages can show it: no codes that a terminal would obey, and not too long."""
-    if not isinstance(given, str):
-        return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in given).split())[:LONGEST_TEXT]
 
 
 def _is_safetensors(file: BinaryIO) -> bool:
@@ -258,7 +251,7 @@ def _of_safetensors(path: Path, file: BinaryIO, size: int) -> Published:
         size,
         {published: shapes[key] for published, key in keys.items()},
         names=_names(_names_of_text(about.get("names", ""))),
-        license=_line(about.get("license")),
+        license=one_line(about.get("license")),
         read=lambda key: archive.get_tensor(keys[key]),
     )
 

@@ -1,4 +1,4 @@
-"""The command line, ``train.py`` and ``horovod-yolo train|val|predict|eval|data|launch|doctor``: parsing."""
+"""``train.py`` and ``horovod-yolo train|val|predict|export|eval|data|launch|doctor``: parsing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from horovod_yolo.assembly.ending import DONE, MISTAKE, complain, leave
 from horovod_yolo.cli.data import data_main
 from horovod_yolo.cli.doctor import doctor_main
 from horovod_yolo.cli.eval import eval_main
+from horovod_yolo.cli.export import export_main
 from horovod_yolo.cli.launch import launch_main
 from horovod_yolo.cli.predict import predict_main
 from horovod_yolo.cli.train import train_main
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": lambda rest: train_main(rest, "horovod-yolo train"),
         "val": val_main,
         "predict": predict_main,
+        "export": export_main,
         "eval": eval_main,
         "data": data_main,
         "launch": launch_main,

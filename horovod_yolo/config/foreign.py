@@ -61,7 +61,7 @@ OF_VALIDATION: Mapping[str, str] = {
     "--agnostic-nms": "leave it out: boxes of one class only suppress each other",
     "--augment": "leave it out: images are scored as they are",
     "--cfg": "leave it out: the checkpoint knows its model",
-    "--dnn": "give --weights a last.pt or best.pt",
+    "--dnn": "leave it out: an ONNX file is run by ONNX Runtime",
     "--exist-ok": "leave it out: there is no folder but that of --save-json FILE",
     "--half": _HALF,
     "--name": "leave it out: there is no folder but that of --save-json FILE",
@@ -77,8 +77,7 @@ OF_VALIDATION: Mapping[str, str] = {
 OF_PREDICTION: Mapping[str, str] = {
     "--boxes": f"{_DEFAULT_LOOK}; --nosave is the other way",
     "--cfg": "leave it out: the weights know their model",
-    "--data": "leave it out: the weights know their classes",
-    "--dnn": "leave it out, and give --weights a last.pt or best.pt: PyTorch runs it",
+    "--dnn": "leave it out: an ONNX file is run by ONNX Runtime",
     "--fourcc": "leave it out: videos are written as MP4",
     "--retina-masks": "leave it out: there are no masks here",
     "--save": f"{_DEFAULT_LOOK}; --nosave is the other way",
@@ -91,6 +90,20 @@ OF_PREDICTION: Mapping[str, str] = {
     "--update": "leave it out: weights are taken as they are",
     "--verbose": _DEFAULT_LOOK,
     "--visualize": "leave it out: feature maps are not drawn; docs/predict.md shows a hook that sees them",
+}
+
+OF_EXPORT: Mapping[str, str] = {
+    "--agnostic-nms": "leave it out: in a file, boxes of one class only suppress each other",
+    "--device": "leave it out: files are written on the CPU, and run where you like",
+    "--inplace": "leave it out: files are the same without it",
+    "--keras": "use --format onnx",
+    "--optimize": "leave it out: files for phones are not written",
+    "--per-tensor": "leave it out",
+    "--topk-all": "use --max-det",
+    "--topk-per-class": "use --max-det",
+    "--train": "leave it out: files are for detection",
+    "--verbose": _DEFAULT_LOOK,
+    "--workspace": "use trtexec: see docs/export.md",
 }
 
 _EACH = "call save(path) or plot() of each result"

@@ -9,7 +9,14 @@ from os import PathLike
 from typing import Any
 
 from horovod_yolo.config.class_map import class_map
-from horovod_yolo.config.foreign import OF_PREDICTION_CALLS, OF_TRAINING, OF_VALIDATION, device, instead
+from horovod_yolo.config.foreign import (
+    OF_EXPORT,
+    OF_PREDICTION_CALLS,
+    OF_TRAINING,
+    OF_VALIDATION,
+    device,
+    instead,
+)
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.load import Parser, nearest
 from horovod_yolo.core.errors import UserError
@@ -49,6 +56,13 @@ VALIDATION: Mapping[str, Renaming] = {
     "iou": _as("iou_thres"),
     "split": _as("task"),
 }
+EXPORT: Mapping[str, Renaming] = {
+    "batch": _as("batch_size"),
+    "conf": _as("conf_thres"),
+    "include": _as("format"),
+    "iou": _as("iou_thres"),
+}
+_EXPORT_SWITCHES = frozenset(("dynamic", "half", "multi_label", "nms", "simplify", "int8"))
 _PREDICTION_SWITCHES = frozenset(("agnostic_nms", "augment", "half", "rect"))
 _PREDICTION_NUMBERS = frozenset(
     ("batch", "classes", "conf_threshold", "iou_threshold", "max_detections", "vid_stride")
@@ -96,6 +110,25 @@ def validation_options(given: Mapping[str, Any], known: Collection[str]) -> dict
             options["class_map"] = class_map(pairs)
         except argparse.ArgumentTypeError as error:
             raise UserError(f"class_map {error}") from None
+    return options
+
+
+def export_options(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Keyword arguments of `YOLO.export` under the names of `ExportOptions`; None is not given.
+
+    Raises:
+        UserError: a name that is no option, whatever its value, or a value that it cannot have.
+    """
+    options = renamed(given, EXPORT, known, OF_EXPORT)
+    for name, value in options.items():
+        if name in _EXPORT_SWITCHES:
+            _switch(name, value)
+        elif name in ("format", "imgsz"):
+            options[name] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        elif name in ("data", "out", "head"):
+            options[name] = str(value)
+        elif not _is_number(value):
+            raise UserError(f"{name} is {value!r:.60}", fix="it must be a number")
     return options
 
 

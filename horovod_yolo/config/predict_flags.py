@@ -52,6 +52,7 @@ def _add_search_flags(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--head", help=HEAD_HELP)
     add_engine_flag(p)
+    add("--data", help="data.yaml, for an exported file that does not name its classes")
     add(
         *("--imgsz", "--img", "--img-size"),
         dest="imgsz",

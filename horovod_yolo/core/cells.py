@@ -49,7 +49,7 @@ def cells_of(maps: CellMaps, strides: Sequence[int]) -> Cells:
         kind = torch.float64 if one.dtype == torch.float64 else torch.float32
         rows, columns = (torch.arange(n, device=one.device, dtype=kind) + 0.5 for n in one.shape[2:])
         points.append(torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).view(-1, 2))
-        sizes.append(torch.full((len(rows) * len(columns), 1), stride, device=one.device, dtype=kind))
+        sizes.append(torch.full_like(points[-1][:, :1], stride))  # no len(): exporters follow shapes
     return Cells(torch.cat(points), torch.cat(sizes))
 
 

@@ -56,9 +56,7 @@ class Evaluator:
             UserError: too many images are lost, on all ranks alike.
         """
         model.eval()
-        most = self.thresholds.most
-        limits = (min(1, most), min(10, most), most)
-        accumulator = DetectionAccumulator(len(self.annotations.names), max_detections=limits)
+        accumulator = new_accumulator(self.annotations, self.thresholds.most)
         terms = self.criterion.terms
         losses = torch.zeros(len(terms) + 1, dtype=torch.float64, device=self.precision.device)
         for batch in self.loader.epoch(0):
@@ -116,14 +114,22 @@ class Evaluator:
         return torch.cat((terms * totals[IMAGES], totals[IMAGES].new_tensor([images])))
 
     def _found(self, model: Detector, predictions: Any, batch: Batch) -> Iterator[tuple[int, Detections]]:
-        """Position in the data set and detections, in original pixels, of each image."""
-        found = model.detect(predictions, self.thresholds)
-        for index, letterbox, d in zip(batch.indices.tolist(), batch.letterboxes, found, strict=True):
-            yield index, Detections(letterbox.to_original(d.boxes_xyxy), d.scores, d.classes)
+        return in_original(model.detect(predictions, self.thresholds), batch)
 
     def _merged(self, accumulator: DetectionAccumulator) -> DetectionSummary:
         states = self.comm.allgather_object(accumulator.state())
         return DetectionAccumulator.merged(len(self.annotations.names), states).summary()
+
+
+def new_accumulator(annotations: Annotations, most: int) -> DetectionAccumulator:
+    """For a pass over a set, of which ``most`` detections an image are counted."""
+    return DetectionAccumulator(len(annotations.names), max_detections=(min(1, most), min(10, most), most))
+
+
+def in_original(found: Sequence[Detections], batch: Batch) -> Iterator[tuple[int, Detections]]:
+    """Position in the data set and detections, in pixels of the original, of each image of a batch."""
+    for index, letterbox, d in zip(batch.indices.tolist(), batch.letterboxes, found, strict=True):
+        yield index, Detections(letterbox.to_original(d.boxes_xyxy), d.scores, d.classes)
 
 
 def truths_of(record: Record) -> ImageTruths:

@@ -55,6 +55,11 @@ def recipe_of(typed: str) -> Recipe:
     return family_of(typed).recipe
 
 
+def recipe_if_known(name: str) -> Recipe:
+    """`recipe_of` a name that may be none of ours: then what is usual."""
+    return recipe_of(name) if name in model_names() else Recipe()
+
+
 def hyperparameters() -> frozenset[str]:
     """Names of those of all families, but for those that are flags too."""
     names = {f.name for family in FAMILIES for f in fields(family.recipe.hyp)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Decoded, Detections
 from horovod_yolo.models.blocks import Backbone, Neck, NumberedLayers
-from horovod_yolo.models.suppression import Thresholds, non_max_suppression
+from horovod_yolo.models.suppression import Thresholds, best_of_each_place, non_max_suppression
 
 
 class Head(nn.Module, ABC):
@@ -76,9 +76,15 @@ class Head(nn.Module, ABC):
         """The parts that predict nothing but classes, where it has such: MuSGD moves them faster."""
         return ()
 
+    @property
+    def finds_once(self) -> bool:
+        """Whether it finds each object once, so that nothing needs to be suppressed."""
+        return False
+
     def suppress(self, decoded: Decoded, thresholds: Thresholds) -> list[Detections]:
-        """The detections of each of the B images, best first; for a head that may find an object twice."""
-        return non_max_suppression(decoded, thresholds)
+        """The detections of each of the B images, best first."""
+        select = best_of_each_place if self.finds_once else non_max_suppression
+        return select(decoded, thresholds)
 
 
 class Detector(nn.Module):

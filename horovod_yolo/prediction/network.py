@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,23 +57,15 @@ class Network:
         images = self.precision.inputs(torch.from_numpy(inputs).permute(0, 3, 1, 2))
         head = self.model.head
         if not self.augment:
-            return head.suppress(self._wanted(self._decoded(images)), self.thresholds)
+            return head.suppress(wanted(self._decoded(images), self.classes), self.thresholds)
         views = [self._view(images, *view) for view in VIEWS]
         decoded = Decoded(*(torch.cat(parts, dim=1) for parts in zip(*views, strict=True)))
-        return non_max_suppression(self._wanted(decoded), self.thresholds)
+        return non_max_suppression(wanted(decoded, self.classes), self.thresholds)
 
     def _decoded(self, images: Tensor) -> Decoded:
         with self.precision.autocast():
             predictions = self.model(images)
         return self.model.head.decode(predictions)
-
-    def _wanted(self, decoded: Decoded) -> Decoded:
-        """Without the boxes whose best class does not count."""
-        if not self.classes:
-            return decoded
-        best = decoded.scores.argmax(dim=-1, keepdim=True)
-        counts = torch.isin(best, torch.tensor(self.classes, device=best.device))
-        return Decoded(decoded.boxes_xyxy, decoded.scores * counts)
 
     def _view(self, images: Tensor, scale: float, mirrored: bool) -> Decoded:
         """What is seen in (B, 3, H, W) images when scaled and mirrored, as boxes in the images' pixels."""
@@ -89,3 +82,12 @@ class Network:
         gain_x, gain_y = columns / width, rows / height
         boxes = torch.stack((left / gain_x, top / gain_y, right_ / gain_x, bottom / gain_y), dim=-1)
         return Decoded(boxes, found.scores)
+
+
+def wanted(decoded: Decoded, classes: Sequence[int]) -> Decoded:
+    """Without the boxes whose best class is none of ``classes``; with all where there are none."""
+    if not classes:
+        return decoded
+    best = decoded.scores.argmax(dim=-1, keepdim=True)
+    counts = torch.isin(best, torch.tensor(classes, device=best.device))
+    return Decoded(decoded.boxes_xyxy, decoded.scores * counts)

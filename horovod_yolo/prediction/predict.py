@@ -48,11 +48,18 @@ class Sizes:
         imgsz: longest side of an image in the network's input, a multiple of the stride.
         rect: inputs are the smallest rectangles of whole strides, as in YOLOv5, not squares.
         batch: images of one shape that go through the network at once.
+        shape: (height, width) of every input; it goes before ``imgsz`` and ``rect``.
     """
 
     imgsz: int
     rect: bool = True
     batch: int = 8
+    shape: tuple[int, int] | None = None
+
+    def of_input(self, image: Image, stride: int) -> tuple[int, int]:
+        """(height, width) of the input for an image."""
+        rows, columns = image.shape[:2]
+        return self.shape or least_input(rows, columns, self.imgsz, stride if self.rect else self.imgsz)
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,7 @@ def detect(
     """
     finished: dict[int, Result] = {}
     due = 0
-    stride = find.stride if sizes.rect else sizes.imgsz
-    for inputs in _batches(_inputs(frames, sizes.imgsz, stride, keep), sizes.batch):
+    for inputs in _batches(_inputs(frames, sizes, find.stride, keep), sizes.batch):
         start = time.perf_counter()
         found = find(np.stack([one.pixels for one in inputs]))
         milliseconds = (time.perf_counter() - start) * 1000 / len(inputs)
@@ -126,12 +132,11 @@ def _result(one: _Input, found: Detections, names: Mapping[int, str], millisecon
     return Result(boxes, names, one.origin, speed, one.image)
 
 
-def _inputs(frames: Iterable[Frame], imgsz: int, stride: int, keep: bool) -> Iterator[_Input]:
-    """With ``stride`` equal to ``imgsz`` all are squares."""
+def _inputs(frames: Iterable[Frame], sizes: Sizes, stride: int, keep: bool) -> Iterator[_Input]:
     kept = 0
     for place, (image, origin) in enumerate(frames):
         start = time.perf_counter()
-        pixels, fit = letterbox(image, *least_input(image.shape[0], image.shape[1], imgsz, stride))
+        pixels, fit = letterbox(image, *sizes.of_input(image, stride))
         seconds = time.perf_counter() - start
         yield _Input(place, pixels, fit, origin, image if keep else None, kept, seconds)
         kept += image.nbytes if keep else 0

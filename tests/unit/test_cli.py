@@ -52,7 +52,7 @@ def mistake(*arguments: str | Path, cwd: Path) -> str:
         ("trian", "unknown command 'trian'. did you mean train?"),
         (
             "--epochs 3",
-            "unknown command '--epochs'. known are: data, doctor, eval, launch, predict, train, val",
+            "unknown command '--epochs'. known are: data, doctor, eval, export, launch, predict, train, val",
         ),
         ("eval --gt a.json", "the following arguments are required: --dt"),
         ("eval --gt a.json --dt b.json --jsn", "unknown argument --jsn. did you mean --json"),
@@ -83,6 +83,10 @@ def test_mistakes_without_torch(tmp_path: Path, arguments: str, message: str) ->
         ("predict --weights none.pt --source x.jpg", "x.jpg: no such file. name pictures, videos"),
         ("val --weights none.pt", "none.pt: No such file; looked for /"),
         ("val --weights yolov5s.pt", "nothing is downloaded: get yolov5s.pt (published weights of yolov5s)"),
+        ("export --weights none.pt --format onnx", "none.pt: No such file"),
+        ("export --weights none.pt --format tflite", "--format tflite: no such format. there are onnx, "),
+        ("export --weights none.pt --workspace 4", "--workspace is not supported. use trtexec"),
+        ("export --weights none.pt --format safetensors --nms", "--nms and --format safetensors"),
         ("data import-weights none.pt out.pt", "nothing is downloaded: get none.pt"),
         ("data import-weights none.pt", "the following arguments are required: OUT"),
     ],
@@ -110,7 +114,7 @@ def test_version_and_help(tmp_path: Path) -> None:
 
 def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
-    assert "usage: horovod-yolo {train,val,predict,eval,data,launch,doctor}" in capsys.readouterr().out
+    assert "usage: horovod-yolo {train,val,predict,export,eval,data,launch,doctor}" in capsys.readouterr().out
     assert cli.main(["--help"]) == 0
 
 

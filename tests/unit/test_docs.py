@@ -155,7 +155,7 @@ def test_targets_of_make_and_commands_exist() -> None:
     subcommands = {
         words[words.index("horovod-yolo") + 1] for _, words in commands() if "horovod-yolo" in words
     }
-    assert subcommands == {"data", "doctor", "eval", "launch", "predict", "val"}
+    assert subcommands == {"data", "doctor", "eval", "export", "launch", "predict", "val"}
 
 
 def test_commands_that_predict_are_accepted() -> None:

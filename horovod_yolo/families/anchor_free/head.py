@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from horovod_yolo.core.cells import CellMaps, boxes_around, cells_of, distances_of
-from horovod_yolo.core.types import Decoded, Detections
+from horovod_yolo.core.types import Decoded
 from horovod_yolo.losses.anchor_free import ONE_TO_MANY, ONE_TO_ONE
 from horovod_yolo.models.blocks import Conv
 from horovod_yolo.models.detector import Head
-from horovod_yolo.models.suppression import Thresholds, best_of_each_place, non_max_suppression
 
 MOST_CLASSES_IN_WIDTH = 100
 
@@ -96,10 +95,10 @@ class DistanceHead(Head):
         cells = cells_of(maps, self.strides)
         return Decoded(boxes_around(cells.points, distances_of(sides)) * cells.strides, logits.sigmoid())
 
-    def suppress(self, decoded: Decoded, thresholds: Thresholds) -> list[Detections]:
-        """Without suppression where the one-to-one head is used."""
-        select = best_of_each_place if self.used == ONE_TO_ONE else non_max_suppression
-        return select(decoded, thresholds)
+    @property
+    def finds_once(self) -> bool:
+        """Where the one-to-one head is used."""
+        return self.used == ONE_TO_ONE
 
     def class_branches(self) -> Sequence[nn.Module]:
         """Of each head."""

@@ -1,0 +1,70 @@
+"""Which exported files there are, and what reads each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.export.running import ExportedFile, Runner
+from horovod_yolo.io.files import read_bytes
+
+KINDS = {".onnx": "onnx"}
+OTHERS = {
+    ".engine": "TensorRT",
+    ".tflite": "TensorFlow Lite",
+    ".mlmodel": "Core ML",
+    ".mlpackage": "Core ML",
+    ".pb": "TensorFlow",
+}
+LARGEST_FILE = 2 << 30  # bytes, as ONNX's own format has it
+
+
+def exported_kind(path: Path) -> str:
+    """``onnx`` and so on; empty for what is no exported file. Of the file only the name is looked at.
+
+    Raises:
+        UserError: it is one that nothing here can run.
+    """
+    suffix = path.suffix.lower()
+    if suffix in OTHERS:
+        raise UserError(
+            f"files of {OTHERS[suffix]} are not run here", where=path, fix="use best.pt or an ONNX file"
+        )
+    return KINDS.get(suffix, "")
+
+
+def read_exported(path: Path) -> ExportedFile | None:
+    """The file, or None where it is none of the exported ones.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    kind = exported_kind(path)
+    if not kind:
+        return None
+    try:
+        return ExportedFile(str(path), kind, (read_bytes(path, LARGEST_FILE),))
+    except OSError as error:
+        where = f"; looked for {path.absolute()}" if isinstance(error, FileNotFoundError) else ""
+        raise UserError(
+            f"{error.strerror or error}{where}", where=path, fix="name an exported file"
+        ) from None
+
+
+def opened_runner(file: ExportedFile, device: torch.device, *, must: bool) -> Runner:
+    """A file made ready on a device.
+
+    Args:
+        file: as it was read.
+        device: of this rank.
+        must: nothing but this device will do; else a GPU that the file's program cannot use is left alone.
+
+    Raises:
+        UserError: its program is not installed, or refuses it, or cannot use the device.
+    """
+    from horovod_yolo.export.onnx_run import OnnxRunner
+
+    gpu = device.index or 0 if device.type == "cuda" else None
+    return OnnxRunner(file, gpu=gpu, must=must, threads=torch.get_num_threads())

@@ -1,0 +1,177 @@
+"""``export`` writes files that ``val`` and ``predict`` take as they take the checkpoint, on all ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from horovod_yolo.assembly.export import ExportOptions, export
+from horovod_yolo.assembly.given_weights import load_weights
+from horovod_yolo.assembly.predict import PredictOptions, predict
+from horovod_yolo.assembly.validate import ValOptions, validate
+from horovod_yolo.checkpoint import store
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.metrics.scores import Evaluation
+from horovod_yolo.process.stop import StopRequest
+from tests.helpers.exporting import filled_model
+from tests.helpers.pictures import write_picture_file
+from tests.helpers.reference_fill import REFERENCES, needs_references
+from tests.helpers.untrained import write_untrained
+from tests.helpers.world import run_world
+
+COMM = LocalCommunicator()
+LEAST = 1e-5  # the least score that counts
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of YOLO26 that was not trained, with a licence."""
+    path = write_untrained(tmp_path_factory.mktemp("weights") / "best.pt", "yolo26n")
+    state = store.read(path)
+    state["ema"]["weights"] = filled_model("yolo26n").state_dict()
+    store.write(path, store.serialise({**state, "license": "AGPL-3.0 (somewhere)"}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dynamic(weights: Path) -> Path:
+    """Its ONNX file for any size."""
+    return write(weights, dynamic=True, out=str(weights.parent / "dynamic"))
+
+
+@pytest.fixture(scope="module")
+def static(weights: Path) -> Path:
+    """For 3 images of 96x64 pixels, with suppression."""
+    more = {"nms": True, "conf_thres": 1e-3, "max_det": 9}
+    return write(weights, imgsz=(64, 96), batch_size=3, out=str(weights.parent / "static"), **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures of different shapes."""
+    root = tmp_path_factory.mktemp("pictures")
+    for seed in range(5):
+        write_picture_file(root / f"{seed}.png", seed, 40 + 8 * seed)
+    return root
+
+
+def write(weights: Path, **flags: Any) -> Path:
+    (path,) = export(ExportOptions(weights=str(weights), **flags), COMM)
+    return path
+
+
+def rows(weights: Path, folder: Path, ranks: int, out: Path, **flags: Any) -> list[dict[str, Any]]:
+    """What predict finds, as COCO's results."""
+    given: dict[str, Any] = {"conf_thres": 1e-3, "max_det": 9, "device": "cpu", "nosave": True}
+    options = PredictOptions(
+        weights=str(weights), source=(str(folder),), save_json=True, project=str(out), **{**given, **flags}
+    )
+    run_world(ranks, lambda comm: predict(options, comm, StopRequest()))
+    (file,) = out.rglob("predictions.json")
+    found: list[dict[str, Any]] = json.loads(file.read_text())
+    return found
+
+
+def require_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected) > 20
+    for one, other in zip(found, expected, strict=True):
+        assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=2e-3)
+
+
+def test_predict_finds_the_same_on_any_number_of_ranks(
+    weights: Path, dynamic: Path, static: Path, folder: Path, tmp_path: Path
+) -> None:
+    expected = rows(weights, folder, 1, tmp_path / "model")
+    require_alike(rows(dynamic, folder, 1, tmp_path / "1"), expected)
+    require_alike(rows(dynamic, folder, 2, tmp_path / "2"), expected)
+    alone = rows(static, folder, 1, tmp_path / "s1")
+    require_alike(rows(static, folder, 2, tmp_path / "s2"), alone)
+
+
+def test_what_does_not_fit_is_a_line_on_all_ranks(
+    dynamic: Path, static: Path, folder: Path, tmp_path: Path
+) -> None:
+    for file, flags, message in (
+        (static, {"imgsz": 640}, "--imgsz 640, but its inputs are 96x64"),
+        (static, {"imgsz": 96}, "--imgsz 96, but its inputs are 96x64"),
+        (dynamic, {"head": "one2many"}, "--head one2many, but it was exported with head one2one"),
+        (dynamic, {"augment": True}, "--augment and an exported file"),
+        (dynamic, {"half": True}, "--half and an exported file"),
+        (dynamic, {"precision": "bf16"}, "--precision bf16 and an exported file"),
+        (dynamic, {"classes": (3,)}, "--classes names 3. the classes are 0 cat"),
+        (dynamic, {"device": "0"}, "--device names GPU 0, this host has 0"),
+        (dynamic.with_name("none.onnx"), {}, "none.onnx: No such file"),
+        (dynamic.with_name("best.engine"), {}, "files of TensorRT are not run here"),
+    ):
+        with pytest.raises(UserError) as caught:
+            rows(file, folder, 2, tmp_path, **flags)
+        assert message in str(caught.value)
+    with pytest.raises(UserError, match="an exported file has no weights to begin with"):
+        load_weights(dynamic)
+
+
+def scored(weights: Path, data: Path, ranks: int, **flags: Any) -> Evaluation:
+    options = ValOptions(weights=str(weights), data=str(data), device="cpu", workers=0, batch_size=4, **flags)
+    (found, *others) = run_world(ranks, lambda comm: validate(options, comm)[0])
+    assert all(other.summary.map50_95 == found.summary.map50_95 for other in others)
+    return found
+
+
+@needs_references
+@pytest.mark.parametrize("name", ["yolov5n", "yolov8n", "yolo11n", "yolo26n"])
+def test_the_map_of_real_checkpoints_is_that_of_their_files(
+    name: str, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a dynamic file, of one with half precision, and of a static one with suppression in it.
+
+    The pictures are a third of BCCD's. The checkpoints were trained for minutes and find hardly a cell of
+    blood, so no mistake would cost them much: they are scored by what they find themselves, the five best.
+    """
+    monkeypatch.chdir(tmp_path)
+    source = REFERENCES / "checkpoints" / f"{name}-bccd3{'-finetuned' * (name == 'yolov8n')}.pt"
+    data = own_findings(source, shared_data / "bccd/images/val", tmp_path)
+    expected = scored(source, data, 1).summary
+    assert expected.map50_95 > 0.2
+    file = write(source, dynamic=True, out=str(tmp_path))
+    found = scored(file, data, 2)
+    assert found.summary.map50_95 == pytest.approx(expected.map50_95, abs=1e-3)
+    assert found.summary.map50 == pytest.approx(expected.map50, abs=1e-3)
+    assert found.head == ("one2one" if "26" in name else "") and not found.losses
+    half = scored(write(source, dynamic=True, half=True, out=str(tmp_path)), data, 1)
+    assert half.summary.map50_95 == pytest.approx(expected.map50_95, abs=5e-3)
+    squares = scored(source, data, 1, rect=False).summary
+    suppressing = {"nms": True, "conf_thres": LEAST, "iou_thres": 0.6, "multi_label": True, "batch_size": 5}
+    fixed = scored(write(source, imgsz=(160,), out=str(tmp_path), **suppressing), data, 2)
+    assert fixed.summary.map50_95 == pytest.approx(squares.map50_95, abs=1e-3)
+    assert not fixed.rect
+
+
+def own_findings(weights: Path, pictures: Path, folder: Path) -> Path:
+    """A data.yaml of pictures whose labels are the five best boxes that the weights find in each."""
+    options = PredictOptions(
+        weights=str(weights),
+        source=tuple(map(str, sorted(pictures.iterdir())[::3])),
+        device="cpu",
+        imgsz=160,
+        conf_thres=LEAST,
+        max_det=5,
+        save_txt=True,
+        nosave=True,
+        project=str(folder / "found"),
+    )
+    predict(options, COMM, StopRequest())
+    (folder / "images/val").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    (folder / "found/exp/labels").rename(folder / "labels/val")
+    for label in (folder / "labels/val").iterdir():
+        (picture,) = pictures.glob(f"{label.stem}.*")
+        (folder / "images/val" / picture.name).symlink_to(picture)
+    data = folder / "data.yaml"
+    data.write_text("path: .\ntrain: images/val\nval: images/val\nnames: [RBC, WBC, Platelets]\n")
+    return data
