@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from horovod_yolo import api, errors
 from horovod_yolo.api import YOLO
+from horovod_yolo.assembly import ready
 from horovod_yolo.cli import main
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.read import read_image
@@ -109,7 +110,7 @@ def test_predict_takes_the_gpu_of_this_rank(
         asked.append((wanted, local_rank))
         return torch.device("cpu")
 
-    monkeypatch.setattr(api, "choose_device", choose)
+    monkeypatch.setattr(ready, "choose_device", choose)
     for name, value in (("RANK", "7"), ("SIZE", "8"), ("LOCAL_RANK", "3"), ("LOCAL_SIZE", "4")):
         monkeypatch.setenv(f"HOROVOD_{name}", value)
     trained[0].predict(images_of(digits)[0], device=[0, 1])
