@@ -22,14 +22,15 @@ from horovod_yolo.export.onnx_run import OnnxRunner
 from horovod_yolo.export.packages import SIMPLIFIER, TO_WRITE, require
 from horovod_yolo.export.running import ExportedFile
 from horovod_yolo.export.safetensors_file import safetensors_bytes
+from horovod_yolo.export.torchscript_file import TorchScriptRunner, torchscript_bytes
 from horovod_yolo.families.zoo import recipe_of
 from horovod_yolo.io.atomic import replacing
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.suppression import Thresholds
 
 log = logging.getLogger(__name__)
-SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors"}
-GRAPHS = ("onnx",)  # formats that hold what is computed, not the weights alone
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
+GRAPHS = ("onnx", "torchscript")  # formats that hold what is computed, not the weights alone
 THROUGH_ONNX = ("onnx",)
 
 
@@ -113,6 +114,7 @@ def _exported(options: ExportOptions) -> list[Path]:
     model, about = _model(options, state)
     write: dict[str, Callable[[], bytes]] = {
         "onnx": lambda: _onnx(model, about, settings, str(source)),
+        "torchscript": lambda: _torchscript(model, replace(about, suppression=None), str(source)),
         "safetensors": lambda: safetensors_bytes(model, replace(about, suppression=None)),
     }
     paths = []
@@ -154,6 +156,14 @@ def _onnx(model: Detector, about: About, settings: OnnxSettings, source: str) ->
     require_close(found, about, source)
     log.info("onnx: as the model, in ONNX Runtime: %s", found)
     return with_suppression(everything, about) if about.suppression else everything
+
+
+def _torchscript(model: Detector, about: About, source: str) -> bytes:
+    content = torchscript_bytes(model, about)
+    found = difference(model, TorchScriptRunner(ExportedFile(source, "torchscript", (content,))), about)
+    require_close(found, about, source)
+    log.info("torchscript: as the model: %s", found)
+    return content
 
 
 def _written(target: Path, content: bytes) -> Path:

@@ -46,26 +46,29 @@ def published_checkpoint(path: Path, cfg: str = "") -> dict[str, Any]:
         found = _recognised(file, cfg)
         names = _names(file, found)
         weights = _weights(file, found)
-        stated = file.license or f"not stated in {path.name}"
-        log.warning(
-            "weights: %s holds %s with %d classes. Published weights carry their own licence (of this file: "
-            "%s; Ultralytics': AGPL-3.0), which may reach what is trained from them: see docs/weights.md",
-            *(path, found.name, found.num_classes, stated),
-        )
+        stated = file.license or ("" if file.exported else f"not stated in {path.name}")
+        if stated:
+            log.warning(
+                "weights: %s holds %s with %d classes. Published weights carry their own licence (of this "
+                "file: %s; Ultralytics': AGPL-3.0), which may reach what is trained from them: "
+                "see docs/weights.md",
+                *(path, found.name, found.num_classes, stated),
+            )
         most = max(zoo.spec_of(found.name).strides)
         imgsz = file.imgsz or (USUAL_INPUT_P6_PX if most > 32 else USUAL_INPUT_PX)
+        settings = {"data": "", "cfg": found.name, "imgsz": imgsz, "head": file.head}
         return {
             "format_version": FORMAT_VERSION,
             "model_name": found.name,
             "variant": dict(found.variant),
             "ema": {"weights": weights, "updates": 0},
             "metrics": {},
-            "config": to_dict(settings_of({"data": "", "cfg": found.name, "imgsz": imgsz})),
+            "config": to_dict(settings_of(settings)),
             "names": list(names),
             "names_known": file.names is not None,
             "epoch": 0,
             "step": 0,
-            "license": stated,
+            **({"license": stated} if stated else {}),
         }
 
 
@@ -75,6 +78,8 @@ def _recognised(file: Published, cfg: str) -> zoo.Recognised:
     except UserError as error:
         raise UserError(str(error), where=file.path) from None
     names = [one.name for one in found]
+    if not cfg and file.model in names:
+        return found[names.index(file.model)]
     if cfg:
         found = [one for one in found if one.name == zoo.model_name(cfg)]
         if not found:

@@ -42,6 +42,9 @@ class Published:
     strides: tuple[float, ...] | None = None
     imgsz: int = 0  # trained at; 0: not said
     license: str = ""
+    model: str = ""  # its name in the zoo and the head that detects, where the file was exported here
+    head: str = ""
+    exported: bool = False  # here
     read: Callable[[str], Tensor] = field(repr=False, kw_only=True)
 
     def tensors(self, keys: Iterable[str]) -> dict[str, Tensor]:
@@ -252,14 +255,36 @@ def _of_safetensors(path: Path, file: BinaryIO, size: int) -> Published:
         {published: shapes[key] for published, key in keys.items()},
         names=_names(_names_of_text(about.get("names", ""))),
         license=one_line(about.get("license")),
+        **_exported(about),
         read=lambda key: archive.get_tensor(keys[key]),
     )
 
 
+def _exported(about: Mapping[str, str]) -> dict[str, Any]:
+    """What `export` says beside names and licence."""
+    if about.get("author") != "horovod_yolo":
+        return {}
+    sides = _json(about.get("imgsz", ""))
+    side = max(sides) if isinstance(sides, list) and sides and all(type(one) is int for one in sides) else 0
+    return {
+        "exported": True,
+        "model": one_line(about.get("model")),
+        "head": one_line(about.get("head")),
+        "imgsz": _imgsz({"opt": {"imgsz": side}}),
+    }
+
+
 def _names_of_text(text: str) -> Any:
     """Names as metadata have them, which is text: JSON of a list, or of a dict by number."""
+    given = _json(text)
     try:
-        given = json.loads(text)
         return {int(key): name for key, name in given.items()} if isinstance(given, dict) else given
+    except ValueError:
+        return None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None

@@ -46,7 +46,7 @@ def _parser() -> Parser:
         dest="format",
         type=_words,
         metavar="F,...",
-        help="onnx (default), safetensors; several with commas",
+        help="onnx (default), torchscript, safetensors; several with commas",
     )
     add(
         *("--imgsz", "--img", "--img-size"),
@@ -61,7 +61,7 @@ def _parser() -> Parser:
     add("--dynamic", action="store_true", help="any number of images, any size in whole strides")
     add("--half", action="store_true", help="float16 weights")
     add("--simplify", action="store_true", help="let onnxslim make the graph smaller")
-    add("--opset", type=int, help="version of ONNX's operators (18)")
+    add("--opset", type=int, help="version of ONNX's operators (17)")
     add("--nms", action="store_true", help="suppression is part of the graph")
     add("--conf-thres", "--conf", dest="conf_thres", type=float, help="with --nms: least score (0.25)")
     add("--iou-thres", "--iou", dest="iou_thres", type=float, help="with --nms: boxes may overlap so")

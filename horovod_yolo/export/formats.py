@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.export.onnx_run import OnnxRunner
 from horovod_yolo.export.running import ExportedFile, Runner
+from horovod_yolo.export.torchscript_file import TorchScriptRunner
 from horovod_yolo.io.files import read_bytes
 
-KINDS = {".onnx": "onnx"}
+KINDS = {".onnx": "onnx", ".torchscript": "torchscript"}
 OTHERS = {
     ".engine": "TensorRT",
     ".tflite": "TensorFlow Lite",
@@ -64,7 +66,10 @@ def opened_runner(file: ExportedFile, device: torch.device, *, must: bool) -> Ru
     Raises:
         UserError: its program is not installed, or refuses it, or cannot use the device.
     """
-    from horovod_yolo.export.onnx_run import OnnxRunner
-
     gpu = device.index or 0 if device.type == "cuda" else None
-    return OnnxRunner(file, gpu=gpu, must=must, threads=torch.get_num_threads())
+    if file.kind == "onnx":
+        return OnnxRunner(file, gpu=gpu, must=must, threads=torch.get_num_threads())
+    if gpu is not None and must:
+        fix = "use --device cpu, or an ONNX file"
+        raise UserError("this file computes on the CPU", where=file.path, fix=fix)
+    return TorchScriptRunner(file)

@@ -9,13 +9,12 @@ from horovod_yolo.core.errors import UserError
 
 # Modules, by what they are needed for; pip's names are the same.
 TO_WRITE = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "onnx": ("onnx", "onnxruntime"),
     "safetensors": ("safetensors",),
     "torchscript": (),
 }
 SIMPLIFIER = "onnxslim"
-TO_READ = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "torchscript": ()}
+TO_READ = {"onnx": ("onnxruntime",), "torchscript": ()}
 
 
 def require(needed: Iterable[str], what: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from horovod_yolo.api import YOLO
 from horovod_yolo.assembly.export import ExportOptions, export
 from horovod_yolo.assembly.given_weights import load_weights
 from horovod_yolo.assembly.predict import PredictOptions, predict
@@ -94,6 +97,51 @@ def test_predict_finds_the_same_on_any_number_of_ranks(
     require_alike(rows(static, folder, 2, tmp_path / "s2"), alone)
 
 
+def test_torchscript_and_safetensors_find_the_same(weights: Path, folder: Path, tmp_path: Path) -> None:
+    expected = rows(weights, folder, 1, tmp_path / "model")
+    options = ExportOptions(
+        weights=str(weights), format=("torchscript", "safetensors"), dynamic=True, out=str(tmp_path)
+    )
+    script, tensors = export(options, COMM)
+    assert (script.name, tensors.name) == ("best.torchscript", "best.safetensors")
+    for number, file in enumerate((script, tensors)):
+        require_alike(rows(file, folder, 2, tmp_path / str(number)), expected)
+
+
+def test_what_safetensors_say_comes_back(weights: Path, tmp_path: Path) -> None:
+    """Names, size, licence and head; and where there is no licence, none is made up."""
+    state = store.read(weights)
+    for license in ("AGPL-3.0 (somewhere)", ""):
+        source = tmp_path / "given.pt"
+        given = {key: value for key, value in state.items() if key != "license"}
+        store.write(source, store.serialise({**given, **({"license": license} if license else {})}))
+        read = load_weights(write(source, format=("safetensors",), imgsz=(96,), head="one2many"))
+        assert read["names"] == state["names"] and read["names_known"]
+        assert read["config"]["imgsz"] == 96 and read["config"]["head"] == "one2many"
+        assert read.get("license", "") == license and ("license" in read) == bool(license)
+        assert read["model_name"] == "yolo26n"
+        for key, value in state["ema"]["weights"].items():
+            assert torch.equal(read["ema"]["weights"][key], value), key
+
+
+def test_a_package_that_is_missing_is_named_before_any_work(
+    weights: Path, dynamic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for missing, flags, message in (
+        ("onnx", {}, "--format onnx needs onnx, which is not installed. pip install onnx"),
+        ("onnxslim", {"simplify": True}, "--format onnx needs onnxslim"),
+        ("safetensors", {"format": ("safetensors",)}, "--format safetensors needs safetensors"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)
+            with pytest.raises(UserError, match=message):
+                write(Path("none.pt"), **flags)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(UserError, match=r"best\.onnx needs onnxruntime, which is not inst"):
+            YOLO(dynamic)
+
+
 def test_what_does_not_fit_is_a_line_on_all_ranks(
     dynamic: Path, static: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -117,7 +165,8 @@ def test_what_does_not_fit_is_a_line_on_all_ranks(
 
 
 def scored(weights: Path, data: Path, ranks: int, **flags: Any) -> Evaluation:
-    options = ValOptions(weights=str(weights), data=str(data), device="cpu", workers=0, batch_size=4, **flags)
+    usual: dict[str, Any] = {"conf_thres": LEAST, "iou_thres": 0.6, "imgsz": 160, "batch_size": 8}
+    options = ValOptions(weights=str(weights), data=str(data), device="cpu", workers=0, **{**usual, **flags})
     (found, *others) = run_world(ranks, lambda comm: validate(options, comm)[0])
     assert all(other.summary.map50_95 == found.summary.map50_95 for other in others)
     return found
@@ -160,6 +209,7 @@ def own_findings(weights: Path, pictures: Path, folder: Path) -> Path:
         device="cpu",
         imgsz=160,
         conf_thres=LEAST,
+        iou_thres=0.45,
         max_det=5,
         save_txt=True,
         nosave=True,
