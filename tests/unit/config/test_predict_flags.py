@@ -52,7 +52,7 @@ def test_each_flag_of_yolov5_works_or_is_answered() -> None:
     theirs = set(OF_YOLOV5.split())
     assert theirs <= ours | set(OF_PREDICTION)
     assert not ours & set(OF_PREDICTION), "an answer that nobody gets"
-    answered = {"--data", "--save-format", "--save-csv", "--visualize", "--update", "--dnn"}
+    answered = {"--save-format", "--save-csv", "--visualize", "--update", "--dnn"}
     assert theirs - ours == answered
 
 
