@@ -226,7 +226,7 @@ def _start_guard(launched: Launcher) -> None:
 
     if launched.size > 1:
         os.environ[heartbeat.VARIABLE] = os.environ.get(heartbeat.VARIABLE) or SECONDS_OF_SILENCE
-        heartbeat.start_guard(launched.rank, launched.address)
+        heartbeat.start_guard(launched.rank, launched.address, listens=launched.keeps_store)
 
 
 def get_to_know(comm: Communicator) -> None:

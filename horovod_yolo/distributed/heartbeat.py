@@ -7,7 +7,8 @@ imports nothing but the standard library, ends the rank with SIGKILL when
 
 - no beat has come for some time: the launcher then drops the rank, or ends a job that is not elastic;
 - nobody reads the rank's output any more: the launcher, or its ssh session to this host, is gone;
-- the launcher's address cannot be reached for some time: this host is cut off.
+- the launcher's address cannot be reached for some time: this host is cut off;
+- nobody listens there any more, with a launcher that listens until its ranks have ended.
 """
 
 from __future__ import annotations
@@ -60,12 +61,13 @@ class Pulse:
             time.sleep(SECONDS_BETWEEN_BEATS)
 
 
-def start_guard(rank: int, launcher: tuple[str, int] | None = None) -> Pulse:
+def start_guard(rank: int, launcher: tuple[str, int] | None = None, *, listens: bool = False) -> Pulse:
     """Start the guard of this process, and its pulse.
 
     Args:
         rank: of this process, when it starts.
         launcher: address of its launcher, where that can be called.
+        listens: whether the launcher listens there as long as it is alive.
 
     Raises:
         UserError: the variable that sets its patience holds no number.
@@ -74,7 +76,7 @@ def start_guard(rank: int, launcher: tuple[str, int] | None = None) -> Pulse:
 
     seconds = number(VARIABLE, SECONDS_WITHOUT_BEAT)
     read, write = os.pipe()
-    told = (os.getpid(), read, seconds, *(launcher or ("", 0)))
+    told = (os.getpid(), read, seconds, *(launcher or ("", 0)), int(listens))
     guard = [sys.executable, "-I", "-S", __file__, *map(str, told)]
     # A session of its own: what is meant for the rank, such as Ctrl-C, must not end its guard first.
     subprocess.Popen(guard, pass_fds=(read,), stdin=subprocess.DEVNULL, start_new_session=True)
@@ -91,15 +93,19 @@ class Guard:
         pipe: where its beats arrive.
         seconds: without a beat until it counts as hung; 0: never.
         launcher: address to call now and then; an empty host for none.
+        listens: whether a launcher that refuses a call is gone.
     """
 
-    def __init__(self, pid: int, pipe: int, seconds: float, launcher: tuple[str, int]) -> None:
+    def __init__(
+        self, pid: int, pipe: int, seconds: float, launcher: tuple[str, int], listens: bool = False
+    ) -> None:
         self._pid = pid
         self._pipe = pipe
         self._seconds = seconds
         self._rank = "?"
         self._launcher = launcher
-        self._unanswered = 0
+        self._listens = listens
+        self._unanswered = self._refused = 0
         self._over = threading.Event()
 
     def watch(self) -> None:
@@ -138,6 +144,8 @@ class Guard:
             return "has lost its launcher: nobody reads its output"
         if self._unanswered >= CALLS_WITHOUT_ANSWER:
             return f"cannot reach its launcher at {self._launcher[0]}: the host is cut off"
+        if self._listens and self._refused >= CALLS_WITHOUT_ANSWER:
+            return f"has lost its launcher: nobody listens at {self._launcher[0]}:{self._launcher[1]}"
         return ""
 
     def _end(self, reason: str) -> None:
@@ -151,9 +159,10 @@ class Guard:
         while not self._over.is_set():
             try:
                 socket.create_connection(self._launcher, timeout=SECONDS_BETWEEN_CALLS).close()
-                self._unanswered = 0
+                self._unanswered = self._refused = 0
             except ConnectionRefusedError:
-                self._unanswered = 0  # the host is there; a launcher that ended closes the output
+                self._unanswered = 0  # the host is there; a launcher that ended mostly closes the output
+                self._refused += 1
             except OSError:
                 self._unanswered += 1
             self._over.wait(SECONDS_BETWEEN_CALLS)
@@ -167,12 +176,12 @@ def _is_closed(descriptor: int) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    """Be the guard: process, pipe, seconds, launcher's host and port."""
+    """Be the guard: process, pipe, seconds, launcher's host and port, whether it always listens there."""
     # A terminal's and Slurm's go to all processes of a session or step.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    pid, pipe, seconds, host, port = argv
-    Guard(int(pid), int(pipe), float(seconds), (host, int(port))).watch()
+    pid, pipe, seconds, host, port, listens = argv
+    Guard(int(pid), int(pipe), float(seconds), (host, int(port)), listens == "1").watch()
 
 
 if __name__ == "__main__":

@@ -82,20 +82,25 @@ def test_the_guard_ends_with_its_rank() -> None:
         guard.wait(timeout=10)
 
 
-def test_a_launcher_that_does_not_answer_ends_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "listens"), [(OSError("no route"), False), (ConnectionRefusedError("nobody listens"), True)]
+)
+def test_a_launcher_that_does_not_answer_ends_the_rank(
+    monkeypatch: pytest.MonkeyPatch, refusal: OSError, listens: bool
+) -> None:
     """Calls are counted: a single lost one is nothing."""
     calls: list[object] = []
 
     def unreachable(address: object, timeout: float) -> None:
         calls.append(address)
-        raise OSError("no route")
+        raise refusal
 
     monkeypatch.setattr(heartbeat.socket, "create_connection", unreachable)
     monkeypatch.setattr(heartbeat, "SECONDS_BETWEEN_CALLS", 0.05)
     child = subprocess.Popen(["sleep", "60"])
     read, write = os.pipe()
     try:
-        guard = heartbeat.Guard(child.pid, read, 60.0, ("10.9.9.9", 1))
+        guard = heartbeat.Guard(child.pid, read, 60.0, ("10.9.9.9", 1), listens)
         monkeypatch.setattr(heartbeat.os, "getppid", lambda: child.pid)
         os.write(write, b"5\n")
         guard.watch()
@@ -106,6 +111,23 @@ def test_a_launcher_that_does_not_answer_ends_the_rank(monkeypatch: pytest.Monke
         child.wait()
         os.close(read)
         os.close(write)
+
+
+def test_a_launcher_that_need_not_listen_may_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end closes the output."""
+    calls: list[object] = []
+
+    def refused(address: object, timeout: float) -> None:
+        calls.append(address)
+        if len(calls) > 2 * heartbeat.CALLS_WITHOUT_ANSWER:
+            guard._over.set()
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(heartbeat.socket, "create_connection", refused)
+    monkeypatch.setattr(heartbeat, "SECONDS_BETWEEN_CALLS", 0.01)
+    guard = heartbeat.Guard(1, 0, 60.0, ("10.9.9.9", 1))
+    guard._call()
+    assert len(calls) > 2 * heartbeat.CALLS_WITHOUT_ANSWER and guard._reason(0.0) == ""
 
 
 def test_a_rank_may_take_longer_to_leave() -> None:
