@@ -42,7 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "process", "data", "models.detector", "models.suppression", "losses.criterion", "metrics"),
         "distributed",
     },
-    "prediction": {"core", "data", "models.detector", "models.suppression", "metrics", "export"},
+    "prediction": {
+        *("core", "io.fonts", "data", "models.detector", "models.suppression", "metrics", "export"),
+    },
     "report": {"core", "io", "data", "metrics"},
     "telemetry": {"core", "data", "training.events", "report"},
     "telemetry.report": {

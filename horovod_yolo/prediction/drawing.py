@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from horovod_yolo.core.types import Image
+from horovod_yolo.io.fonts import dejavu, runs, shown_name
 
 LINE_SHARE = 0.003  # of the mean side of the image
 FONT_SHARE = 0.022
@@ -64,7 +64,7 @@ def draw(
     for (left, top, right, bottom), number, score in worst_first:
         colour = colour_of(number)
         cv2.rectangle(canvas, (int(left), int(top)), (int(right), int(bottom)), colour, line)
-        name = names.get(number, str(number))
+        name = shown_name(number, names.get(number, str(number)))
         labels.append((f"{name} {score:.2f}" if style.conf else name, left - line // 2, top, colour))
     for text, left, top, colour in labels if style.labels else ():  # no line crosses a label
         _write(canvas, text, left, top, font, colour)
@@ -99,21 +99,18 @@ def _write(canvas: Image, text: str, left: int, top: int, size: int, colour: Col
 @lru_cache(maxsize=512)
 def _inked(text: str, size: int) -> NDArray[np.uint8]:
     """(rows, columns) how much ink is where on a label, 0..255. Its height depends on the size alone."""
-    font = _font(size)
-    ascent, descent = font.getmetrics()
+    ascent, descent = _font(dejavu(), size).getmetrics()
     margin = max(1, size // 8)
-    columns = round(font.getlength(text)) + 2 * margin
-    page = PillowImage.new("L", (columns, ascent + descent + margin // 2))
-    ImageDraw.Draw(page).text((margin, margin // 2), text, fill=255, font=font)
+    pieces = [(piece, _font(face, size)) for piece, face in runs(text)]
+    lengths = [font.getlength(piece) for piece, font in pieces]
+    page = PillowImage.new("L", (round(sum(lengths)) + 2 * margin, ascent + descent + margin // 2))
+    pen, left = ImageDraw.Draw(page), float(margin)
+    for (piece, font), length in zip(pieces, lengths, strict=True):
+        pen.text((left, margin // 2 + ascent), piece, fill=255, font=font, anchor="ls")
+        left += length
     return np.asarray(page)
 
 
 @lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic and more.
-
-    Found without an import, which is slow and fails where ``MPLBACKEND`` names a notebook's.
-    """
-    found = importlib.util.find_spec("matplotlib")
-    assert found is not None and found.origin is not None
-    return ImageFont.truetype(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf", size)
+def _font(face: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(face, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horovod_yolo.io.atomic import replacing
+from horovod_yolo.io.fonts import dejavu, runs, shown_name
 
 if TYPE_CHECKING:
     from horovod_yolo.metrics.summary import DetectionSummary
@@ -81,7 +83,7 @@ def plot_pr_curves(summary: DetectionSummary, names: Sequence[str], out: Path) -
     """Draw precision over recall and F1 over confidence as a PNG: a line a class at IoU 0.5, and the mean."""
     present = [c.class_id for c in summary.per_class if c.instances]
     curves = summary.curves
-    with _figure(out, (10, 4.2)) as figure:
+    with _figure(out, (10, 4.2), names) as figure:
         left, right = figure.subplots(1, 2)
         _draw_classes(left, curves.recall, curves.precision_at_recall, present, names)
         _draw_classes(right, curves.confidence, curves.f1, present, names)
@@ -125,7 +127,7 @@ def plot_samples(
     count = min(len(images), _MOST_SAMPLES)
     columns = max(1, min(_CELLS_A_ROW, math.ceil(math.sqrt(count))))
     lines = max(1, math.ceil(count / columns))
-    with _figure(out, (_CELL_INCHES * columns, _CELL_INCHES * lines)) as figure:
+    with _figure(out, (_CELL_INCHES * columns, _CELL_INCHES * lines), names) as figure:
         for place, axis in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
             axis.set_axis_off()
             if place < count:
@@ -150,18 +152,32 @@ def _backend(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _figure(out: Path, inches: tuple[float, float]) -> Iterator[Any]:
-    """A figure that is written to ``out`` at the end, complete or not at all."""
+def _figure(out: Path, inches: tuple[float, float], names: Sequence[str] = ()) -> Iterator[Any]:
+    """A figure that is written to ``out`` at the end, complete or not at all; ``names`` are of any script."""
     with _backend("Agg"):
         import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    fonts = {"font.family": _families(names)}
+    with matplotlib.rc_context({**_STYLE, **fonts}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts the font lacks
         figure = Figure(figsize=inches, dpi=110, layout="constrained")
         yield figure
         with replacing(out) as file:
             figure.savefig(file, format="png")
+
+
+def _families(names: Sequence[str]) -> list[str]:
+    """Fonts to look for a letter in, one after the other."""
+    from matplotlib.font_manager import FontProperties, fontManager
+
+    families = ["DejaVu Sans"]
+    for face in dict.fromkeys(face for name in names for _, face in runs(name)):
+        if face != dejavu():
+            if not any(known.fname == str(face) for known in fontManager.ttflist):
+                fontManager.addfont(face)
+            families.append(FontProperties(fname=face).get_name())
+    return families
 
 
 def _result_panels(rows: Rows) -> dict[str, dict[str, str]]:
@@ -239,6 +255,8 @@ def _draw_boxes(
 
 def _label(names: Sequence[str], class_id: int) -> str:
     """A name that matplotlib shows as it is: ``$`` starts a formula, a leading ``_`` hides a legend entry."""
-    name = names[class_id] if class_id < len(names) else str(class_id)
+    name = shown_name(class_id, names[class_id]) if class_id < len(names) else str(class_id)
+    if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name):
+        name = f"#{class_id}"  # matplotlib would write it from left to right, letter by letter
     short = name if len(name) <= 24 else name[:23] + "…"
     return (" " * short.startswith("_") + short).replace("$", r"\$")
