@@ -224,7 +224,7 @@ def build_stepper(
     optimizer, exchange = comm.exchange_gradients(
         plain,
         [(name, p) for name, p in model.named_parameters() if p.requires_grad],
-        compress=compressed(config.compression, scaler, precision.device),
+        wire=wire_type(config.compression, scaler, precision.device, comm),
         group_mb=config.fusion_mb,
     )
     return Stepper(
@@ -261,17 +261,29 @@ def slow_statistics(model: Detector, micro_batches: int) -> None:
             module.momentum = 1 - (1 - module.momentum) ** (1 / micro_batches)
 
 
-def compressed(wanted: str, scaler: torch.amp.GradScaler, device: torch.device) -> bool:
-    """Whether gradients travel as float16. ``auto``: between GPUs, and only where a loss scaler guards them.
+def wire_type(
+    wanted: str, scaler: torch.amp.GradScaler, device: torch.device, comm: Communicator
+) -> torch.dtype | None:
+    """In which type gradients travel; None for their own.
 
-    Without one, what is under 6e-8 is lost, and what is over 65504 overflows in every step. Between CPUs
-    rounding costs more time than it saves.
+    ``auto`` is float16 between GPUs, and only where a loss scaler guards it: without one, what is under 6e-8
+    is lost, and what is over 65504 overflows in every step. Between CPUs rounding costs more time than it
+    saves. bfloat16 has float32's range and needs no scaler, and keeps 8 bits.
+
+    Raises:
+        UserError: what the ranks talk through does not send it.
     """
     if wanted == "fp16" and not scaler.is_enabled():
         log.warning(
             "--compression fp16 without --precision fp16: small gradients are lost, large ones overflow"
         )
-    return wanted == "fp16" or (wanted == "auto" and scaler.is_enabled() and device.type != "cpu")
+    wire = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(wanted)
+    if wire not in (None, *comm.wire_types):
+        raise UserError(
+            f"--compression {wanted}: Horovod does not send it", fix="use --engine torch, or fp16 or none"
+        )
+    guarded = wanted == "auto" and scaler.is_enabled() and device.type != "cpu"
+    return torch.float16 if guarded else wire
 
 
 def _weights(config: TrainConfig, comm: Communicator) -> dict[str, Any] | None:

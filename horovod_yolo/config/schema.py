@@ -16,7 +16,7 @@ from horovod_yolo.core.errors import UserError
 
 Cache = Literal["none", "ram", "disk"]
 OptimizerName = Literal["auto", "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSProp", "MuSGD"]
-Compression = Literal["auto", "none", "fp16"]
+Compression = Literal["auto", "none", "fp16", "bf16"]
 Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16", "fp64"]  # fp64: to check, not to train
 # One number: as many first rows of the model's table of layers; several: these rows; or names in the model.
 Freeze = tuple[int, ...] | tuple[str, ...]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -64,6 +65,10 @@ class Communicator(Protocol):
         """Seconds spent waiting for other ranks since the start."""
 
     @property
+    def wire_types(self) -> tuple[torch.dtype, ...]:
+        """Shorter types in which gradients can travel."""
+
+    @property
     def lost_errors(self) -> tuple[type[Exception], ...]:
         """What a collective call raises where another rank is gone."""
 
@@ -95,7 +100,7 @@ class Communicator(Protocol):
         optimizer: Optimizer,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         *,
-        compress: bool,
+        wire: torch.dtype | None,
         group_mb: float,
     ) -> tuple[Optimizer, GradientExchange]:
         """Wrap an optimizer so that gradients are summed over ranks. *Collective.*
@@ -103,7 +108,7 @@ class Communicator(Protocol):
         Args:
             optimizer: of the parameters.
             named_parameters: all that get gradients, the same on every rank.
-            compress: send float16.
+            wire: the type in which gradients travel and are added, one of `wire_types`; None for their own.
             group_mb: gradients travel in groups of about this size.
         """
 

@@ -48,6 +48,7 @@ class HorovodCommunicator:
     """
 
     lost_errors: tuple[type[Exception], ...] = (HorovodInternalError,)
+    wire_types: tuple[torch.dtype, ...] = (torch.float16,)
 
     def __init__(self) -> None:
         initialise()
@@ -116,7 +117,7 @@ class HorovodCommunicator:
         optimizer: Optimizer,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         *,
-        compress: bool,
+        wire: torch.dtype | None,
         group_mb: float,
     ) -> tuple[Optimizer, GradientExchange]:
         """Wrap an optimizer in ``hvd.DistributedOptimizer``. *Collective.*
@@ -129,7 +130,7 @@ class HorovodCommunicator:
             optimizer,
             named_parameters=named,
             groups=grouped([parameter for _, parameter in named], group_mb * 2**20),
-            compression=hvd.Compression.fp16 if compress else hvd.Compression.none,
+            compression=hvd.Compression.none if wire is None else hvd.Compression.fp16,
             op=hvd.Sum,
         )
         return wrapped, _HorovodExchange(wrapped, self)

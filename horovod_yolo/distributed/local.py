@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -50,6 +51,7 @@ class LocalCommunicator:
     one_rank_a_gpu = False
     wait_s = 0.0
     lost_errors: tuple[type[Exception], ...] = ()
+    wire_types: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)  # nothing travels
 
     @classmethod
     def join(cls, launched: Launcher) -> LocalCommunicator:
@@ -80,7 +82,7 @@ class LocalCommunicator:
         optimizer: Optimizer,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         *,
-        compress: bool,
+        wire: torch.dtype | None,
         group_mb: float,
     ) -> tuple[Optimizer, GradientExchange]:
         """The optimizer as it is."""

@@ -44,6 +44,7 @@ class TorchCommunicator:
     """A job started by ``torchrun``, or by an MPI launcher whose ranks are to talk through torch."""
 
     lost_errors: tuple[type[Exception], ...] = (LostRankError,)
+    wire_types: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
 
     def __init__(self, local_rank: int | None, local_size: int | None) -> None:
         """Of a process group that is there. *Collective.*
@@ -144,13 +145,13 @@ class TorchCommunicator:
         optimizer: Optimizer,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         *,
-        compress: bool,
+        wire: torch.dtype | None,
         group_mb: float,
     ) -> tuple[Optimizer, GradientExchange]:
         """Sum gradients while ``backward()`` runs; the optimizer stays as it is. *Collective.*"""
         parameters = [parameter for _, parameter in named_parameters]
         groups = grouped(parameters, group_mb * 2**20)
-        return optimizer, _TorchExchange(groups, compress, self._of_gradients, self)
+        return optimizer, _TorchExchange(groups, wire, self._of_gradients, self)
 
     def close(self) -> None:
         """Leave the job in order."""
@@ -172,12 +173,11 @@ class _Handle:
 class _Group:
     """Gradients that travel as one message."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], compress: bool) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], wire: torch.dtype | None) -> None:
         self.parameters = parameters
         first = parameters[0]
-        kind = torch.float16 if compress else first.dtype
         count = sum(parameter.numel() for parameter in parameters)
-        self.message = torch.zeros(count, dtype=kind, device=first.device)
+        self.message = torch.zeros(count, dtype=wire or first.dtype, device=first.device)
         pieces = torch.split(self.message, [parameter.numel() for parameter in parameters])
         self._places = [p.view_as(parameter) for p, parameter in zip(pieces, parameters, strict=True)]
         self.missing = 0  # gradients that the last backward pass of the step has not brought yet
@@ -203,11 +203,15 @@ class _TorchExchange:
     """Sends each group when its gradients are complete, and all groups before it are on their way."""
 
     def __init__(
-        self, groups: Sequence[Sequence[nn.Parameter]], compress: bool, ranks: Any, comm: TorchCommunicator
+        self,
+        groups: Sequence[Sequence[nn.Parameter]],
+        wire: torch.dtype | None,
+        ranks: Any,
+        comm: TorchCommunicator,
     ) -> None:
         self._comm = comm
         self._ranks = ranks
-        self._groups = [_Group(parameters, compress) for parameters in groups]
+        self._groups = [_Group(parameters, wire) for parameters in groups]
         self._passes = 1
         self._brought: dict[nn.Parameter, int] = {}
         self._sent = 0

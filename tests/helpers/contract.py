@@ -30,13 +30,14 @@ def check_contract(comm: Communicator) -> None:
 
 
 def _check_gradients(comm: Communicator) -> None:
-    """Sums over ranks of two steps of two passes each, in one group, in a group each, and in float16."""
+    """Sums over ranks in two steps of two passes: in one group, a group each, and in each shorter type."""
     ranks = sum(range(1, comm.size + 1))
-    for name, compress, group_mb in (("all", False, 1.0), ("each", False, 0.0), ("half", True, 0.0)):
+    shorter = [(str(wire), wire, 0.0) for wire in comm.wire_types]
+    for name, wire, group_mb in (("all", None, 1.0), ("each", None, 0.0), *shorter):
         weights = {key: nn.Parameter(torch.zeros(3, 2)) for key in ("a", "b", "c")}
         named = [(f"{name}.{key}", weight) for key, weight in weights.items()]
         plain = torch.optim.SGD(weights.values(), lr=1.0)
-        optimizer, exchange = comm.exchange_gradients(plain, named, compress=compress, group_mb=group_mb)
+        optimizer, exchange = comm.exchange_gradients(plain, named, wire=wire, group_mb=group_mb)
         for step in (1, 2):
             exchange.expect(2)
             torch.stack([weight * (comm.rank + 1) for weight in weights.values()]).sum().backward()

@@ -277,9 +277,9 @@ class Line(nn.Module):
         self.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
 
 
-def exchanged(comm: Communicator, model: nn.Module, compress: bool = False) -> Any:
+def exchanged(comm: Communicator, model: nn.Module, wire: torch.dtype | None = None) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    return comm.exchange_gradients(optimizer, model.named_parameters(), compress=compress, group_mb=1.0)
+    return comm.exchange_gradients(optimizer, model.named_parameters(), wire=wire, group_mb=1.0)
 
 
 @pytest.mark.parametrize("passes", [1, 3])
@@ -311,7 +311,7 @@ def test_compressed_gradients_travel_and_add_in_half_precision() -> None:
 
     def job(comm: Communicator) -> Tensor:
         model = Line()
-        _, exchange = exchanged(comm, model, compress=True)
+        _, exchange = exchanged(comm, model, wire=torch.float16)
         (model.weight * values[comm.rank]).sum().backward()
         exchange.finish()
         gradient: Tensor = model.weight.grad

@@ -73,6 +73,7 @@ class WorldCommunicator:
         self.one_rank_a_gpu = False
         self.wait_s = 0.0
         self.lost_errors: tuple[type[Exception], ...] = (RankLostError,)
+        self.wire_types = (torch.float16, torch.bfloat16)
         self.calls = turns.ranks[rank].calls
         self._turns = turns
         self._under_way: set[str] = set()
@@ -109,7 +110,7 @@ class WorldCommunicator:
         optimizer: Optimizer,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         *,
-        compress: bool,
+        wire: torch.dtype | None,
         group_mb: float,
     ) -> tuple[Optimizer, GradientExchange]:
         """Sum the gradients over the ranks' models, as `hvd.DistributedOptimizer` does it."""
@@ -117,14 +118,14 @@ class WorldCommunicator:
         for name, parameter in trained.items():
             owner, _ = self._turns.parameters.setdefault(id(parameter), (self.rank, parameter))
             assert owner == self.rank, f"ranks {owner} and {self.rank} share parameter {name!r}"
-        forms = (f"compress={compress}", f"group_mb={group_mb}", *trained)
+        forms = (f"wire={wire}", f"group_mb={group_mb}", *trained)
         self._exchange(Call("exchange_gradients", forms=forms), None)
 
         def everyones(mine: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
             forms = [f"{name} {form_of(gradient)}" for name, gradient in mine.items()]
             return self._exchange(Call("finish", forms=tuple(forms)), mine)
 
-        return optimizer, GradientSums(optimizer, trained, compress, everyones)
+        return optimizer, GradientSums(optimizer, trained, wire, everyones)
 
     def close(self) -> None:
         """Nothing to leave."""

@@ -21,7 +21,7 @@ class GradientSums:
     Args:
         optimizer: must step inside `stepping`, after `finish`.
         trained: parameters by name, the same names on every rank.
-        compress: send float16, also add in float16.
+        wire: the type that is sent and added; None for the gradients' own.
         everyones: gets this rank's gradients by name, gives those of all ranks, by rank.
     """
 
@@ -29,11 +29,11 @@ class GradientSums:
         self,
         optimizer: Optimizer,
         trained: Mapping[str, nn.Parameter],
-        compress: bool,
+        wire: torch.dtype | None,
         everyones: Callable[[Mapping[str, Tensor]], list[Mapping[str, Tensor]]],
     ) -> None:
         self._trained = dict(trained)
-        self._compress = compress
+        self._wire = wire
         self._everyones = everyones
         self._expected = 1
         self._seen = dict.fromkeys(trained, 0)  # backward passes since the last step
@@ -90,7 +90,7 @@ class GradientSums:
 
     def _send(self, name: str, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None
-        self._sent[name] = parameter.grad.to(torch.float16 if self._compress else parameter.dtype, copy=True)
+        self._sent[name] = parameter.grad.to(self._wire or parameter.dtype, copy=True)
 
     def _before_step(self, *_: object) -> None:
         assert self._in_stepping, "optimizer.step() outside stepping() sums the gradients a second time"

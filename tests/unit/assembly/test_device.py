@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from horovod_yolo.assembly.build import compressed
+from horovod_yolo.assembly.build import wire_type
 from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_device, choose_precision
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.horovod_backend import HorovodCommunicator
+from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers.world import WorldCommunicator, run_world, world_outcomes
 
 
@@ -130,16 +132,24 @@ def test_deterministic_kernels_end_with_the_run(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("wanted", "scaled", "device", "expected"),
     [
-        ("auto", True, "cuda", True),
-        ("auto", False, "cuda", False),
-        ("auto", True, "cpu", False),
-        ("none", True, "cuda", False),
-        ("fp16", False, "cuda", True),
+        ("auto", True, "cuda", torch.float16),
+        ("auto", False, "cuda", None),
+        ("auto", True, "cpu", None),
+        ("none", True, "cuda", None),
+        ("fp16", False, "cuda", torch.float16),
+        ("bf16", False, "cuda", torch.bfloat16),
     ],
 )
 def test_gradients_are_rounded_on_the_wire_where_a_scaler_guards_them(
-    wanted: str, scaled: bool, device: str, expected: bool, caplog: pytest.LogCaptureFixture
+    wanted: str, scaled: bool, device: str, expected: torch.dtype | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-    assert compressed(wanted, scaler, torch.device(device)) == expected
+    assert wire_type(wanted, scaler, torch.device(device), LocalCommunicator()) == expected
     assert bool(caplog.records) == (wanted == "fp16" and not scaled)
+
+
+def test_horovod_sends_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm = LocalCommunicator()
+    monkeypatch.setattr(comm, "wire_types", HorovodCommunicator.wire_types)
+    with pytest.raises(UserError, match=r"--compression bf16: Horovod does not send it. use --engine torch"):
+        wire_type("bf16", torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"), comm)

@@ -23,7 +23,7 @@ def test_one_rank_steps_the_optimizer_it_has() -> None:
     model = nn.Linear(2, 1, bias=False)
     plain = torch.optim.SGD(model.parameters(), lr=1.0)
     optimizer, exchange = LocalCommunicator().exchange_gradients(
-        plain, model.named_parameters(), compress=True, group_mb=1.0
+        plain, model.named_parameters(), wire=torch.float16, group_mb=1.0
     )
     assert optimizer is plain
     before = model.weight.detach().clone()

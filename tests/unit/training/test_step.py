@@ -43,7 +43,7 @@ def make_stepper(
     stop: StopRequest | None = None,
     comm: Communicator | None = None,
     sync_bn: bool = False,
-    compress: bool = False,
+    wire: torch.dtype | None = None,
 ) -> Stepper:
     comm = comm or LocalCommunicator()
     if sync_bn:
@@ -51,7 +51,7 @@ def make_stepper(
     optimizer, exchange = comm.exchange_gradients(
         make_optimizer(name, model, lr=lr, momentum=0.9, decay=0.01),
         model.named_parameters(),
-        compress=compress,
+        wire=wire,
         group_mb=1.0,
     )
     return Stepper(
