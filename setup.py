@@ -33,6 +33,8 @@ EXPORT = [
     "safetensors>=0.4",
 ]
 
+OPENVINO = ["openvino>=2024.6"]
+
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -46,6 +48,7 @@ TEST = [
     "dockerfile>=3.4; sys_platform != 'linux' or platform_machine == 'x86_64'",
     "pathspec>=0.12",
     *EXPORT,
+    *OPENVINO,
 ]
 
 setup(
@@ -86,6 +89,7 @@ setup(
         "tensorboard": ["tensorboard>=2.14"],
         "safetensors": ["safetensors>=0.4"],
         "export": EXPORT,
+        "openvino": OPENVINO,
         "test": TEST,
         "dev": [
             *TEST,

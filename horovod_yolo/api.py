@@ -214,7 +214,7 @@ class YOLO:
         """Write the weights for other programs. *Collective:* rank 0 writes.
 
         Args:
-            format: ``"onnx"``, ``"safetensors"``, or several of them.
+            format: ``"onnx"``, ``"openvino"``, ``"torchscript"``, ``"safetensors"``, or several of them.
             options: fields of `ExportOptions`: ``imgsz=(384, 640), dynamic=True, half=True, nms=True``, and
                 Ultralytics' ``batch, conf, iou``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from horovod_yolo.distributed.agreement import on_rank_0
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.export.about import About
 from horovod_yolo.export.checking import difference, require_close
+from horovod_yolo.export.formats import OPENVINO_FOLDER, OPENVINO_SUFFIXES
 from horovod_yolo.export.onnx_file import OnnxSettings, onnx_bytes, with_suppression
 from horovod_yolo.export.onnx_run import OnnxRunner
+from horovod_yolo.export.openvino_file import OpenVinoRunner, openvino_parts
 from horovod_yolo.export.packages import SIMPLIFIER, TO_WRITE, require
 from horovod_yolo.export.running import ExportedFile
 from horovod_yolo.export.safetensors_file import safetensors_bytes
@@ -29,9 +31,8 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.suppression import Thresholds
 
 log = logging.getLogger(__name__)
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
-GRAPHS = ("onnx", "torchscript")  # formats that hold what is computed, not the weights alone
-THROUGH_ONNX = ("onnx",)
+GRAPHS = ("onnx", "openvino", "torchscript")  # formats that hold what is computed, not the weights alone
+THROUGH_ONNX = ("onnx", "openvino")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +113,15 @@ def _exported(options: ExportOptions) -> list[Path]:
     source = Path(options.weights)
     state = load_weights(source)
     model, about = _model(options, state)
-    write: dict[str, Callable[[], bytes]] = {
-        "onnx": lambda: _onnx(model, about, settings, str(source)),
-        "torchscript": lambda: _torchscript(model, replace(about, suppression=None), str(source)),
-        "safetensors": lambda: safetensors_bytes(model, replace(about, suppression=None)),
+    plain = replace(about, suppression=None)
+    write: dict[str, Callable[[], dict[str, bytes]]] = {
+        "onnx": lambda: {".onnx": _onnx(model, about, settings, str(source))},
+        "openvino": lambda: _openvino(model, about, settings, str(source)),
+        "torchscript": lambda: {".torchscript": _torchscript(model, plain, str(source))},
+        "safetensors": lambda: {".safetensors": safetensors_bytes(model, plain)},
     }
-    paths = []
-    for name in dict.fromkeys(options.format):
-        target = (Path(options.out) if options.out else source.parent) / f"{source.stem}{SUFFIXES[name]}"
-        if target.resolve() == source.resolve():
-            raise UserError("this is the file to export", where=source, fix="name another folder with --out")
-        paths.append(_written(target, write[name]()))
-    return paths
+    folder = Path(options.out) if options.out else source.parent
+    return [_written(folder, source, write[name]()) for name in dict.fromkeys(options.format)]
 
 
 def _model(options: ExportOptions, state: dict[str, Any]) -> tuple[Detector, About]:
@@ -158,6 +156,18 @@ def _onnx(model: Detector, about: About, settings: OnnxSettings, source: str) ->
     return with_suppression(everything, about) if about.suppression else everything
 
 
+def _openvino(model: Detector, about: About, settings: OnnxSettings, source: str) -> dict[str, bytes]:
+    plain = replace(about, suppression=None)
+    everything = onnx_bytes(model, plain, settings)
+    file = ExportedFile(source, "openvino", openvino_parts(everything, plain))
+    found = difference(model, OpenVinoRunner(file, threads=1), plain)
+    require_close(found, plain, source)
+    log.info("openvino: as the model: %s", found)
+    if about.suppression:
+        file = replace(file, parts=openvino_parts(with_suppression(everything, about), about))
+    return dict(zip(OPENVINO_SUFFIXES, file.parts, strict=True))
+
+
 def _torchscript(model: Detector, about: About, source: str) -> bytes:
     content = torchscript_bytes(model, about)
     found = difference(model, TorchScriptRunner(ExportedFile(source, "torchscript", (content,))), about)
@@ -166,12 +176,23 @@ def _torchscript(model: Detector, about: About, source: str) -> bytes:
     return content
 
 
-def _written(target: Path, content: bytes) -> Path:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as file:
-            file.write(content)
-    except OSError as error:
-        fix = "name another folder with --out"
-        raise UserError(error.strerror or str(error), where=target, fix=fix) from None
-    return target
+def _written(folder: Path, source: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files by their suffixes. Several are one model, and have a folder of their own.
+
+    Returns:
+        The file, or the folder.
+    """
+    if len(files) > 1:
+        folder = folder / f"{source.stem}{OPENVINO_FOLDER}"
+    targets = {folder / f"{source.stem}{suffix}": content for suffix, content in files.items()}
+    for target, content in targets.items():
+        if target.resolve() == source.resolve():
+            raise UserError("this is the file to export", where=source, fix="name another folder with --out")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as file:
+                file.write(content)
+        except OSError as error:
+            fix = "name another folder with --out"
+            raise UserError(error.strerror or str(error), where=target, fix=fix) from None
+    return folder if len(files) > 1 else next(iter(targets))

@@ -46,7 +46,7 @@ def _parser() -> Parser:
         dest="format",
         type=_words,
         metavar="F,...",
-        help="onnx (default), torchscript, safetensors; several with commas",
+        help="onnx (default), openvino, torchscript, safetensors; several with commas",
     )
     add(
         *("--imgsz", "--img", "--img-size"),

@@ -123,6 +123,8 @@ def export_options(given: Mapping[str, Any], known: Collection[str]) -> dict[str
     for name, value in options.items():
         if name in _EXPORT_SWITCHES:
             _switch(name, value)
+        elif name == "format" and isinstance(value, str):
+            options[name] = tuple(value.split(","))
         elif name in ("format", "imgsz"):
             options[name] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         elif name in ("data", "out", "head"):

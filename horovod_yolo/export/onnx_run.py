@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from horovod_yolo.export.running import ExportedFile, Sides, refused
 
 log = logging.getLogger(__name__)
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+# The key that says so, as protobuf writes it, whose numbers may have more bytes than they need.
+_ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 ERRORS_ONLY = 3  # of ONNX Runtime's levels: what goes wrong is raised, and said in our line
 
 
@@ -35,6 +38,7 @@ class OnnxRunner:
             UserError: no ONNX Runtime, or one without CUDA where it must have it, or it refuses the file.
         """
         require(TO_READ["onnx"], file.path)
+        _require_whole(file)
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -69,6 +73,13 @@ class OnnxRunner:
         except self._failures as error:
             raise refused(self._path, error) from None
         return tuple(found)
+
+
+def _require_whole(file: ExportedFile) -> None:
+    """Raise where weights are to come from elsewhere: ONNX Runtime would read any file of the reader's."""
+    if _ELSEWHERE.search(file.parts[0]):
+        fix = "export it again, into one file"
+        raise UserError("it names another file, from which its weights are to come", where=file.path, fix=fix)
 
 
 def _providers(gpu: int | None, must: bool, path: str) -> list[Any]:

@@ -10,11 +10,12 @@ from horovod_yolo.core.errors import UserError
 # Modules, by what they are needed for; pip's names are the same.
 TO_WRITE = {
     "onnx": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "onnxruntime", "openvino"),
     "safetensors": ("safetensors",),
     "torchscript": (),
 }
 SIMPLIFIER = "onnxslim"
-TO_READ = {"onnx": ("onnxruntime",), "torchscript": ()}
+TO_READ = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "torchscript": ()}
 
 
 def require(needed: Iterable[str], what: str) -> None:

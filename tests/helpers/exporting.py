@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from horovod_yolo.core.types import Decoded
+from horovod_yolo.core.types import Decoded, Detections
 from horovod_yolo.export.about import About
-from horovod_yolo.export.onnx_file import OnnxSettings, onnx_bytes
 from horovod_yolo.export.onnx_run import OnnxRunner
 from horovod_yolo.export.running import ExportedFile, Runner
 from horovod_yolo.families import zoo
@@ -54,11 +53,6 @@ def about_of(model: Detector, imgsz: tuple[int, int] = (64, 96), **more: object)
     return replace(plain, **more)  # type: ignore[arg-type]
 
 
-def exported(model: Detector, about: About, settings: OnnxSettings | None = None) -> Runner:
-    """The file of a model, ready."""
-    return ready(onnx_bytes(model, about, settings or OnnxSettings()))
-
-
 def ready(content: bytes) -> Runner:
     """An ONNX file, ready on the CPU."""
     return OnnxRunner(ExportedFile("m.onnx", "onnx", (content,)), gpu=None, must=False, threads=1)
@@ -74,3 +68,11 @@ def decoded(model: Detector, images: Tensor) -> Decoded:
 def pictures(images: int, height: int, width: int) -> Tensor:
     """(B, 3, H, W) in 0..1, always the same."""
     return torch.rand((images, 3, height, width), generator=torch.Generator().manual_seed(1))
+
+
+def same_detections(found: list[Detections], expected: list[Detections]) -> None:
+    """To the rounding of another program."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.classes.tolist() == other.classes.tolist()
+        torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, rtol=0, atol=1e-3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from horovod_yolo import cli
 from horovod_yolo.api import YOLO
 from horovod_yolo.assembly.export import ExportOptions, export
 from horovod_yolo.assembly.given_weights import load_weights
@@ -27,6 +30,7 @@ from tests.helpers.untrained import write_untrained
 from tests.helpers.world import run_world
 
 COMM = LocalCommunicator()
+FORMATS = ("openvino", "torchscript", "safetensors")
 LEAST = 1e-5  # the least score that counts
 
 
@@ -97,15 +101,81 @@ def test_predict_finds_the_same_on_any_number_of_ranks(
     require_alike(rows(static, folder, 2, tmp_path / "s2"), alone)
 
 
-def test_torchscript_and_safetensors_find_the_same(weights: Path, folder: Path, tmp_path: Path) -> None:
+def test_other_formats_find_the_same(weights: Path, folder: Path, tmp_path: Path) -> None:
     expected = rows(weights, folder, 1, tmp_path / "model")
-    options = ExportOptions(
-        weights=str(weights), format=("torchscript", "safetensors"), dynamic=True, out=str(tmp_path)
-    )
-    script, tensors = export(options, COMM)
-    assert (script.name, tensors.name) == ("best.torchscript", "best.safetensors")
-    for number, file in enumerate((script, tensors)):
+    options = ExportOptions(weights=str(weights), format=FORMATS, dynamic=True, out=str(tmp_path))
+    files = export(options, COMM)
+    assert [file.name for file in files] == [
+        "best_openvino_model",
+        "best.torchscript",
+        "best.safetensors",
+    ]
+    for number, file in enumerate(files):
         require_alike(rows(file, folder, 2, tmp_path / str(number)), expected)
+
+
+def test_openvino_suppresses_and_sends_nothing(
+    weights: Path, static: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Its telemetry would leave a file in the home folder, and threads that wait for an answer."""
+    more = {"nms": True, "conf_thres": 1e-3, "max_det": 9, "imgsz": (64, 96), "batch_size": 3, "half": True}
+    file = write(weights, format=("openvino",), out=str(tmp_path), **more)
+    found, expected = (rows(one, folder, 1, tmp_path / one.stem) for one in (file, static))
+    scores = [sorted(row["score"] for row in one) for one in (found, expected)]
+    assert len(found) == len(expected) and scores[0] == pytest.approx(scores[1], abs=1e-2)
+    home = tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import sys, torch, pathlib\n"
+        "from horovod_yolo.export.formats import opened_runner, read_exported\n"
+        "file = read_exported(pathlib.Path(sys.argv[1]))\n"
+        "runner = opened_runner(file, torch.device('cpu'), must=False)\n"
+        "print(runner.sides, 'openvino_telemetry' in sys.modules)"
+    )
+    environment = {**os.environ, "HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, file], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "(3, 64, 96) False\n"
+    assert not list(home.iterdir())
+
+
+def test_from_python_and_from_the_command_line(
+    weights: Path, dynamic: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = YOLO(weights)
+    file = model.export(imgsz=(64, 96), batch=2, out=tmp_path)
+    assert file == tmp_path / "best.onnx"
+    assert [one.name for one in model.export(["torchscript"], imgsz=64, out=tmp_path)] == ["best.torchscript"]
+    ready = YOLO(file)
+    assert ready.name == "yolo26n"
+    picture = folder / "0.png"
+    (found,) = ready.predict(picture, conf=1e-3, max_det=9)
+    (expected,) = model.predict(picture, conf=1e-3, max_det=9, rect=False, imgsz=96)
+    assert len(found) == 9 and found.names == expected.names
+    with pytest.raises(UserError, match="an exported file has no weights to begin with"):
+        ready.export()
+    with pytest.raises(UserError, match="half is 'yes'"):
+        model.export(half="yes")
+    with pytest.raises(UserError, match="unknown argument dynamics"):
+        model.export(dynamics=True)
+    capsys.readouterr()
+    words = [
+        "export",
+        "--weights",
+        str(weights),
+        "--imgsz",
+        "64",
+        "96",
+        "--batch",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.endswith(f"{file}\n")
+    assert cli.main(["export", "--weights", str(dynamic)]) == 2
+    assert "an exported file has no weights to begin with" in capsys.readouterr().err
 
 
 def test_what_safetensors_say_comes_back(weights: Path, tmp_path: Path) -> None:

@@ -11,14 +11,21 @@ import torch
 from torch import Tensor
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.core.types import Detections
 from horovod_yolo.export.checking import Difference, difference, require_close
 from horovod_yolo.export.onnx_file import OnnxSettings, onnx_bytes, with_suppression
 from horovod_yolo.export.running import Runner
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.prediction.exported import ExportedFinder
-from tests.helpers.exporting import about_of, decoded, filled_model, pictures, raise_scores, ready
+from tests.helpers.exporting import (
+    about_of,
+    decoded,
+    filled_model,
+    pictures,
+    raise_scores,
+    ready,
+    same_detections,
+)
 from tests.helpers.reference_fill import fill
 from tests.helpers.tiny_zoo import Tiny
 
@@ -62,13 +69,6 @@ def test_a_dynamic_file_gives_what_the_model_gives(name: str, head: str) -> None
         found = finder(inputs.permute(0, 2, 3, 1).numpy())
         assert all(len(one) for one in found)
         same_detections(found, model.head.suppress(expected, own))
-
-
-def same_detections(found: list[Detections], expected: list[Detections]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert one.classes.tolist() == other.classes.tolist()
-        torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "head"), MODELS)
