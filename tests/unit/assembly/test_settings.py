@@ -12,9 +12,14 @@ import yaml
 
 from horovod_yolo.assembly.build import build_schedule, build_training_data
 from horovod_yolo.assembly.data import build_data
+from horovod_yolo.assembly.looking import Looking, make_ready
+from horovod_yolo.assembly.model import trained_model
 from horovod_yolo.assembly.resuming import settings_here
 from horovod_yolo.assembly.settings import hyp_of_file, settings_of, settings_of_state
+from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.config.hyperparameters import Hyp
+from horovod_yolo.config.keywords import training_argv
+from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.spec import load_data_yaml
@@ -22,6 +27,10 @@ from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.families import zoo
 from horovod_yolo.families.anchor_based.recipe import AnchorBasedHyp
 from horovod_yolo.families.anchor_free.recipe import AnchorFreeHyp
+from horovod_yolo.models.suppression import Thresholds
+from tests.helpers.untrained import write_untrained
+
+from .test_run import make_trainer
 
 FAMILIES = Path(zoo.__file__).parent
 OF_FAMILY = {"anchor_based": ("yolov5n", AnchorBasedHyp), "anchor_free": ("yolo11n", AnchorFreeHyp)}
@@ -164,3 +173,37 @@ def test_how_images_are_mixed_follows_the_family_and_the_epoch(digits: Path, tmp
             0
         ].params
         assert rect.mosaic == rect.mixup == 0
+
+
+@pytest.mark.parametrize(
+    ("cfg", "in_validation", "in_prediction", "fitness"),
+    [("yolov5n", 0.6, 0.45, (0.1, 0.9)), ("yolov8n", 0.7, 0.7, (0.0, 1.0))],
+)
+def test_overlap_and_fitness_reach_validation_and_prediction(
+    digits: Path,
+    tmp_path: Path,
+    cfg: str,
+    in_validation: float,
+    in_prediction: float,
+    fitness: tuple[float, float],
+) -> None:
+    flags = {"workers": 0, "imgsz": 64, "batch_size": 14, "device": "cpu", "cache_dir": str(tmp_path)}
+    config = settings_of({"data": str(digits), "cfg": cfg, **flags})
+    evaluator: Any = make_trainer(config)[0].evaluator
+    assert (evaluator.thresholds.iou, evaluator.fitness_weights) == (in_validation, fitness)
+    trained = trained_model(write_untrained(tmp_path / "best.pt", cfg))
+    for given_iou, expected in ((None, in_prediction), (0.3, 0.3)):
+        how = Looking(thresholds=Thresholds(), iou=given_iou)
+        found: Any = make_ready(trained, torch.device("cpu"), how).find
+        assert found.network.thresholds.iou == expected
+    for options, expected in (
+        (ValOptions(weights="w.pt"), 0.7),
+        (ValOptions(weights="w.pt", iou_thres=0.2), 0.2),
+    ):
+        assert options.thresholds(0.7).iou == expected
+
+
+def test_hyperparameters_of_any_family_are_no_keywords_and_say_where_they_go() -> None:
+    for name in ("lr0", "dfl", "anchor_t"):
+        with pytest.raises(UserError, match=f"{name} is a hyperparameter. write {name}: into a file"):
+            training_argv(train_parser(), {name: 1.0}, zoo.hyperparameters())
