@@ -28,6 +28,18 @@ total = hvd.allreduce(torch.full((1000,), float(hvd.rank() + 1)), op=hvd.Sum)
 assert torch.equal(total, torch.full((1000,), 3.0)), total
 hvd.shutdown()
 """
+RANK_OF_TORCH = """
+import pathlib, sys, time, torch
+from horovod_yolo.distributed.backends import connect
+comm = connect()
+folder = pathlib.Path(sys.argv[1])
+(folder / f"ready-{comm.rank}").touch()
+while not (folder / "go").exists():
+    time.sleep(0.1)
+total = comm.allreduce_sum(torch.full((1000,), float(comm.rank + 1)), "sum").wait()
+assert torch.equal(total, torch.full((1000,), 3.0)), total
+comm.close()
+"""
 # Asks each address in several ways, tells what came back, and leaves a connection open that says nothing.
 STRANGER = """
 import json, os, socket, sys, time
@@ -143,20 +155,29 @@ def test_a_job(hosts: Cluster, folder: Path, named: str, stranger: str, user: st
         job.wait()
 
 
-def test_a_job_of_mpirun(hosts: Cluster, folder: Path) -> None:
-    """Open MPI's own ports are open to all (docs/security.md): what a stranger writes breaks nothing."""
-    (folder / "rank.py").write_text(RANK)
-    log = folder / "log"
-    one, two = hosts["host1"], hosts["host2"]
-    words = ["launch", "--mpirun", "--hosts", "host1:1,host2:1", "--", str(folder / "rank.py"), str(folder)]
-    job = one.start(["horovod-yolo", *words], env=environment(), log=log, cwd=REPOSITORY)
+@pytest.mark.parametrize(
+    ("launch", "rank", "names"),
+    [
+        ("horovod-yolo launch --mpirun --hosts host1:1,host2:1 --", RANK, ("host1", "host2")),
+        ("torchrun --standalone --nproc-per-node 2", RANK_OF_TORCH, ("host1",)),
+    ],
+    ids=["mpirun", "torchrun"],
+)
+def test_a_job_whose_launcher_listens_everywhere(
+    hosts: Cluster, folder: Path, launch: str, rank: str, names: tuple[str, ...]
+) -> None:
+    """Open MPI and torchrun do (docs/security.md): what a stranger writes there breaks nothing."""
+    (folder / "rank.py").write_text(rank)
+    log, one = folder / "log", hosts["host1"]
+    words = [*launch.split(), str(folder / "rank.py"), str(folder)]
+    job = one.start(words, env=environment(), log=log, cwd=REPOSITORY)
     try:
         deadline = time.monotonic() + 90
         while len(list(folder.glob("ready-*"))) < 2:
             assert job.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         everywhere = {"0.0.0.0", "*", "::"}
-        for host in (one, two):
+        for host in (hosts[name] for name in names):
             places = listening(host)
             assert {address for address, _ in places} <= {*everywhere, "127.0.0.1"}
             outside = {(host.address, port) for address, port in places if address in everywhere}
