@@ -95,10 +95,14 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 def require_equal(comm: Communicator, tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise on all ranks unless the tensors are bitwise equal everywhere. *Collective.*"""
+    if different := different_ranks(comm, tensors):
+        raise RuntimeError(f"{what} differ from rank 0's on ranks {different} after the broadcast")
+
+
+def different_ranks(comm: Communicator, tensors: Mapping[str, Tensor]) -> str:
+    """The ranks whose tensors are not rank 0's to the bit, for people; empty: none. *Collective.*"""
     sums = comm.allgather_object(checksum(tensors))
-    different = [rank for rank, value in enumerate(sums) if value != sums[0]]
-    if different:
-        raise RuntimeError(f"{what} differ from rank 0's on ranks {_ranges(different)} after the broadcast")
+    return _ranges([rank for rank, value in enumerate(sums) if value != sums[0]])
 
 
 def _ranges(ranks: Sequence[int]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.config.schema import TrainConfig, to_dict
@@ -16,6 +18,7 @@ from horovod_yolo.core.types import SampleKey
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
+from horovod_yolo.distributed.agreement import different_ranks
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.lost_images import require_images
 from horovod_yolo.distributed.sync_batchnorm import average_running_statistics, running_statistics
@@ -27,6 +30,8 @@ from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepRe
 from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.schedule import Schedule, Window
 from horovod_yolo.training.step import Stepper
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator(Protocol):
@@ -59,6 +64,7 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
     metrics: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)  # what checkpoints say of the run beside
+    mended_epochs: int = 0  # after which ranks had other weights than rank 0
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
 
     def fit(self) -> None:
@@ -211,6 +217,7 @@ class Trainer:
     def _close_epoch(self, **measured: Any) -> None:
         """Validate, report and commit what `train_epoch` did."""
         self._agree_on_statistics()
+        self._agree_on_weights()
         progress, epoch = self.progress, self.progress.epoch
         finished = progress.batch >= self.schedule.batches_per_epoch
         last = self._out_of_steps or (finished and epoch + 1 >= self.config.epochs)
@@ -238,3 +245,26 @@ class Trainer:
         if not self.config.sync_bn:
             average_running_statistics(self.stepper.model, self.comm)
             average_running_statistics(self.ema.model, self.comm)
+
+    def _agree_on_weights(self) -> None:
+        """Where unlike processors have rounded otherwise, all go on with rank 0's weights. *Collective.*
+
+        All ranks step with the same gradients, but not by the same bits: the norm that clips them and MuSGD's
+        matrices are sums, whose order depends on the processor.
+        """
+        model = self.stepper.model
+        different = different_ranks(self.comm, dict(model.named_parameters()))
+        if not different:
+            return
+        level = logging.DEBUG if self.mended_epochs else logging.WARNING
+        self.mended_epochs += 1
+        log.log(
+            level,
+            "after this epoch weights on ranks %s differ from rank 0's (unlike processors round otherwise): "
+            "all go on with rank 0's, now and after each epoch",
+            different,
+        )
+        state = self.stepper.optimizer.state_dict()["state"]
+        moments = {f"{n}.{key}": value for n, own in state.items() for key, value in own.items()}
+        for tensors in (model.state_dict(), self.ema.model.state_dict(), moments):
+            self.comm.broadcast_tensors({k: v for k, v in tensors.items() if isinstance(v, Tensor)})
