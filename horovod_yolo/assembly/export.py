@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from horovod_yolo.assembly.build import round_to_stride
+import numpy as np
+from numpy.typing import NDArray
+
+from horovod_yolo.assembly.build import build_evaluation_loader, round_to_stride
+from horovod_yolo.assembly.data import annotation_folder
 from horovod_yolo.assembly.given_weights import load_weights
 from horovod_yolo.assembly.model import as_trained
+from horovod_yolo.assembly.shared_annotations import shared_annotations
+from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.config.ranges import check_ranges
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.formats import LabelRules
+from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.agreement import on_rank_0
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.export.about import About
 from horovod_yolo.export.checking import difference, require_close
 from horovod_yolo.export.formats import OPENVINO_FOLDER, OPENVINO_SUFFIXES
@@ -22,6 +33,7 @@ from horovod_yolo.export.onnx_file import OnnxSettings, onnx_bytes, with_suppres
 from horovod_yolo.export.onnx_run import OnnxRunner
 from horovod_yolo.export.openvino_file import OpenVinoRunner, openvino_parts
 from horovod_yolo.export.packages import SIMPLIFIER, TO_WRITE, require
+from horovod_yolo.export.quantised import quantised
 from horovod_yolo.export.running import ExportedFile
 from horovod_yolo.export.safetensors_file import safetensors_bytes
 from horovod_yolo.export.torchscript_file import TorchScriptRunner, torchscript_bytes
@@ -32,6 +44,8 @@ from horovod_yolo.models.suppression import Thresholds
 
 log = logging.getLogger(__name__)
 GRAPHS = ("onnx", "openvino", "torchscript")  # formats that hold what is computed, not the weights alone
+INT8 = "_int8.onnx"
+IMAGES_TO_SCALE_BY = 128
 THROUGH_ONNX = ("onnx", "openvino")
 
 
@@ -45,6 +59,7 @@ class ExportOptions:
     batch_size: int = 1
     dynamic: bool = False
     half: bool = False
+    int8: bool = False
     simplify: bool = False
     opset: int = OnnxSettings.opset
     nms: bool = False
@@ -63,6 +78,10 @@ class ExportOptions:
                 raise UserError(f"--format {name}: no such format", fix=f"there are {', '.join(TO_WRITE)}")
         if not 0 <= len(self.imgsz) <= 2 or any(side < 1 for side in self.imgsz):
             raise UserError(f"--imgsz {self.imgsz}", fix="give one size or two, height and width in pixels")
+        if self.int8 and (self.half or not self.data):
+            fix = "leave one out" if self.half else "name images to scale it by: --data data.yaml"
+            raise UserError(f"--int8 {'and --half' if self.half else 'without --data'}", fix=fix)
+        self._require_use(("int8",), ("onnx",))
         self._require_use(("dynamic", "half", "batch_size"), GRAPHS)
         self._require_use(("nms", "simplify", "opset"), THROUGH_ONNX)
 
@@ -102,7 +121,24 @@ def export(options: ExportOptions, comm: Communicator) -> list[Path]:
         UserError: on all ranks alike: a package or the weights are missing, a flag does not fit, a file
             cannot be written or does not compute what the model does.
     """
-    return on_rank_0(comm, lambda: _exported(options))
+    paths = on_rank_0(comm, lambda: _exported(options))
+    if options.int8:
+        _say_what_is_lost(options, paths, comm)
+    return paths
+
+
+def _say_what_is_lost(options: ExportOptions, paths: Sequence[Path], comm: Communicator) -> None:
+    """Score the model and its int8 file on the same inputs. *Collective.*"""
+    file = next(path for path in paths if path.name.endswith(INT8))
+    side = max(options.imgsz, default=0)
+    usual = ValOptions(weights=options.weights, data=options.data, head=options.head, rect=False, workers=0)
+    usual = replace(usual, device="cpu", imgsz=side)
+    if options.nms:
+        usual = replace(usual, conf_thres=options.conf_thres, iou_thres=options.iou_thres)
+    whole = replace(usual, weights=str(file), imgsz=side if options.dynamic else 0)
+    before, after = (validate(given, comm)[0].summary.map50_95 for given in (usual, whole))
+    if comm.rank == 0:
+        log.info("int8: mAP50-95 %.4f, the model's %.4f: %.4f lost", after, before, before - after)
 
 
 def _exported(options: ExportOptions) -> list[Path]:
@@ -115,7 +151,7 @@ def _exported(options: ExportOptions) -> list[Path]:
     model, about = _model(options, state)
     plain = replace(about, suppression=None)
     write: dict[str, Callable[[], dict[str, bytes]]] = {
-        "onnx": lambda: {".onnx": _onnx(model, about, settings, str(source))},
+        "onnx": lambda: _onnx(model, about, options, str(source)),
         "openvino": lambda: _openvino(model, about, settings, str(source)),
         "torchscript": lambda: {".torchscript": _torchscript(model, plain, str(source))},
         "safetensors": lambda: {".safetensors": safetensors_bytes(model, plain)},
@@ -146,14 +182,43 @@ def _model(options: ExportOptions, state: dict[str, Any]) -> tuple[Detector, Abo
     return model, about
 
 
-def _onnx(model: Detector, about: About, settings: OnnxSettings, source: str) -> bytes:
+def _onnx(model: Detector, about: About, options: ExportOptions, source: str) -> dict[str, bytes]:
     """All boxes first: they are held against the model's; then what is to be added."""
-    everything = onnx_bytes(model, replace(about, suppression=None), settings)
+    plain = replace(about, suppression=None)
+    everything = onnx_bytes(model, plain, options.settings)
     runner = OnnxRunner(ExportedFile(source, "onnx", (everything,)), gpu=None, must=False, threads=1)
-    found = difference(model, runner, about)
-    require_close(found, about, source)
+    found = difference(model, runner, plain)
+    require_close(found, plain, source)
     log.info("onnx: as the model, in ONNX Runtime: %s", found)
-    return with_suppression(everything, about) if about.suppression else everything
+    if options.int8:
+        about = replace(about, precision="int8")
+        everything = quantised(everything, plain, _images_to_scale_by(options, about))
+    content = with_suppression(everything, about) if about.suppression else everything
+    return {INT8 if options.int8 else ".onnx": content}
+
+
+def _images_to_scale_by(options: ExportOptions, about: About) -> Iterator[NDArray[np.uint8]]:
+    """Whole batches of the first images of the data's ``train``, (B, 3, H, W)."""
+    alone = LocalCommunicator()
+    spec = load_data_yaml(Path(options.data), LabelRules(about.class_map, False))
+    annotations = shared_annotations(spec, "train", alone, annotation_folder(""))
+    size = about.batch or 1
+    loader = build_evaluation_loader(
+        annotations,
+        alone,
+        imgsz=max(about.imgsz),
+        stride=about.stride,
+        batch=size,
+        workers=0,
+        pin_memory=False,
+        shape=about.imgsz,
+        antialias=recipe_of(about.model).averages_areas,
+    )
+    try:
+        whole = (batch.images.numpy() for batch in loader.epoch(0) if len(batch) == size)
+        yield from islice(whole, math.ceil(IMAGES_TO_SCALE_BY / size))
+    finally:
+        loader.close()
 
 
 def _openvino(model: Detector, about: About, settings: OnnxSettings, source: str) -> dict[str, bytes]:

@@ -58,7 +58,7 @@ def onnx_bytes(model: Detector, about: About, settings: OnnxSettings) -> bytes:
         import onnxslim
 
         proto = onnxslim.slim(proto)
-    return _described(proto, about)
+    return described(proto, about)
 
 
 def with_suppression(content: bytes, about: About) -> bytes:
@@ -76,10 +76,11 @@ def with_suppression(content: bytes, about: About) -> bytes:
     tail = onnx.compose.add_prefix(tail, "suppression/", rename_inputs=False, rename_outputs=False)
     tail.graph.input[0].name, tail.graph.input[1].name = BOXES, SCORES
     joined = onnx.compose.merge_models(proto, tail, io_map=[(BOXES, BOXES), (SCORES, SCORES)])
-    return _described(joined, about)
+    return described(joined, about)
 
 
-def _described(proto: Any, about: About) -> bytes:
+def described(proto: Any, about: About) -> bytes:
+    """The content of a file with what ``about`` says in its metadata; nothing is said there before."""
     import onnx
 
     onnx.helper.set_model_props(proto, about.as_texts())

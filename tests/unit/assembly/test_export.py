@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
@@ -21,9 +23,10 @@ from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.checkpoint import store
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.families import zoo
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.process.stop import StopRequest
-from tests.helpers.exporting import filled_model
+from tests.helpers.exporting import decoded, filled_model, pictures, ready
 from tests.helpers.pictures import write_picture_file
 from tests.helpers.reference_fill import REFERENCES, needs_references
 from tests.helpers.untrained import write_untrained
@@ -138,6 +141,40 @@ def test_openvino_suppresses_and_sends_nothing(
     )
     assert done.stdout == "(3, 64, 96) False\n"
     assert not list(home.iterdir())
+
+
+def test_int8_says_what_it_costs(
+    weights: Path, digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On two ranks, both of which score."""
+    state = store.read(weights)
+    torch.manual_seed(5)
+    model = zoo.build_model("yolov3-tiny", 10)
+    state |= {"model_name": "yolov3-tiny", "names": [str(digit) for digit in range(10)]}
+    state["ema"]["weights"] = model.state_dict()
+    state["config"] |= {"cfg": "yolov3-tiny", "imgsz": 64}
+    source = tmp_path / "digits.pt"
+    store.write(source, store.serialise(state))
+    options = ExportOptions(weights=str(source), int8=True, data=str(digits), imgsz=(64,), batch_size=4)
+    caplog.set_level("INFO")
+    (file,), other = run_world(2, lambda comm: export(options, comm))
+    assert [file] == other and file.name == "digits_int8.onnx"
+    assert re.search(r"int8: mAP50-95 0\.\d{4}, the model's 0\.\d{4}: -?0\.\d{4} lost", caplog.text)
+    runner = ready(file.read_bytes())
+    assert runner.texts["precision"] == "int8" and runner.sides == (4, 64, 64)
+    kinds = {one.data_type for one in onnx.load(file).graph.initializer if len(one.dims) == 4}
+    assert kinds == {onnx.TensorProto.INT8}
+    assert file.stat().st_size < 0.3 * sum(p.numel() * 4 for p in model.parameters())
+    inputs = pictures(4, 64, 64)
+    boxes, scores = runner(inputs.numpy())
+    expected = decoded(model.eval(), inputs)
+    assert float(abs(scores - expected.scores.numpy()).max()) < 0.01
+    assert float(abs(boxes - expected.boxes_xyxy.numpy()).mean()) < 1.0
+    for flags, message in (({"half": True, "data": "d"}, "--int8 and --half"), ({}, "--int8 without --data")):
+        with pytest.raises(UserError, match=message):
+            ExportOptions(weights="w", int8=True, **flags)
+    with pytest.raises(UserError, match="--int8 and --format openvino"):
+        ExportOptions(weights="w", int8=True, data="d", format=("openvino",))
 
 
 def test_from_python_and_from_the_command_line(
