@@ -256,7 +256,7 @@ class Trainer:
         different = different_ranks(self.comm, dict(model.named_parameters()))
         if not different:
             return
-        level = logging.DEBUG if self.mended_epochs else logging.WARNING
+        level = logging.DEBUG if self.mended_epochs else logging.INFO  # which rank 0 alone prints
         self.mended_epochs += 1
         log.log(
             level,

@@ -84,7 +84,7 @@ def test_all_go_on_with_the_weights_of_rank_0(
     for part in ("model", "ema", "optimizer"):
         assert all(same_bits(state[part], states[0][part]) for state in states), part
     said = [record for record in caplog.records if WORDS in record.getMessage()]
-    levels = [logging.WARNING, logging.DEBUG]
+    levels = [logging.INFO, logging.DEBUG]
     assert [record.levelno for record in said if record.threadName == "rank 0"] == levels
 
 
