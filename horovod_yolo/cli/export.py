@@ -31,12 +31,13 @@ def export_main(argv: Sequence[str]) -> int:
 def _options(argv: Sequence[str]) -> Any:
     from horovod_yolo.assembly.export import ExportOptions
 
-    given = vars(_parser().parse_strictly(argv))
+    given = vars(export_parser().parse_strictly(argv))
     assert set(given) <= {f.name for f in fields(ExportOptions)}
     return ExportOptions(**given)
 
 
-def _parser() -> Parser:
+def export_parser() -> Parser:
+    """All flags. Defaults stay absent: they are those of `ExportOptions`."""
     p = Parser(prog="horovod-yolo export", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     p.foreign = foreign.OF_EXPORT
     add = p.add_argument

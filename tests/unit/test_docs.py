@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.assembly.export import ExportOptions
 from horovod_yolo.assembly.predict import PredictOptions
 from horovod_yolo.assembly.validate import ValOptions
+from horovod_yolo.cli.export import export_parser
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.predict_flags import predict_flags
@@ -163,6 +165,17 @@ def test_commands_that_predict_are_accepted() -> None:
     assert len(found) >= 4
     for words in found:
         PredictOptions(**predict_flags(words))
+
+
+def test_commands_that_export_are_accepted_and_all_flags_explained() -> None:
+    ours = [words for _, words in commands() if words[:2] == ["horovod-yolo", "export"]]
+    found = [words[2:] for words in ours]
+    assert len(found) >= 2
+    for words in found:
+        ExportOptions(**vars(export_parser().parse_strictly(words)))
+    text = (REPO / "docs/export.md").read_text(encoding="utf-8")
+    flags = {action.option_strings[0] for action in export_parser()._actions} - {"-h"}
+    assert {flag for flag in flags if f"{flag} " not in text and f"`{flag}`" not in text} == set()
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
