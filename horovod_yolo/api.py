@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from os import PathLike
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, Literal, overload
@@ -65,6 +66,10 @@ class YOLO:
     """
 
     def __init__(self, model: str | Path) -> None:
+        if not isinstance(model, (str, PathLike)):
+            raise UserError(
+                f"{model!r:.60} is no model", fix="give a name such as yolov5n, or a file of weights"
+            )
         path = Path(model)
         self.weights = path if path.suffix in WEIGHTS_SUFFIXES or exported_kind(path) else None
         if self.weights is None:

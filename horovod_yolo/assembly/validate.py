@@ -34,6 +34,8 @@ from horovod_yolo.metrics.coco_results import write_results
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.models.suppression import Thresholds
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValOptions:
@@ -60,6 +62,8 @@ class ValOptions:
     def __post_init__(self) -> None:
         least = {"imgsz": 0, "batch_size": 1, "max_det": 1, "workers": 0}
         check_ranges(self, least, ("conf_thres", "iou_thres"))
+        if self.task not in SPLITS:
+            raise UserError(f"task is {self.task!r}", fix=f"take one of {', '.join(SPLITS)}")
 
     def thresholds(self, usual_iou: float) -> Thresholds:
         """What counts as a detection, where boxes of a class may usually overlap so far."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -193,6 +194,10 @@ class Loader:
             if worker.is_alive():
                 worker.kill()
         self._workers = []
+
+
+# Of the machine's cores, where torch counts those of one process. What a rank has is its own business.
+warnings.filterwarnings("ignore", message="This DataLoader will create", module="torch.utils.data.dataloader")
 
 
 def _dataloader(batches: _Batches, requests: _Requests, count: int, pin_memory: bool) -> DataLoader[Batch]:

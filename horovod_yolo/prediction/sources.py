@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -82,7 +82,7 @@ def find_sources(given: Given | Iterable[Given]) -> Iterator[Source]:
     if isinstance(given, np.ndarray) and given.ndim == 4:
         given = list(given)
     alone = isinstance(given, (str, int, os.PathLike, PIL.Image.Image, np.ndarray))
-    if not alone and not isinstance(given, Iterable):
+    if not alone and (not isinstance(given, Iterable) or isinstance(given, (bytes, bytearray, Mapping))):
         raise _unusable(given)
     for one in [given] if alone else given:  # type: ignore[union-attr]  # it is iterable
         if isinstance(one, bool):
@@ -114,7 +114,7 @@ def pixels(image: object) -> Image:
         raise UserError(error.reason, where=error.path, fix="leave it out or replace it") from None
     if not isinstance(image, np.ndarray):
         raise _unusable(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(f"an image is {image.dtype} {image.shape}", fix="give (H, W, 3) uint8 RGB")
     return image
 
@@ -125,6 +125,8 @@ def without_password(address: str) -> str:
 
 
 def _of_text(text: str) -> Iterator[Source]:
+    if not text:
+        raise UserError("a source is empty", fix="name a picture, a folder (. for this one), a video, ...")
     if text.isascii() and text.isdigit():
         yield Live(int(text), f"camera {int(text)}")
     elif scheme := _SCHEME.match(text):

@@ -41,6 +41,8 @@ def set_up(rank: int, size: int, folder: str = "", *, as_script: bool = False) -
         handlers.append(_file(path, rank_here(rank)))
     ours = logging.getLogger("horovod_yolo")
     ours.setLevel(logging.DEBUG)
+    if not as_script:
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # tells of its list of fonts
     if as_script:
         _replace(ours, handlers)
     else:

@@ -161,9 +161,11 @@ def test_wrong_data_is_named(tmp_path: Path) -> None:
         ("yolov5q", "unknown model 'yolov5q'"),
         ("none.pt", "none.pt: No such file"),
         ("", "unknown model ''"),
+        (None, "None is no model"),
+        (5, "5 is no model"),
     ],
 )
-def test_wrong_models_are_named(model: str, message: str) -> None:
+def test_wrong_models_are_named(model: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         YOLO(model)
     assert message in str(caught.value)
@@ -181,6 +183,8 @@ def test_wrong_options_and_images_are_named(trained: tuple[YOLO, dict[str, Any]]
         model.val(batchsize=3)
     with pytest.raises(UserError, match="--batch-size is 0"):
         model.val(batch_size=0)
+    with pytest.raises(UserError, match="task is 'nope'"):
+        model.val(task="nope")
     with pytest.raises(UserError, match=r"--save-json .*no folder to write into"):
         model.val(save_json=str(tmp_path / "none" / "x.json"), workers=0)
     (tmp_path / "x.jpg").write_bytes(b"text")
@@ -190,11 +194,12 @@ def test_wrong_options_and_images_are_named(trained: tuple[YOLO, dict[str, Any]]
     for wrong in (
         np.zeros((4, 4), np.uint8),
         np.zeros((3, 8, 8), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
         np.zeros((8, 8, 3), np.float32),
     ):
         with pytest.raises(UserError, match=r"give \(H, W, 3\) uint8 RGB"):
             model.predict([wrong])
-    for unusable in (3, [None], [tmp_path], tmp_path / "none", [[tmp_path / "x.jpg"]]):
+    for unusable in (3, b"abc", {}, "", [None], [tmp_path], tmp_path / "none", [[tmp_path / "x.jpg"]]):
         with pytest.raises(UserError):
             model.predict(unusable)  # type: ignore[arg-type]
     (tmp_path / "empty").mkdir()

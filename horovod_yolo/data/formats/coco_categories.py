@@ -32,7 +32,12 @@ def map_categories(
     Raises:
         UserError: the names do not fit.
     """
-    known = {key: c for c in categories if isinstance(c, dict) and (key := key_of(c.get("id"))) is not None}
+    known: dict[Key, Mapping[str, Any]] = {}
+    for c in categories:
+        if isinstance(c, dict) and (key := key_of(c.get("id"))) is not None:
+            if not rules.first_release and key in known:
+                _require_one_name(key, known[key], c, file)
+            known[key] = c
     if rules.first_release:
         return _as_in_the_first_release(known, used, names, file)
     listed = {key: text_of(c.get("name")) for key, c in known.items()}
@@ -45,6 +50,17 @@ def map_categories(
         used={name for key, name in listed.items() if key in used},
     )
     return {key: found for key, found in zip(listed, match.ids, strict=True) if found is not None}
+
+
+def _require_one_name(key: Key, first: Mapping[str, Any], second: Mapping[str, Any], file: str) -> None:
+    """Raise where an id is that of two categories: whose objects are those that have it?"""
+    one, other = text_of(first.get("name")), text_of(second.get("name"))
+    if one != other:
+        raise UserError(
+            f"category id {key!r:.40} is that of {one!r:.80} and of {other!r:.80}",
+            where=file,
+            fix="give each category an id of its own",
+        )
 
 
 def _as_in_the_first_release(

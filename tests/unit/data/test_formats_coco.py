@@ -26,6 +26,15 @@ from tests.unit.data.label_files import (
 RULES = LabelRules()
 
 
+def test_an_id_of_two_categories_is_refused() -> None:
+    """Whose the boxes are, nobody knows; the last one got them."""
+    twice = [{"id": 1, "name": "red"}, {"id": 1.0, "name": "blue"}]
+    with pytest.raises(UserError, match="category id 1 is that of 'red' and of 'blue'"):
+        map_categories(twice, {1}, ("red", "blue"), "a.json", RULES)
+    same = [{"id": 1, "name": "red"}, {"id": 1, "name": "red"}]
+    assert map_categories(same, {1}, ("red", "blue"), "a.json", RULES) == {1: 0}
+
+
 def test_coco_keeps_crowd_and_stated_area() -> None:
     annotations = [
         {"id": 0, "image_id": 7, "category_id": 10, "bbox": [10, 20, 30, 40], "area": 700.5, "iscrowd": 1},
