@@ -50,7 +50,7 @@ def say_end(comm: Communicator, error: Exception) -> int:
     """Let rank 0 say how all ranks ended; the exit code."""
     code, words = end_of(error)
     if comm.rank == 0:
-        print(words, file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
+        print(logs.plain(words), file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
     return code
 
 
@@ -116,4 +116,4 @@ def _first_line(error: Exception) -> str:
 
 def complain(text: str) -> None:
     """Print a mistake of the user's."""
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {logs.plain(text)}", file=sys.stderr, flush=True)

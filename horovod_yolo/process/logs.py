@@ -11,6 +11,8 @@ from pathlib import Path
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.io.private import own_folder
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != ord("\t")}
+
 
 def rank_here(rank: int) -> str:
     """A rank of this process's host, as all messages name it."""
@@ -55,8 +57,22 @@ def _console(rank: int) -> logging.Handler:
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     layout = "%(message)s" if rank == 0 else f"{rank_here(rank)}: %(message)s"
-    console.setFormatter(logging.Formatter(layout))
+    console.setFormatter(_OneLine(layout))
     return console
+
+
+class _OneLine(logging.Formatter):
+    """Keeps a message on its line; a traceback that follows has lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """With what `plain` makes of the message."""
+        record.message = plain(record.message)
+        return super().formatMessage(record)
+
+
+def plain(text: str) -> str:
+    """Text on one line that moves no cursor: a file's name may hold what looks like a line of ours."""
+    return text.translate(_CONTROLS)
 
 
 def _replace(logger: logging.Logger, handlers: Sequence[logging.Handler]) -> None:
@@ -75,5 +91,5 @@ def _file(path: Path, who: str) -> logging.Handler:
         raise UserError(
             f"no log can be written ({error.strerror})", where=path, fix="name another --log-dir"
         ) from None
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who} %(name)s: %(message)s"))
+    handler.setFormatter(_OneLine(f"%(asctime)s %(levelname)s {who} %(name)s: %(message)s"))
     return handler

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from horovod_yolo.assembly.ending import complain
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.process import logs
 
@@ -95,3 +96,14 @@ def test_what_a_script_has_set_up_for_logging_stays(
     assert (printed.out, printed.err) == ("", "MINE beware\n")
     assert logging.getLogger().handlers == [own] and logging.getLogger().level == logging.WARNING
     assert len((tmp_path / f"rank-00-{HOST}.log").read_text().splitlines()) == 3
+
+
+def test_what_a_file_is_called_stays_on_its_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """And moves no cursor: who names a file could otherwise write lines like ours."""
+    logs.set_up(0, 1, str(tmp_path))
+    logging.getLogger("horovod_yolo.data").warning("left out: %s", "a\nerror: b\x1b[2J\x9b\u00e9\t.jpg")
+    (file,) = tmp_path.iterdir()
+    expected = "left out: a\\x0aerror: b\\x1b[2J\\x9bé\t.jpg\n"
+    assert capsys.readouterr().out == expected and file.read_text().endswith(expected)
+    complain("no\nsuch")
+    assert capsys.readouterr().err == "error: no\\x0asuch\n"
