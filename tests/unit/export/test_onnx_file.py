@@ -14,6 +14,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.export.checking import Difference, difference, require_close
 from horovod_yolo.export.onnx_file import OnnxSettings, onnx_bytes, with_suppression
 from horovod_yolo.export.running import Runner
+from horovod_yolo.models.blocks import Conv
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.prediction.exported import ExportedFinder
@@ -77,6 +78,23 @@ def test_half_precision_is_decoded_in_float32(name: str, head: str) -> None:
     content = onnx_bytes(model, about_of(model, batch=2, precision="fp16"), OnnxSettings())
     kinds = {one.data_type for one in onnx.load_from_string(content).graph.initializer if len(one.dims) == 4}
     assert kinds == {onnx.TensorProto.FLOAT16}
+    require_same(ready(content), model, pictures(2, 64, 96), 1e-2, 2e-3)
+
+
+@torch.no_grad()
+def test_a_variance_that_half_precision_cannot_hold_is_none_any_more() -> None:
+    """Batch norm becomes part of the convolution before that is rounded."""
+    model = filled_model("yolov8n")
+    first = model.get_submodule("backbone").get_submodule(next(iter(model.backbone.published)))
+    assert isinstance(first, Conv) and first.bn.running_mean is not None and first.bn.running_var is not None
+    for value, factor in (
+        (first.conv.weight, 1e3),
+        (first.bn.running_mean, 1e3),
+        (first.bn.running_var, 1e6),
+    ):
+        value *= factor
+    assert float(first.bn.running_var.max()) > 65504
+    content = onnx_bytes(model, about_of(model, batch=2, precision="fp16"), OnnxSettings())
     require_same(ready(content), model, pictures(2, 64, 96), 1e-2, 2e-3)
 
 
