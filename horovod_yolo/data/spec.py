@@ -66,6 +66,12 @@ class DataSpec:
         """
         class_map = without_own(dict(self.rules.class_map), names)
         match = match_names(self.own_names, names, class_map, meeting=meeting, where=self.file)
+        if match.left_out:
+            _log.info("%s: left out are %s, which the model does not know", self.file, listed(match.left_out))
+        if match.absent:
+            _log.info(
+                "%s: not among its names are %s, which the model knows", self.file, listed(match.absent)
+            )
         numbered = None if match.is_identity else Numbering(self.own_names, match.ids)
         return replace(self, names=tuple(names), numbered=numbered)
 

@@ -40,6 +40,7 @@ class LabelFinder:
         self._images: dict[Path, Counter[str]] = {}
         self._used: dict[Path, set[str]] = {}
         self._missing: list[str] = []
+        self._missing_of: dict[Path, set[str]] = {}  # by the folder of the labels
         self._elsewhere: list[tuple[Path, Path]] = []
         self._looked_for = 0
 
@@ -75,7 +76,28 @@ class LabelFinder:
             count = f"{len(self._missing)} of {self._looked_for} images have no label file, such as {named}"
             reason = f"{count}: they are background"
             found.append(Problem(where, None, reason, "unlabelled", count=len(self._missing)))
-        return found + ([*self._strays()] if strays else [])
+        return [*found, *self._misplaced(), *(self._strays() if strays else ())]
+
+    def _misplaced(self) -> Iterator[Problem]:
+        """Files with the names of missing ones in the folders around, but for those of another split."""
+        for place, wanted in self._missing_of.items():
+            root = next((above for above in (place, *place.parents) if above.name.lower() == "labels"), None)
+            if root is None or not root.is_relative_to(self._root):
+                continue
+            beside = [place.parent / name for name in sorted(self._folders.names(place.parent))]
+            for folder in beside if place != root else [root / name for name in self._folders.names(root)]:
+                yield from self._found_in(folder, wanted, root)
+            if place != root:
+                yield from self._found_in(root, wanted, root)
+
+    def _found_in(self, folder: Path, wanted: set[str], root: Path) -> Iterator[Problem]:
+        images = root.with_name("images") / folder.relative_to(root)
+        if folder in self._used or folder.suffix or (folder != root and self._folders.hold(images)):
+            return
+        if found := sorted(wanted & self._folders.names(folder)):
+            shown = ", ".join(_shown(name) for name in found[:MOST_NAMED])
+            reason = f"{len(found)} files have the names of missing label files, such as {shown}: not taken"
+            yield Problem(str(folder), None, reason, "note")
 
     def _strays(self) -> Iterator[Problem]:
         for folder, used in self._used.items():
@@ -101,6 +123,7 @@ class LabelFinder:
                     if label := self._folders.spelled(place / wanted):
                         return self._take(label, folder / image, places)
         self._missing.append(image)
+        self._missing_of.setdefault(places[0], set()).add(f"{stem}.txt")
         if places[0] != folder:
             self._used.setdefault(places[0], set())
         return places[0] / f"{stem}.txt"

@@ -123,6 +123,29 @@ def test_missing_and_empty_label_files_are_counted_apart(tmp_path: Path, lines: 
 
 
 @pytest.mark.parametrize(
+    ("lies_in", "said_of"),
+    [("labels/TRAIN", True), ("labels", True), ("labels/test", True), ("labels/val", False)],
+)
+def test_label_files_in_a_neighbouring_folder_are_named(
+    tmp_path: Path, lines: Lines, lies_in: str, said_of: bool
+) -> None:
+    """But for that of another split, whose files may well have the same names."""
+    data = yolo_set(tmp_path, [f"0 {BOX}", f"0 {BOX}", f"0 {BOX}"])
+    (tmp_path / "images/val").mkdir()
+    for kind, end, folder in (("images", "png", "images/train"), ("labels", "txt", "labels/train")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / lies_in).mkdir(exist_ok=True)
+        for i in range(3):
+            moved = folder if kind == "images" or i else lies_in
+            (tmp_path / kind / f"{i}.{end}").rename(tmp_path / moved / f"{i}.{end}")
+    said = [line for line in lines(data) if "names of missing label files" in line]
+    expected = (
+        f"note: {tmp_path / lies_in}: 1 files have the names of missing label files, such as 0.txt: not taken"
+    )
+    assert said == [expected] * said_of
+
+
+@pytest.mark.parametrize(
     ("image", "label"),
     [
         ("images/a%20b.png", "labels/a b.txt"),

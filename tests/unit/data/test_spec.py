@@ -174,14 +174,20 @@ def test_pose_sets_say_what_follows_a_box(tmp_path: Path) -> None:
     assert load_data_yaml(tmp_path / "data.yaml", LabelRules(version=FIRST)).rules.keypoints is None
 
 
-def test_labels_for_a_model_of_other_classes(tmp_path: Path) -> None:
+def test_labels_for_a_model_of_other_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     spec = load_data_yaml(_write(tmp_path, "train: a\nval: b\nnames: [Dog, Cat]\n"))
     assert spec.for_classes(("Dog", "Cat"), "m").numbered is None
     turned = spec.for_classes(("cat", "dog"), "m")
     assert turned.names == ("cat", "dog")
     assert turned.numbered == Numbering(("Dog", "Cat"), (1, 0))
+    assert not caplog.messages
     assert spec.for_classes(("cat",), "m").numbered == Numbering(("Dog", "Cat"), (None, 0))
     assert spec.for_classes(("cow", "cat", "dog"), "m").numbered == Numbering(("Dog", "Cat"), (2, 1))
+    assert caplog.messages == [
+        f"{spec.file}: left out are 'Dog', which the model does not know",
+        f"{spec.file}: not among its names are 'cow', which the model knows",
+    ]
     exchanged = load_data_yaml(spec.file, LabelRules(class_map=(("dog", "Cat"), ("cat", "Dog"))))
     assert exchanged.for_classes(spec.names, "m").numbered is None, "it is the labels' names that it is about"
     for strangers in (("cow", "cat"), ("x", "y")):
