@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from horovod_yolo.export.onnx_run import OnnxRunner
 from horovod_yolo.export.openvino_file import OpenVinoRunner, openvino_parts
 from horovod_yolo.export.packages import SIMPLIFIER, TO_WRITE, require
 from horovod_yolo.export.quantised import quantised
-from horovod_yolo.export.running import ExportedFile
+from horovod_yolo.export.running import ExportedFile, Runner
 from horovod_yolo.export.safetensors_file import safetensors_bytes
 from horovod_yolo.export.torchscript_file import TorchScriptRunner, torchscript_bytes
 from horovod_yolo.families.zoo import recipe_of
@@ -145,14 +146,14 @@ def _exported(options: ExportOptions) -> list[Path]:
     simplifier = (SIMPLIFIER,) if options.simplify else ()
     for name in options.format:
         require((*TO_WRITE[name], *(simplifier if name in THROUGH_ONNX else ())), f"--format {name}")
-    settings = options.settings
     source = Path(options.weights)
     state = load_weights(source)
     model, about = _model(options, state)
     plain = replace(about, suppression=None)
+    as_onnx = cache(lambda: onnx_bytes(model, plain, options.settings))  # OpenVINO's files are made of it too
     write: dict[str, Callable[[], dict[str, bytes]]] = {
-        "onnx": lambda: _onnx(model, about, options, str(source)),
-        "openvino": lambda: _openvino(model, about, settings, str(source)),
+        "onnx": lambda: _onnx(model, about, as_onnx(), options, str(source)),
+        "openvino": lambda: _openvino(model, about, as_onnx(), str(source)),
         "torchscript": lambda: {".torchscript": _torchscript(model, plain, str(source))},
         "safetensors": lambda: {".safetensors": safetensors_bytes(model, plain)},
     }
@@ -182,14 +183,20 @@ def _model(options: ExportOptions, state: dict[str, Any]) -> tuple[Detector, Abo
     return model, about
 
 
-def _onnx(model: Detector, about: About, options: ExportOptions, source: str) -> dict[str, bytes]:
+def _require_as_model(model: Detector, runner: Runner, about: About, source: str, words: str) -> None:
+    """Raise `UserError` where a file that gives all boxes does not compute what the model does."""
+    found = difference(model, runner, about)
+    require_close(found, about, source)
+    log.info("%s: %s", words, found)
+
+
+def _onnx(
+    model: Detector, about: About, everything: bytes, options: ExportOptions, source: str
+) -> dict[str, bytes]:
     """All boxes first: they are held against the model's; then what is to be added."""
     plain = replace(about, suppression=None)
-    everything = onnx_bytes(model, plain, options.settings)
     runner = OnnxRunner(ExportedFile(source, "onnx", (everything,)), gpu=None, must=False, threads=1)
-    found = difference(model, runner, plain)
-    require_close(found, plain, source)
-    log.info("onnx: as the model, in ONNX Runtime: %s", found)
+    _require_as_model(model, runner, plain, source, "onnx: as the model, in ONNX Runtime")
     if options.int8:
         about = replace(about, precision="int8")
         everything = quantised(everything, plain, _images_to_scale_by(options, about))
@@ -221,13 +228,10 @@ def _images_to_scale_by(options: ExportOptions, about: About) -> Iterator[NDArra
         loader.close()
 
 
-def _openvino(model: Detector, about: About, settings: OnnxSettings, source: str) -> dict[str, bytes]:
+def _openvino(model: Detector, about: About, everything: bytes, source: str) -> dict[str, bytes]:
     plain = replace(about, suppression=None)
-    everything = onnx_bytes(model, plain, settings)
     file = ExportedFile(source, "openvino", openvino_parts(everything, plain))
-    found = difference(model, OpenVinoRunner(file, threads=1), plain)
-    require_close(found, plain, source)
-    log.info("openvino: as the model: %s", found)
+    _require_as_model(model, OpenVinoRunner(file, threads=1), plain, source, "openvino: as the model")
     if about.suppression:
         file = replace(file, parts=openvino_parts(with_suppression(everything, about), about))
     return dict(zip(OPENVINO_SUFFIXES, file.parts, strict=True))
@@ -235,9 +239,8 @@ def _openvino(model: Detector, about: About, settings: OnnxSettings, source: str
 
 def _torchscript(model: Detector, about: About, source: str) -> bytes:
     content = torchscript_bytes(model, about)
-    found = difference(model, TorchScriptRunner(ExportedFile(source, "torchscript", (content,))), about)
-    require_close(found, about, source)
-    log.info("torchscript: as the model: %s", found)
+    runner = TorchScriptRunner(ExportedFile(source, "torchscript", (content,)))
+    _require_as_model(model, runner, about, source, "torchscript: as the model")
     return content
 
 

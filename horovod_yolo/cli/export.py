@@ -33,6 +33,8 @@ def _options(argv: Sequence[str]) -> Any:
 
     given = vars(export_parser().parse_strictly(argv))
     assert set(given) <= {f.name for f in fields(ExportOptions)}
+    if "imgsz" in given:
+        given["imgsz"] = tuple(given["imgsz"])
     return ExportOptions(**given)
 
 
@@ -54,7 +56,6 @@ def export_parser() -> Parser:
         dest="imgsz",
         type=int,
         nargs="+",
-        action=_Sizes,
         metavar="N",
         help="size of the input, or height and width, pixels; default: as trained",
     )
@@ -82,18 +83,3 @@ def export_parser() -> Parser:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip().lower() for word in text.split(",") if word.strip())
-
-
-class _Sizes(argparse.Action):
-    """Takes the sides as a tuple."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        """Set it."""
-        assert isinstance(values, list)
-        setattr(namespace, self.dest, tuple(values))
