@@ -24,6 +24,7 @@ from horovod_yolo.core.errors import (
     UnwrittenError,
     UserError,
 )
+from horovod_yolo.core.text import plain
 from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.process import logs
@@ -50,7 +51,7 @@ def say_end(comm: Communicator, error: Exception) -> int:
     """Let rank 0 say how all ranks ended; the exit code."""
     code, words = end_of(error)
     if comm.rank == 0:
-        print(logs.plain(words), file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
+        print(plain(words), file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
     return code
 
 
@@ -116,4 +117,4 @@ def _first_line(error: Exception) -> str:
 
 def complain(text: str) -> None:
     """Print a mistake of the user's."""
-    print(f"error: {logs.plain(text)}", file=sys.stderr, flush=True)
+    print(f"error: {plain(text)}", file=sys.stderr, flush=True)

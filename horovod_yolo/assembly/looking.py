@@ -55,6 +55,10 @@ class Looking:
     classes: tuple[int, ...] = ()
     augment: bool = False
 
+    def thresholds_for(self, usual_iou: float) -> Thresholds:
+        """What counts as a detection, where boxes of a class may usually overlap so far."""
+        return replace(self.thresholds, iou=usual_iou if self.iou is None else self.iou)
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -79,8 +83,7 @@ def make_ready(
         raise UserError("--half needs a GPU, this is a CPU", fix="leave it out, or use --precision bf16")
     name = "fp16" if how.half else how.precision
     precision = choose_precision(name, device)
-    iou = recipe_of(model.name).iou_of_prediction if how.iou is None else how.iou
-    thresholds = replace(how.thresholds, iou=iou)
+    thresholds = how.thresholds_for(recipe_of(model.name).iou_of_prediction)
     network = Network(model.to(device, precision.of_weights), precision, thresholds, how.classes, how.augment)
     side = round_to_stride(how.imgsz or config.imgsz, network.stride)
     return Ready(_Exactly(network, name), dict(enumerate(names)), Sizes(side, how.rect, how.batch))

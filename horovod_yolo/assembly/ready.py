@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -69,8 +68,7 @@ def _exported(
     about = opened.about
     require_classes(how.classes, about.names)
     side = max(opened.shape or (round_to_stride(how.imgsz or max(about.imgsz), about.stride),))
-    iou = opened.recipe.iou_of_prediction if how.iou is None else how.iou
-    thresholds = replace(how.thresholds, iou=iou)
+    thresholds = how.thresholds_for(opened.recipe.iou_of_prediction)
     opened.say_suppression(thresholds, asked=how.iou is not None)
     names = dict(enumerate(about.names))
     sizes = Sizes(side, how.rect, how.batch, opened.shape)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 LONGEST_LINE = 200  # characters
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != ord("\t")}
+
+
+def plain(text: str) -> str:
+    """A text on one line that moves no cursor: a file's name may hold what looks like a line of ours."""
+    return text.translate(_CONTROLS)
 
 
 def one_line(given: object) -> str:

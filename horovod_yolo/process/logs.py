@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.text import plain
 from horovod_yolo.io.private import own_folder
-
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != ord("\t")}
 
 
 def rank_here(rank: int) -> str:
@@ -68,11 +67,6 @@ class _OneLine(logging.Formatter):
         """With what `plain` makes of the message."""
         record.message = plain(record.message)
         return super().formatMessage(record)
-
-
-def plain(text: str) -> str:
-    """Text on one line that moves no cursor: a file's name may hold what looks like a line of ours."""
-    return text.translate(_CONTROLS)
 
 
 def _replace(logger: logging.Logger, handlers: Sequence[logging.Handler]) -> None:

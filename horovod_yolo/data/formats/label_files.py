@@ -84,11 +84,9 @@ class LabelFinder:
             root = next((above for above in (place, *place.parents) if above.name.lower() == "labels"), None)
             if root is None or not root.is_relative_to(self._root):
                 continue
-            beside = [place.parent / name for name in sorted(self._folders.names(place.parent))]
-            for folder in beside if place != root else [root / name for name in self._folders.names(root)]:
+            around = root if place == root else place.parent
+            for folder in (root, *(around / name for name in sorted(self._folders.names(around)))):
                 yield from self._found_in(folder, wanted, root)
-            if place != root:
-                yield from self._found_in(root, wanted, root)
 
     def _found_in(self, folder: Path, wanted: set[str], root: Path) -> Iterator[Problem]:
         images = root.with_name("images") / folder.relative_to(root)
