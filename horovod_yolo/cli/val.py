@@ -37,13 +37,13 @@ def val_main(argv: Sequence[str]) -> int:
 
 
 def _val_options(argv: Sequence[str]) -> Any:
-    from horovod_yolo.assembly.validate import ValOptions
+    from horovod_yolo.assembly.validate import SPLITS, ValOptions
 
     p = Parser(prog="horovod-yolo val", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     p.add_argument("--weights", required=True, help="best.pt or last.pt of a run")
     p.add_argument("--data", help="data.yaml; default: the one trained on")
     p.add_argument("--head", help=HEAD_HELP)
-    p.add_argument("--task", choices=("train", "val", "test"), help="which split")
+    p.add_argument("--task", choices=SPLITS, help="which split")
     p.foreign = foreign.OF_VALIDATION
     add_shared_flags(p)
     p.add_argument("--rect", action=argparse.BooleanOptionalAction, help="rectangular inputs, the default")

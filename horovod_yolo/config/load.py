@@ -22,6 +22,7 @@ from horovod_yolo.config.schema import (
     ScaleLr,
     TrainConfig,
 )
+from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.io.plain_yaml import read_mapping
 
@@ -179,7 +180,7 @@ def add_engine_flag(p: argparse.ArgumentParser) -> None:
     """What ranks talk through. `distributed.backends.note_engine` has read it before the ranks met."""
     p.add_argument(
         "--engine",
-        choices=("auto", "horovod", "torch"),
+        choices=ENGINES,
         action=_NotedEarlier,
         default=argparse.SUPPRESS,
         help="what ranks talk through; auto: torch under torchrun, else Horovod",

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import launcher
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from horovod_yolo.distributed.communicator import Communicator
 
 
-ENGINES = ("auto", "horovod", "torch")
 VARIABLE = "HOROVOD_YOLO_ENGINE"
 
 

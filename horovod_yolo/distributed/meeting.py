@@ -48,16 +48,17 @@ def of_this_world(store: Store, rank: int, size: int, patience: timedelta) -> St
         return PrefixStore(name, store)
     name = secrets.token_hex(8)
     absent, deadline = set(range(1, size)), time.monotonic() + patience.total_seconds()
-    while absent:
+    while True:
         for other in sorted(absent):
             if store.check([f"here {name} {other}"]):
                 absent.discard(other)
             elif store.check([f"hello {other}"]):
                 store.set(f"welcome {store.get(f'hello {other}').decode()}", name)
+        if not absent:
+            return PrefixStore(name, store)
         if time.monotonic() > deadline:
             raise RuntimeError(f"ranks {sorted(absent)} did not come")
-        time.sleep(SECONDS_BETWEEN_LOOKS if absent else 0)
-    return PrefixStore(name, store)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _told_by_mpi(launched: Launcher) -> tuple[str, int]:

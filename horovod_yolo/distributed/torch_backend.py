@@ -8,7 +8,6 @@ have a process group of their own, and leave in the order of their groups.
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -28,6 +26,7 @@ from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.distributed.local import Ready
 from horovod_yolo.distributed.meeting import meet
+from horovod_yolo.process.interfaces import route_interface
 
 T = TypeVar("T")
 # A call that a rank does not come to ends the job: as with Horovod after what one rank may do alone.
@@ -56,7 +55,7 @@ class TorchCommunicator:
         self.rank: int = dist.get_rank()
         self.size: int = dist.get_world_size()
         self.wait_s = 0.0
-        self.one_rank_a_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+        self.one_rank_a_gpu = _has_nccl()
         self._of_gradients = dist.new_group(timeout=PATIENCE)
         if local_rank is None or local_size is None:
             hosts = self.allgather_object(socket.gethostname())
@@ -72,7 +71,7 @@ class TorchCommunicator:
             UserError: they are not found.
         """
         _choose_interface(launched)
-        kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        kinds = "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"
         try:
             store = meet(launched, PATIENCE)
             dist.init_process_group(
@@ -121,16 +120,10 @@ class TorchCommunicator:
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's value. *Collective.*"""
-        data = pickle.dumps(value) if self.rank == 0 else b""
-        length = torch.tensor([len(data)])
+        box = [value]
         with self.waiting():
-            dist.broadcast(length, 0)
-            content = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
-            if self.rank:
-                content = torch.empty(int(length), dtype=torch.uint8)
-            dist.broadcast(content, 0)
-        received: T = pickle.loads(content.numpy().data)
-        return received
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite everyone's tensors with rank 0's. *Collective.*"""
@@ -255,6 +248,10 @@ class _TorchExchange:
         return nullcontext()
 
 
+def _has_nccl() -> bool:
+    return torch.cuda.is_available() and dist.is_nccl_available()
+
+
 def _choose_interface(launched: Launcher) -> None:
     """Let Gloo listen on loopback where all ranks are on this host, else on the card towards the others.
 
@@ -267,21 +264,7 @@ def _choose_interface(launched: Launcher) -> None:
         return
     meeting = launched.address[0] if launched.address else _OUTSIDE
     for address in (meeting, _OUTSIDE):
-        found = interface_towards(address) or "lo"
+        found = route_interface(address) or "lo"
         if found != "lo":
             os.environ[INTERFACE] = found
             return
-
-
-def interface_towards(address: str) -> str | None:
-    """The network card from which packets to an IPv4 address or name leave; None where there is no way."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        try:
-            asked.connect((address, 9))  # of a datagram socket: looks at the table of routes only
-            own = asked.getsockname()[0]
-        except OSError:
-            return None
-    for name, entries in psutil.net_if_addrs().items():
-        if any(entry.family == socket.AF_INET and entry.address == own for entry in entries):
-            return name
-    return None

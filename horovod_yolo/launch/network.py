@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import psutil
-
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.hostfile import Host
+from horovod_yolo.process.interfaces import interface_with, route_interface
 
 _SECONDS = 5
-_ANY_PORT = 9
 _SETTING = re.compile(r"^(hostname|port) (\S+)$", re.MULTILINE)
 
 
@@ -70,14 +68,6 @@ def is_here(name: str) -> bool:
         return True
     address = resolve(name)
     return address is not None and (address.startswith("127.") or interface_with(address) is not None)
-
-
-def interface_with(address: str) -> str | None:
-    """The interface of this host that has an IPv4 address."""
-    for name, entries in psutil.net_if_addrs().items():
-        if any(entry.family == socket.AF_INET and entry.address == address for entry in entries):
-            return name
-    return None
 
 
 def merged(hosts: Sequence[Host]) -> tuple[tuple[Host, ...], list[str]]:
@@ -144,13 +134,3 @@ def find_interface(hosts: Sequence[Host], needed: bool = False) -> tuple[str | N
     if interface == "lo":
         return None, f"the way to {others[0]} stays on this host; name the interface with --interface"
     return interface, ""
-
-
-def route_interface(address: str) -> str | None:
-    """The interface that leads to an IPv4 address. The kernel is asked; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect((address, _ANY_PORT))
-        except OSError:
-            return None
-        return interface_with(sock.getsockname()[0])

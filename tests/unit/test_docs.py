@@ -21,7 +21,7 @@ from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.predict_flags import predict_flags
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.distributed.backends import ENGINES
+from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.families import zoo
 
 REPO = Path(__file__).resolve().parents[2]

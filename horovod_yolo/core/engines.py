@@ -1,0 +1,5 @@
+"""What ranks may talk through."""
+
+from __future__ import annotations
+
+ENGINES = ("auto", "horovod", "torch")  # the first follows the launcher
