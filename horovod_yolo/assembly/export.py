@@ -33,7 +33,7 @@ from horovod_yolo.export.formats import OPENVINO_FOLDER, OPENVINO_SUFFIXES
 from horovod_yolo.export.onnx_file import OnnxSettings, onnx_bytes, with_suppression
 from horovod_yolo.export.onnx_run import OnnxRunner
 from horovod_yolo.export.openvino_file import OpenVinoRunner, openvino_parts
-from horovod_yolo.export.packages import SIMPLIFIER, TO_WRITE, require
+from horovod_yolo.export.packages import TO_WRITE, require
 from horovod_yolo.export.quantised import quantised
 from horovod_yolo.export.running import ExportedFile, Runner
 from horovod_yolo.export.safetensors_file import safetensors_bytes
@@ -143,9 +143,9 @@ def _say_what_is_lost(options: ExportOptions, paths: Sequence[Path], comm: Commu
 
 
 def _exported(options: ExportOptions) -> list[Path]:
-    simplifier = (SIMPLIFIER,) if options.simplify else ()
     for name in options.format:
-        require((*TO_WRITE[name], *(simplifier if name in THROUGH_ONNX else ())), f"--format {name}")
+        also = options.settings.packages if name in THROUGH_ONNX else ()
+        require((*TO_WRITE[name], *also), f"--format {name}")
     source = Path(options.weights)
     state = load_weights(source)
     model, about = _model(options, state)

@@ -70,6 +70,8 @@ def new_run(config: TrainConfig, comm: Communicator) -> Run:
     """A run of its own, in a folder that rank 0 makes. *Collective.*"""
     config = replace(config, **absolute_paths({name: getattr(config, name) for name in PATHS}))
     together(comm, lambda: _check_before_start(config, comm))
+    if comm.rank == 0 and config.freeze != TrainConfig.freeze and not config.weights:
+        log.warning("--freeze without --weights: what is frozen stays as random as it begins")
 
     def begin() -> tuple[Path, int]:
         folder = new_run_folder(config.run_parent, config.name, config.exist_ok)

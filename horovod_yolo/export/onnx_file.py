@@ -14,7 +14,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.export.about import About
 from horovod_yolo.export.checking import example_inputs
 from horovod_yolo.export.network import ExportedNetwork
-from horovod_yolo.export.packages import require
+from horovod_yolo.export.packages import NEWER_EXPORTER, SIMPLIFIER
 from horovod_yolo.export.suppression_graph import suppression_model
 from horovod_yolo.models.detector import Detector
 
@@ -40,6 +40,12 @@ class OnnxSettings:
         if not LEAST_OPSET <= self.opset <= MOST_OPSET:
             fix = f"use one of {LEAST_OPSET} to {MOST_OPSET}"
             raise UserError(f"--opset is {self.opset}", fix=fix)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What is needed beside those of the format."""
+        newer = (NEWER_EXPORTER,) if self.opset > MOST_TRACED_OPSET else ()
+        return (*newer, *((SIMPLIFIER,) if self.simplify else ()))
 
 
 def onnx_bytes(model: Detector, about: About, settings: OnnxSettings) -> bytes:
@@ -140,7 +146,6 @@ def _by_tracing(net: ExportedNetwork, images: Tensor, about: About, opset: int) 
 
 def _by_torch_export(net: ExportedNetwork, images: Tensor, about: About, opset: int) -> bytes:
     """What PyTorch recommends by now, and the only one for newer operators."""
-    require(("onnxscript",), f"--opset {opset}")
     batch, rows, columns = (
         torch.export.Dim(name, min=1, max=MOST_STRIDES) for name in ("B", "rows", "columns")
     )

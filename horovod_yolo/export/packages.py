@@ -15,6 +15,7 @@ TO_WRITE = {
     "torchscript": (),
 }
 SIMPLIFIER = "onnxslim"
+NEWER_EXPORTER = "onnxscript"  # what PyTorch's newer exporter writes with
 TO_READ = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "torchscript": ()}
 
 

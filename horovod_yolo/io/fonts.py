@@ -18,6 +18,9 @@ UNUSUAL = ("bold", "italic", "oblique", "mono", "serif", "light", "thin", "black
 NO_CHARACTER = "\U0010ffff"  # never one: a font draws it as it draws all that it lacks
 PROBED_SIZE = 16
 EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO"}  # a letter's Unicode name begins so
+FROM_THE_RIGHT = {"R", "AL", "AN", "RLE", "RLO", "RLI"}  # what letters and signs of direction are in Unicode
+JOINER = "\u200d"  # between signs that are one picture
+JOINING = {"MONGOLIAN", "PHAGS"}  # scripts from left to right, without marks, whose letters join
 
 
 def runs(text: str) -> list[tuple[str, Path]]:
@@ -33,16 +36,44 @@ def runs(text: str) -> list[tuple[str, Path]]:
     return [("".join(letter for letter, _ in piece), face) for face, piece in pieces]
 
 
-def shown_name(number: int, name: str) -> str:
-    """How pictures show a class: by its name, or as ``#3`` where no font here has all its letters.
+def shown_name(number: int, name: str, unable: str = "") -> str:
+    """How pictures show a class: by its name, or as ``#3`` where it would not be right.
 
-    The first time, a line says which Debian package has a font that does.
+    That is where no font here has all its letters, or where they are to be laid out, which the caller cannot.
+    The first time, a line says why and what helps.
+
+    Args:
+        number: of the class.
+        name: of the class.
+        unable: why the caller sets letters only one after the other; empty: it lays out what one font has.
     """
+    name = unicodedata.normalize("NFC", name)
     lacking = [letter for letter in name if letter.isprintable() and _face_of(letter) is None]
-    if not lacking:
+    if lacking:
+        _say(f"no font here has the letters of their names: apt-get install {_package(lacking[0])}")
+    elif (reason := _no_layout(name, unable)) and _needs_layout(name):
+        _say(f"their names run from right to left, or their letters join or carry marks, and {reason}")
+    else:
         return name
-    _say(_package(lacking[0]))
     return f"#{number}"
+
+
+def _needs_layout(name: str) -> bool:
+    """Whether its letters one after the other are something else than the name."""
+    return any(
+        unicodedata.bidirectional(letter) in FROM_THE_RIGHT
+        or unicodedata.category(letter).startswith("M")
+        or letter == JOINER
+        or _script(letter) in JOINING
+        for letter in name
+    )
+
+
+def _no_layout(name: str, unable: str) -> str:
+    """Why it cannot be laid out, if so: pieces of several fonts stand from left to right."""
+    turns = any(unicodedata.bidirectional(letter) in FROM_THE_RIGHT for letter in name)
+    several = turns and len(runs(name)) > 1
+    return unable or ("no font here has all of their letters" if several else "")
 
 
 @lru_cache
@@ -92,15 +123,15 @@ def _faces_here() -> tuple[Path, ...]:
 
 def _package(letter: str) -> str:
     """Of Debian, with a font that has the letter."""
-    if unicodedata.name(letter, "-").split()[0].split("-")[0] in EAST_ASIAN:
+    if _script(letter) in EAST_ASIAN:
         return "fonts-noto-cjk"
     return "fonts-symbola" if unicodedata.category(letter) == "So" else "fonts-noto-core"
 
 
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "-").split()[0].split("-")[0]
+
+
 @lru_cache
-def _say(package: str) -> None:
-    log.warning(
-        "pictures: no font here has the letters of some class names, which are shown by number (#0): "
-        "apt-get install %s",
-        package,
-    )
+def _say(reason: str) -> None:
+    log.warning("pictures: some classes are shown by number (#0): %s", reason)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, features
 
 from horovod_yolo.core.types import Image
 from horovod_yolo.io.fonts import dejavu, runs, shown_name
@@ -22,6 +22,7 @@ LINE_SHARE = 0.003  # of the mean side of the image
 FONT_SHARE = 0.022
 LEAST_LINE, LEAST_FONT = 1, 10  # pixels
 SMALLEST_FONT = 7  # for a label that is wider than the image
+UNABLE = "" if features.check("raqm") else "Pillow needs FriBiDi for that: apt-get install libfribidi0"
 GOLDEN = 0.618033988749895  # turns of the colour wheel between classes: neighbours never look alike
 
 Colour = tuple[int, int, int]  # BGR
@@ -64,7 +65,7 @@ def draw(
     for (left, top, right, bottom), number, score in worst_first:
         colour = colour_of(number)
         cv2.rectangle(canvas, (int(left), int(top)), (int(right), int(bottom)), colour, line)
-        name = shown_name(number, names.get(number, str(number)))
+        name = shown_name(number, names.get(number, str(number)), UNABLE)
         labels.append((f"{name} {score:.2f}" if style.conf else name, left - line // 2, top, colour))
     for text, left, top, colour in labels if style.labels else ():  # no line crosses a label
         _write(canvas, text, left, top, font, colour)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ COLOURS = (
     "#2f6db5", "#d9822b", "#2f8f6b", "#b8405e", "#7a5cb0",
     "#8a6d3b", "#1c93a5", "#c2569b", "#7d8a20", "#56657a",
 )  # fmt: skip
+UNABLE = "the plots of a run are matplotlib's, which sets one letter after the other"
 _STYLE = {
     "font.size": 9,
     "text.color": INK,
@@ -255,8 +255,6 @@ def _draw_boxes(
 
 def _label(names: Sequence[str], class_id: int) -> str:
     """A name that matplotlib shows as it is: ``$`` starts a formula, a leading ``_`` hides a legend entry."""
-    name = shown_name(class_id, names[class_id]) if class_id < len(names) else str(class_id)
-    if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name):
-        name = f"#{class_id}"  # matplotlib would write it from left to right, letter by letter
+    name = shown_name(class_id, names[class_id], UNABLE) if class_id < len(names) else str(class_id)
     short = name if len(name) <= 24 else name[:23] + "…"
     return (" " * short.startswith("_") + short).replace("$", r"\$")

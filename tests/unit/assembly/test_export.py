@@ -237,6 +237,7 @@ def test_a_package_that_is_missing_is_named_before_any_work(
     for missing, flags, message in (
         ("onnx", {}, "--format onnx needs onnx, which is not installed. pip install onnx"),
         ("onnxslim", {"simplify": True}, "--format onnx needs onnxslim"),
+        ("onnxscript", {"opset": 21, "format": ("openvino",)}, "--format openvino needs onnxscript"),
         ("safetensors", {"format": ("safetensors",)}, "--format safetensors needs safetensors"),
     ):
         with monkeypatch.context() as patch:

@@ -39,6 +39,18 @@ def tiny() -> Iterator[None]:
         yield
 
 
+def test_to_freeze_what_is_random_is_worth_a_line(
+    digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once, by rank 0, and not where there are weights."""
+    line = "--freeze without --weights: what is frozen stays as random as it begins"
+    for flags, lines in (({"freeze": [3]}, [line]), ({}, []), ({"freeze": [3], "weights": "w.pt"}, [])):
+        caplog.clear()
+        config = config_of(digits, tmp_path, cfg="yolov5n", project=str(tmp_path / "runs"), **flags)
+        run_world(2, lambda comm, config=config: new_run(config, comm))  # type: ignore[misc]
+        assert caplog.messages == lines
+
+
 @pytest.fixture(scope="module")
 def starts(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Trained weights, whose running statistics are those of real images."""

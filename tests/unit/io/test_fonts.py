@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from PIL import ImageFont
 
 from horovod_yolo.io import fonts
 from horovod_yolo.prediction import drawing
@@ -59,7 +61,7 @@ def font_with(path: Path, letters: str) -> Path:
 def test_what_dejavu_has_is_shown_without_a_word(
     here: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert fonts.shown_name(3, name) == name
+    assert fonts.shown_name(3, name) == unicodedata.normalize("NFC", name)
     assert {face for _, face in fonts.runs(name)} <= {fonts.dejavu()}
     assert not caplog.records
 
@@ -111,8 +113,42 @@ def test_pictures_show_the_letters(here: Path) -> None:
     assert not ((latin > 250).sum(axis=0) >= 15).any()
 
 
+def test_letters_that_join_are_joined_and_those_from_the_right_stand_there(here: Path) -> None:
+    """Not one after the other, as Pillow sets them without FriBiDi."""
+    assert not drawing.UNABLE, "this Pillow lays text out"
+    for name in ("قطة", "חתול"):
+        plain = ImageFont.truetype(fonts.dejavu(), 20, layout_engine=ImageFont.Layout.BASIC)
+        joined = np.asarray(drawing._font(fonts.dejavu(), 20).getmask(name)).tobytes()
+        assert joined != np.asarray(plain.getmask(name)).tobytes()
+        assert fonts.shown_name(0, name, drawing.UNABLE) == name
+    hebrew = drawing._font(fonts.dejavu(), 20).getmask("אב")
+    backwards = ImageFont.truetype(fonts.dejavu(), 20, layout_engine=ImageFont.Layout.BASIC).getmask("בא")
+    assert np.array_equal(np.asarray(hebrew), np.asarray(backwards))
+
+
+@pytest.mark.parametrize("name", ["قطة", "חתול", "घड़ी", "น้ำ", "ᠮᠤᠤᠷ", "👨\u200d👩", "x\u0332"])
+def test_who_sets_letters_one_after_the_other_shows_numbers_and_says_why(
+    here: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    font_with(here / "Probe.ttf", "".join(dict.fromkeys(letter for letter in name if letter != "\u200d")))
+    assert fonts.shown_name(0, name) == name
+    assert not caplog.records
+    assert fonts.shown_name(1, name, "it cannot") == fonts.shown_name(1, f"{name} 2", "it cannot") == "#1"
+    assert fonts.shown_name(2, "ångström", "it cannot") == "ångström"
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith(", and it cannot")
+
+
+def test_a_name_from_the_right_in_two_fonts_is_a_number(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its pieces would stand in the wrong order; from the left they stand right."""
+    font_with(here / "Probe.ttf", "ܫܘܢܪܐघड़ी")
+    assert fonts.shown_name(0, "ܫܘܢܪܐ") == "ܫܘܢܪܐ"
+    assert fonts.shown_name(0, "घड़ी cat") == "घड़ी cat"
+    assert fonts.shown_name(0, "ܫܘܢܪܐ cat") == "#0"
+    assert caplog.messages[0].endswith("and no font here has all of their letters")
+
+
 def test_plots_look_there_too_and_show_numbers_for_what_they_would_write_backwards(
-    here: Path, tmp_path: Path
+    here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     font_with(here / "Probe.ttf", "猫")
     names = ["猫", "cat", "قطة", "鳥"]
@@ -120,3 +156,7 @@ def test_plots_look_there_too_and_show_numbers_for_what_they_would_write_backwar
     plots.plot_samples([image], boxes, [np.arange(4)], None, names, tmp_path / "a.png")
     assert plots._families(names) == ["DejaVu Sans", "Probe"]
     assert [plots._label(names, n) for n in range(4)] == ["猫", "cat", "#2", "#3"]
+    assert [message.rpartition(": ")[2].split(",")[0] for message in sorted(caplog.messages)] == [
+        "apt-get install fonts-noto-cjk",
+        "their names run from right to left",
+    ]
