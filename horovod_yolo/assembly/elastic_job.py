@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from horovod_yolo.assembly.ending import FAULT, MISTAKE, STOPPED, complain, end_at_once, leave_on_request
+from horovod_yolo.assembly.ending import FAULT, STOPPED, end_at_once, leave_on_request, refused
 from horovod_yolo.assembly.job import get_to_know, part_of, share_cores
 from horovod_yolo.core.errors import NonFiniteError, UserError
 from horovod_yolo.distributed.backends import connect
@@ -36,9 +36,7 @@ def on_elastic_ranks(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequ
         check_numbers()
         given = parse()
     except UserError as error:
-        if launched.rank == 0:
-            complain(str(error))
-        return MISTAKE
+        return refused(error, launched.rank)
     pulse = heartbeat.start_guard(launched.rank, launched.address)
     stop = StopRequest(leave_on_request)
     kept = elastic.Kept(

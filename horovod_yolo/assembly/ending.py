@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from multiprocessing.util import get_temp_dir
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("horovod_yolo")
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
 AGREED = (UserError, NonFiniteError, UnwrittenError, StoppedError)  # all ranks raise these together
+SECONDS_OF_THE_FIRST = 3.0  # for a launcher to see that a rank has left
 _ending = threading.Lock()
 
 
@@ -113,6 +116,23 @@ def advice(error: Exception) -> str | None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def refused(error: UserError, place: int) -> int:
+    """Say what keeps this process out of its job, before it can talk to other ranks; the exit code.
+
+    A launcher ends the others when the first rank leaves, so none leaves without a word. The first speaks at
+    once and the others later: by then they usually are gone, and their line is not needed.
+
+    Args:
+        error: the mistake, which other ranks meet too.
+        place: of this rank among those that meet it.
+    """
+    if place:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # of the launcher: no request that would need an answer
+        time.sleep(SECONDS_OF_THE_FIRST)
+    complain(str(error))
+    return MISTAKE
 
 
 def complain(text: str) -> None:

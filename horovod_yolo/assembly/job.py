@@ -27,6 +27,7 @@ from horovod_yolo.assembly.ending import (
     end_at_once,
     leave_alone,
     leave_on_request,
+    refused,
     say_end,
 )
 from horovod_yolo.core.errors import TakenError, UserError
@@ -63,10 +64,8 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
 
     try:
         comm = join()
-    except UserError as error:  # the same on all ranks of a host
-        if not launcher().local_rank:
-            complain(str(error))
-        return MISTAKE
+    except UserError as error:
+        return refused(error, launcher().local_rank or 0)
     code = part_of(comm, lambda: job(comm, together(comm, parse)))
     comm.close()
     return code

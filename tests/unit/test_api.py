@@ -111,7 +111,8 @@ def test_predict_takes_the_gpu_of_this_rank(
         return torch.device("cpu")
 
     monkeypatch.setattr(ready, "choose_device", choose)
-    for name, value in (("RANK", "7"), ("SIZE", "8"), ("LOCAL_RANK", "3"), ("LOCAL_SIZE", "4")):
+    meeting = (("GLOO_RENDEZVOUS_ADDR", "127.0.0.1"), ("GLOO_RENDEZVOUS_PORT", "1"))
+    for name, value in (("RANK", "7"), ("SIZE", "8"), ("LOCAL_RANK", "3"), ("LOCAL_SIZE", "4"), *meeting):
         monkeypatch.setenv(f"HOROVOD_{name}", value)
     trained[0].predict(images_of(digits)[0], device=[0, 1])
     trained[0].predict(images_of(digits)[0])

@@ -97,7 +97,9 @@ def test_mistakes_of_jobs(tmp_path: Path, arguments: str, message: str) -> None:
 
 def test_an_elastic_launch_needs_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some ranks alone would not know that others may come."""
-    for name, value in (("HOROVOD_ELASTIC", "1"), ("HOROVOD_RANK", "0"), ("HOROVOD_SIZE", "2")):
+    rank = {"HOROVOD_ELASTIC": "1", "HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}
+    meeting = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT": "1"}
+    for name, value in (rank | meeting).items():
         monkeypatch.setenv(name, value)
     words = [sys.executable, REPOSITORY / "train.py", "--data", "d.yaml", "--cfg", "yolov5n"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -13,7 +13,9 @@ from horovod_yolo.distributed.launchers.slurm import Slurm
 from horovod_yolo.distributed.launchers.strangers import (
     Condor,
     Flux,
+    HorovodrunWithoutAddress,
     Jsrun,
+    MpichWithoutServer,
     Mvapich,
     OpenMpiWithoutServer,
     SlurmWithoutPmix,
@@ -26,12 +28,14 @@ from horovod_yolo.distributed.launchers.torchrun import Torchrun
 LAUNCHERS: tuple[type[Launcher], ...] = (Torchrun, Horovodrun, OpenMpi, Mpich, Slurm)
 STRANGERS: tuple[type[Launcher], ...] = (
     TorchrunWithoutAddress,
+    HorovodrunWithoutAddress,
     OpenMpiWithoutServer,
     Mvapich,
     Jsrun,
     Flux,
     Condor,
     SlurmWithoutPmix,
+    MpichWithoutServer,
 )
 
 

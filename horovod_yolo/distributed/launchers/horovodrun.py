@@ -15,6 +15,11 @@ class Horovodrun(Launcher):
     local_rank_name, local_size_name = "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"
 
     @classmethod
+    def is_whole(cls, environ: Mapping[str, str]) -> bool:
+        """With the address: without it Horovod itself would look for MPI."""
+        return cls.own_address(environ) is not None
+
+    @classmethod
     def is_elastic(cls, environ: Mapping[str, str]) -> bool:
         """As its launch with ``--min-np`` and a discovery script says."""
         return environ.get("HOROVOD_ELASTIC") == "1"

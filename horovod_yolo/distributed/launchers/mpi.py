@@ -29,3 +29,8 @@ class Mpich(Launcher):
     over_mpi = True
     rank_name, size_name = "PMI_RANK", "PMI_SIZE"
     local_rank_name, local_size_name = "MPI_LOCALRANKID", "MPI_LOCALNRANKS"
+
+    @classmethod
+    def is_whole(cls, environ: Mapping[str, str]) -> bool:
+        """With a way to the server behind it, as Hydra and Cray's launchers name it."""
+        return any(name in environ for name in ("PMI_FD", "PMI_PORT", "PMI_CONTROL_PORT", "PALS_APID"))

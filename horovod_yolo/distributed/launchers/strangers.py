@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from horovod_yolo.distributed.launchers.horovodrun import Horovodrun
 from horovod_yolo.distributed.launchers.launcher import Launcher, number
-from horovod_yolo.distributed.launchers.mpi import OpenMpi
+from horovod_yolo.distributed.launchers.mpi import Mpich, OpenMpi
 from horovod_yolo.distributed.launchers.torchrun import Torchrun
 
 
@@ -32,12 +33,27 @@ class TorchrunWithoutAddress(Stranger):
     local_rank_name = Torchrun.local_rank_name
 
 
+class HorovodrunWithoutAddress(Stranger):
+    """horovodrun's variables, as a shell may keep them, without the address where its ranks meet."""
+
+    name = "horovodrun without its address"
+    rank_name, size_name = Horovodrun.rank_name, Horovodrun.size_name
+    local_rank_name = Horovodrun.local_rank_name
+
+
 class OpenMpiWithoutServer(Stranger):
     """Open MPI's variables where `OpenMpi` finds the rest missing."""
 
     name = "Open MPI"
     rank_name, size_name = OpenMpi.rank_name, OpenMpi.size_name
     local_rank_name = OpenMpi.local_rank_name
+
+
+class MpichWithoutServer(Stranger):
+    """MPICH's variables where `Mpich` finds the rest missing."""
+
+    name = "MPICH"
+    rank_name, size_name, local_rank_name = Mpich.rank_name, Mpich.size_name, Mpich.local_rank_name
 
 
 class Mvapich(Stranger):

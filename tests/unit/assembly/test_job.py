@@ -65,6 +65,22 @@ def test_codes_of_jobs(
         assert job.closed
 
 
+@pytest.mark.parametrize("place", ["0", "1"])
+def test_no_rank_is_refused_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """A launcher may end the first of a host before it speaks, because another has left."""
+    waited: list[float] = []
+    monkeypatch.setattr(ending.time, "sleep", waited.append)
+    monkeypatch.setattr(job_module, "share_cores", lambda *_: None)
+    for name, value in {"PMI_RANK": place, "PMI_SIZE": "2", "MPI_LOCALRANKID": place}.items():
+        monkeypatch.setenv(name, value)
+    assert job_module.on_ranks(lambda: None, raising(AssertionError("it has no part"))) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "`unset PMI_RANK PMI_SIZE`" in said[0]
+    assert bool(waited) == (place == "1"), "else there are as many lines as ranks"
+
+
 def test_a_lone_rank_whose_run_was_taken_over_says_so_in_a_line(
     job: Closed, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +173,9 @@ def test_ranks_that_share_a_cpuset_share_its_cores(
 ) -> None:
     """Before they know of each other, and after."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    for name, value in {"RANK": "1", "SIZE": "8", "LOCAL_SIZE": "4"}.items():
+    rank = {"RANK": "1", "SIZE": "8", "LOCAL_SIZE": "4"}
+    meeting = {"GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "GLOO_RENDEZVOUS_PORT": "1"}
+    for name, value in (rank | meeting).items():
         monkeypatch.setenv(f"HOROVOD_{name}", value)
     monkeypatch.setenv("OMP_NUM_THREADS", omp or "")
     if omp is None:

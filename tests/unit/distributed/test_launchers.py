@@ -15,9 +15,10 @@ from horovod_yolo.distributed.launchers.torchrun import Torchrun
 from horovod_yolo.distributed.local import LocalCommunicator
 
 HOROVODRUN = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
+HOROVODRUN |= {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT": "4242"}
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "16", "OMPI_UNIVERSE_SIZE": "32"}
 OPEN_MPI |= {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "PMIX_RANK": "0"}
-MPICH = {"PMI_RANK": "7", "PMI_SIZE": "8"}
+MPICH = {"PMI_RANK": "7", "PMI_SIZE": "8", "PMI_FD": "9"}
 SLURM_ALLOCATION = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}
 SLURM_TASK = {**SLURM_ALLOCATION, "SLURM_PROCID": "5", "SLURM_STEP_ID": "0", "PMIX_RANK": "5"}
 TORCHRUN = {
@@ -71,6 +72,10 @@ def test_who_launched_which_rank(environment: dict[str, str], expected: tuple[st
         {**SLURM_TASK, "SLURM_PROCID": "0"},
         {**SLURM_TASK, "SLURM_PROCID": "0", "PMIX_RANK": "0", "SLURM_NTASKS": "1"},
         {"PMIX_RANK": "0"},
+        {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1"},
+        {"PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"PMI_SIZE": "8", "HOROVOD_SIZE": "4"},
+        {"PMI_RANK": "7", "HOROVOD_RANK": "3"},
     ],
 )
 def test_what_is_left_over_does_not_hijack_a_single_process(environment: dict[str, str]) -> None:
@@ -88,6 +93,11 @@ def test_what_is_left_over_does_not_hijack_a_single_process(environment: dict[st
         # No server behind it: MPI_Init would make a job of one.
         (without(OPEN_MPI, "PMIX_RANK"), "rank 0 of 16 (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE"),
         (without(OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_RANK"), "rank 0 of 16 (OMPI_COMM_WORLD_RANK"),
+        (
+            without(HOROVODRUN, "HOROVOD_GLOO_RENDEZVOUS_ADDR"),
+            "rank 3 of 4 (HOROVOD_RANK, HOROVOD_SIZE: horo",
+        ),
+        (without(MPICH, "PMI_FD"), "rank 7 of 8 (PMI_RANK, PMI_SIZE: MPICH)"),
         ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, "MVAPICH2"),
         ({"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"}, "jsrun"),
         ({"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2"}, "Flux"),
@@ -142,11 +152,10 @@ def test_slurm_tells_how_many_ranks_share_a_node(node: str, ranks: int | None) -
 
 
 def test_what_else_a_launcher_tells() -> None:
-    assert not launcher(HOROVODRUN).restarts_ranks and launcher(HOROVODRUN).address is None
-    meeting = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT": "4242"}
-    found = launcher({**HOROVODRUN, "HOROVOD_ELASTIC": "1", **meeting})
+    assert not launcher(HOROVODRUN).restarts_ranks
+    found = launcher({**HOROVODRUN, "HOROVOD_ELASTIC": "1"})
     assert found.restarts_ranks and found.address == ("10.0.0.1", 4242)
-    assert not launcher({**OPEN_MPI, "HOROVOD_ELASTIC": "1", **meeting}).restarts_ranks  # left over
+    assert not launcher({**OPEN_MPI, "HOROVOD_ELASTIC": "1"}).restarts_ranks  # left over
     assert launcher({**HOROVODRUN, "PBS_JOBID": "7.server"}).job_id == "7.server"
     assert launcher(SLURM_TASK).job_id == "1" and launcher(OPEN_MPI).job_id == ""
 
