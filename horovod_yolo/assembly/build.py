@@ -25,8 +25,10 @@ from horovod_yolo.core.types import Ints
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, TrainTransform
 from horovod_yolo.data.cache import image_loader
+from horovod_yolo.data.listing import require_mapped
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
+from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
@@ -286,9 +288,11 @@ def wire_type(
     return torch.float16 if guarded else wire
 
 
-def _weights(config: TrainConfig, comm: Communicator) -> dict[str, Any] | None:
+def _weights(config: TrainConfig, spec: DataSpec, comm: Communicator) -> dict[str, Any] | None:
     """The checkpoint that a new run takes its weights from, if any. *Collective.*"""
-    return shared_weights(Path(config.weights), comm, config.cfg) if config.weights else None
+    found = shared_weights(Path(config.weights), comm, config.cfg) if config.weights else None
+    together(comm, lambda: require_mapped(spec, [str(name) for name in found["names"]] if found else ()))
+    return found
 
 
 def _licence(state: dict[str, Any]) -> dict[str, Any]:
@@ -313,7 +317,7 @@ def build_trainer(
     split = partial(micro_batches, ranks=comm.size, first_size=first_size or comm.size)
     device = agreed_device(config.device, comm)
     precision = choose_precision(config.precision, device)
-    weights = None if resumed else _weights(config, comm)
+    weights = None if resumed else _weights(config, data.spec, comm)
     model = together(
         comm, lambda: model_to_resume(resumed, config) if resumed else new_model(config, data.train, weights)
     )

@@ -11,6 +11,7 @@ from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import LabelRules
+from horovod_yolo.data.listing import require_mapped
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
@@ -40,6 +41,7 @@ def check_data(options: CheckOptions, comm: Communicator) -> tuple[str, ...]:
     """
     rules = LabelRules(options.class_map, options.skip_bad_classes)
     spec = together(comm, lambda: load_data_yaml(Path(options.data), rules))
+    together(comm, lambda: require_mapped(spec))
     splits = ("train", "val", "test") if spec.test else ("train", "val")
     folder = annotation_folder(options.cache_dir)
     mistake: UserError | None = None

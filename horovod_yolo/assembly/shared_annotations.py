@@ -20,12 +20,21 @@ from horovod_yolo.assembly.hand_on import hand_on, host_id
 from horovod_yolo.assembly.meetings import meanwhile
 from horovod_yolo.assembly.scanning import Keeper, Part, Plan, Seen, scan_together
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.types import Ints
 from horovod_yolo.data.annotation_cache import AnnotationCache, in_order
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import Entry, Problem
 from horovod_yolo.data.listing import list_entries, listing_of, survey
 from horovod_yolo.data.scan import problems_of, require_useful
-from horovod_yolo.data.soundness import Tally, count_objects, pose_remark, remarks, require_sound, summary
+from horovod_yolo.data.soundness import (
+    Counts,
+    Tally,
+    count_objects,
+    pose_remark,
+    remarks,
+    require_sound,
+    summary,
+)
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.data.table import Table
 from horovod_yolo.distributed.agreement import on_rank_0, raise_together, require_same
@@ -169,8 +178,7 @@ def _kept(spec: DataSpec, split: str, keeper: Keeper, parts: Sequence[Part]) -> 
         require_useful(table, paths, spec.root)
     except UserError as error:
         tally = _tally(keeper.survey.entries[0].problems, table, spec.root)
-        ends, class_id, crowd = (table[name] for name in ("object_end", "class_id", "crowd"))
-        counts = count_objects(len(spec.names), ends[table["usable"]], class_id, crowd)
+        counts = _counts(spec, table, table["object_end"][table["usable"]])
         require_sound(spec, split, counts, tally)  # which says more, where it can
         first = (*tally.left_out, *tally.notes)[:1]
         shown = f" The first: {first[0]}" if first else ""
@@ -182,11 +190,18 @@ def _say_and_require(spec: DataSpec, split: str, annotations: Annotations, liste
     """Log what was found and left out; raise where the labels as a whole are a mistake."""
     columns = annotations.file.columns
     tally = _tally(listed, columns, annotations.root)
-    counts = count_objects(len(spec.names), columns["object_end"], annotations.classes, annotations.crowd)
-    log.info("%s", summary(split, counts, tally))
+    counts = _counts(spec, columns, columns["object_end"])
+    log.info("%s", summary(split, counts))
     for line in (*pose_remark(tally, counts.boxes), *remarks(tally)):
         log.warning("%s", line)
     require_sound(spec, split, counts, tally)
+
+
+def _counts(spec: DataSpec, table: Table, ends: Ints) -> Counts:
+    """How much there is; ``ends`` are those of the usable images."""
+    # What is used could be read, if it was there.
+    has_labels = np.any(table["label_content"][table["usable"]], axis=1)
+    return count_objects(len(spec.names), ends, table["class_id"], table["crowd"], has_labels)
 
 
 def _tally(listed: Sequence[Problem], table: Table, root: Path) -> Tally:

@@ -22,6 +22,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import LabelRules
+from horovod_yolo.data.listing import require_mapped
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import together
@@ -225,7 +226,10 @@ def _spec(options: ValOptions, subject: _Subject) -> DataSpec:
     """The data, with labels numbered as the classes of what is scored are."""
     rules = LabelRules(options.class_map or subject.class_map, options.skip_bad_classes)
     meeting = f"the classes of the data and of {options.weights}"
-    return load_data_yaml(Path(subject.data), rules).for_classes(subject.names, meeting)
+    spec = load_data_yaml(Path(subject.data), rules)
+    if options.class_map:  # the run's may be about another set
+        require_mapped(spec)
+    return spec.for_classes(subject.names, meeting)
 
 
 def _require_folder(file: str) -> None:

@@ -22,7 +22,7 @@ from horovod_yolo.data.contents import Marks, marks
 from horovod_yolo.data.table import Table, ragged, ragged_row
 from horovod_yolo.io.columns import Column, ColumnFile, bytes_of, columns_in_memory
 
-FORMAT_VERSION = 4  # of the columns; a new one when the same files would give others
+FORMAT_VERSION = 5  # of the columns; a new one when the same files would give others
 
 _OF_IMAGES = ("folder", "name", "name_end", "height", "width", "object_end", "image_id", "image_id_end")
 _OF_OBJECTS = ("class_id", "box_xyxy", "crowd", "area")

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from horovod_yolo.core.class_names import listed, loose
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import FORMAT_VERSION
-from horovod_yolo.data.formats import Entry, Folders, Problem, coco, voc, yolo
+from horovod_yolo.data.formats import Entry, Folders, LabelSource, Problem, coco, voc, yolo
 from horovod_yolo.data.formats.numbered import NumberedLabels
 from horovod_yolo.data.read import IMAGE_SUFFIXES
 from horovod_yolo.data.spec import DataSpec
@@ -67,6 +68,31 @@ def list_entries(spec: DataSpec, split: str) -> list[Entry]:
     _number(entries, spec)
     entries[0] = dataclasses.replace(entries[0], problems=tuple(problems))
     return entries
+
+
+def require_mapped(spec: DataSpec, others: Sequence[str] = ()) -> None:
+    """Raise where all labels are numbers, and ``--class-map`` speaks of a name that none of them has.
+
+    In files that hold names of their own it may be any; what is read there says which it has not met.
+
+    Args:
+        spec: of the data set.
+        others: names that it may speak of too: of the classes that weights know.
+
+    Raises:
+        UserError: it shows both lists.
+    """
+    known = {loose(name) for name in (*spec.own_names, *others)}
+    unknown = [old for old, _ in spec.rules.class_map if loose(old) not in known]
+    places = [_resolve(item, spec) for item in (*spec.train, *spec.val, *spec.test)]
+    if unknown and all(place.suffix.lower() != ".json" and not voc.is_image_set(place) for place in places):
+        weights = f", none of the weights' {listed(others)}" if others else ""
+        raise UserError(
+            f"--class-map has {listed(unknown)}: none of the names {listed(spec.own_names)}, which labels "
+            f"are numbered by{weights}",
+            where=spec.file,
+            fix="write OLD=NEW with an OLD that is there",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +235,7 @@ def _list_items(items: Sequence[str], spec: DataSpec, split: str) -> tuple[list[
 def _list_item(path: Path, spec: DataSpec, split: str, folders: Folders) -> tuple[list[Entry], list[Problem]]:
     where = f"{spec.file}, {split}"
     if path.is_dir():
-        return yolo.list_folder(path, spec.root, folders, spec.rules)
+        return yolo.list_folder(path, spec.root, folders, spec.own_names, spec.rules)
     if not path.is_file():
         fix = f"relative paths start at {spec.root}; correct 'path' or '{split}'"
         raise UserError(f"there is no folder or file {path}", where=where, fix=fix)
@@ -221,7 +247,7 @@ def _list_item(path: Path, spec: DataSpec, split: str, folders: Folders) -> tupl
         raise UserError(f"{path} is none of the known kinds", where=where, fix=fix)
     if voc.is_image_set(path):
         return voc.list_file(path, folders, spec.rules)
-    return yolo.list_file(path, spec.root, folders, spec.rules)
+    return yolo.list_file(path, spec.root, folders, spec.own_names, spec.rules)
 
 
 def _sorted(entries: Sequence[Entry], root: Path) -> list[Entry]:
@@ -256,6 +282,10 @@ def _number(entries: list[Entry], spec: DataSpec) -> None:
     stated = [entry.image_id for entry in entries if isinstance(entry.labels, coco.CocoLabels)]
     has_own = len(set(stated)) == len(entries)
     for i, entry in enumerate(entries):
-        labels = NumberedLabels(entry.labels, spec.numbered) if spec.numbered else entry.labels
+        labels: LabelSource = entry.labels
+        if spec.mapped and isinstance(labels, yolo.YoloLabels):
+            labels = NumberedLabels(labels, spec.mapped)
+        if spec.numbered:
+            labels = NumberedLabels(labels, spec.numbered)
         image_id = entry.image_id if has_own else i
         entries[i] = dataclasses.replace(entry, image_id=image_id, labels=labels)

@@ -25,6 +25,7 @@ class Counts:
 
     images: int
     without: int  # images that have no box to train on
+    unlabelled: int  # of these, images without a label file
     of_class: Ints  # (classes,) boxes to train on
     crowds: int  # regions of many objects, COCO's iscrowd: no boxes to train on
 
@@ -35,7 +36,11 @@ class Counts:
 
 
 def count_objects(
-    num_classes: int, ends: Ints, class_id: NDArray[np.integer[Any]], crowd: NDArray[np.bool_]
+    num_classes: int,
+    ends: Ints,
+    class_id: NDArray[np.integer[Any]],
+    crowd: NDArray[np.bool_],
+    has_labels: NDArray[np.bool_],
 ) -> Counts:
     """Counts from flat columns.
 
@@ -44,11 +49,13 @@ def count_objects(
         ends: (images,) how many objects there are up to the end of each image.
         class_id: (objects,) their classes.
         crowd: (objects,) whether they are crowds.
+        has_labels: (images,) whether there is a label file.
     """
     trained = np.concatenate(([0], np.cumsum(~crowd)))[np.concatenate(([0], ends))]
     return Counts(
         images=len(ends),
         without=int((np.diff(trained) == 0).sum()),
+        unlabelled=int((~has_labels).sum()),
         of_class=np.bincount(class_id[~crowd], minlength=num_classes),
         crowds=int(crowd.sum()),
     )
@@ -61,7 +68,6 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.unlabelled = 0  # images without a label file
         self.other_classes: Counter[str] = Counter()  # objects by names that are none of ours
         self.strangers: Counter[str] = Counter()  # of these, where only the whole set can tell what is meant
         self.bad_classes: Counter[int] = Counter()  # rows by numbers that are none of ours
@@ -92,12 +98,10 @@ class Tally:
         if problem.kind == "pose":
             self.pose[int(problem.about)] += problem.count
             return
-        if problem.kind == "unlabelled":
-            self.unlabelled += problem.count
-        elif problem.kind == "bad class":
+        if problem.kind == "bad class":
             self.bad_classes[_number(problem.about)] += problem.count
             self.first_bad_class = self.first_bad_class or f"{problem.file}:{problem.line}"
-        is_note = problem.kind in ("note", "unlabelled")
+        is_note = problem.kind == "note"
         shown = self.notes if is_note else self.left_out
         if len(shown) < MOST_SHOWN:
             shown.append(problem)
@@ -105,9 +109,9 @@ class Tally:
             self.more["note" if is_note else "left out"] += 1
 
 
-def summary(split: str, counts: Counts, tally: Tally) -> str:
+def summary(split: str, counts: Counts) -> str:
     """A line on a split: what there is to train on, and what only looks like it."""
-    missing = min(tally.unlabelled, counts.without)
+    missing = counts.unlabelled
     line = f"{split}: {counts.images} images, {counts.boxes} boxes, {counts.without} images without"
     if missing:
         line += f" ({missing} have no label file, {counts.without - missing} no object in theirs)"

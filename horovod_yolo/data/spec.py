@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from horovod_yolo.core.class_names import listed, match_names, without_own
+from horovod_yolo.core.class_names import find_names, listed, loose, match_names, without_own
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import LabelRules, Numbering
 from horovod_yolo.io.plain_yaml import read_mapping
@@ -57,6 +57,25 @@ class DataSpec:
             return tuple(range(len(self.names)))
         number = {found: i for i, found in reversed([*enumerate(self.numbered.ids)]) if found is not None}
         return tuple(number.get(class_id) for class_id in range(len(self.names)))
+
+    @property
+    def mapped(self) -> Numbering | None:
+        """Which of the file's own classes a number of its labels is, where ``--class-map`` says another.
+
+        COCO and VOC have names in their files, which the map is about; here they are ``own_names``. What it
+        sends to a name that only the model has is left to `for_classes`.
+        """
+        ours = {loose(name) for name in self.own_names}
+        named = {
+            loose(old): new for old, new in self.rules.class_map if not new.strip() or loose(new) in ours
+        }
+        if self.rules.first_release or not ours & named.keys():
+            return None
+        ids: list[int | None] = []
+        for i, name in enumerate(self.own_names):
+            own = loose(name) not in named
+            ids.append(i if own else find_names((name,), self.own_names, named).ids[0])
+        return Numbering(self.own_names, tuple(ids))
 
     def for_classes(self, names: Sequence[str], meeting: str) -> DataSpec:
         """The same data for a model of other classes: equal sets, or one a part of the other.

@@ -35,12 +35,9 @@ MAX_PROBLEMS = 1000  # of one label file or list: more means it is no such file 
 # What became of it.
 # "left out": an image or object that cannot be used. "bad class": a row whose class number is none of ours.
 # "other class": objects left out because the name of their class is none of ours; "stranger": the same where
-# only the whole set can tell whether that is a mistake. "unlabelled": images without a label file, which are
-# background. "note": nothing is left out. Not to be shown one by one: "mapped", objects whose name is in the
-# class map; "pose", polygons that may be boxes with key points.
-ProblemKind = Literal[
-    "left out", "bad class", "other class", "stranger", "unlabelled", "note", "mapped", "pose"
-]
+# only the whole set can tell whether that is a mistake. "note": nothing is left out. Not to be shown one by
+# one: "mapped", objects whose name is in the class map; "pose", polygons that may be boxes with key points.
+ProblemKind = Literal["left out", "bad class", "other class", "stranger", "note", "mapped", "pose"]
 
 
 @dataclass(frozen=True)

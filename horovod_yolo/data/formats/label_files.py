@@ -12,12 +12,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from horovod_yolo.core.class_names import loose
 from horovod_yolo.data.formats import Folders, Problem, alike
 from horovod_yolo.data.read import IMAGE_SUFFIXES
+from horovod_yolo.io.files import read_bytes
 
 MOST_NAMED = 3
 MOST_LETTERS = 120  # of a name in a message
-_NO_LABELS = frozenset(("classes.txt", "labels.txt", "obj.names", "readme.txt", "license.txt", "notes.txt"))
+MAX_LIST_BYTES = 1 << 20
+_CLASS_LISTS = ("classes.txt", "obj.names", "_darknet.labels")  # as labelling tools write them
+_NO_LABELS = frozenset(("classes.txt", "labels.txt", "readme.txt", "license.txt", "notes.txt"))
 
 
 def label_path(image: Path) -> Path:
@@ -74,9 +78,27 @@ class LabelFinder:
         if self._missing:
             named = ", ".join(_shown(name) for name in self._missing[:MOST_NAMED])
             count = f"{len(self._missing)} of {self._looked_for} images have no label file, such as {named}"
-            reason = f"{count}: they are background"
-            found.append(Problem(where, None, reason, "unlabelled", count=len(self._missing)))
-        return [*found, *self._misplaced(), *(self._strays() if strays else ())]
+            reason = f"{count}: those that can be used are background"
+            found.append(Problem(where, None, reason, "note", count=len(self._missing)))
+        return [*found, *self._doubles(), *self._misplaced(), *(self._strays() if strays else ())]
+
+    def class_lists(self, names: Sequence[str]) -> Iterator[Problem]:
+        """Notes on lists of class names beside the labels that number them otherwise than ``names``."""
+        for folder in dict.fromkeys(above for used in self._used for above in (used, *used.parents)):
+            for name in _CLASS_LISTS:
+                if folder.is_relative_to(self._root) and name in self._folders.names(folder):
+                    yield from _other_names(folder / name, names)
+
+    def _doubles(self) -> Iterator[Problem]:
+        """Images with label files in several places: which of them is meant?"""
+        for places in self._places.values():
+            for i, place in enumerate(places[1:], 1):
+                second = {alike(name) for name in self._folders.names(place) if _is_label(name)}
+                for first in places[:i] if second else ():
+                    if both := sorted(name for name in self._used.get(first, ()) if alike(name) in second):
+                        shown = ", ".join(_shown(name) for name in both[:MOST_NAMED])
+                        reason = f"{len(both)} label files are in {place} too, such as {shown}"
+                        yield Problem(str(first), None, f"{reason}: these here are taken", "note")
 
     def _misplaced(self) -> Iterator[Problem]:
         """Files with the names of missing ones in the folders around, but for those of another split."""
@@ -150,6 +172,19 @@ class LabelFinder:
             exact = above / "labels"
             named = exact if self._folders.hold(exact) else self._folders.spelled(exact) or exact
             yield named.joinpath(*parts[i + 1 :])
+
+
+def _other_names(file: Path, names: Sequence[str]) -> Iterator[Problem]:
+    try:
+        lines = read_bytes(file, MAX_LIST_BYTES).decode("utf-8-sig", errors="replace").splitlines()
+    except OSError:  # what it might say does not count anyway
+        return
+    theirs = [line for line in lines if line.strip()]
+    pairs = enumerate(zip(theirs, names, strict=False))
+    if differ := [f"{i} is {a!r:.60} there, {b!r:.60} here" for i, (a, b) in pairs if loose(a) != loose(b)]:
+        more = f" and {len(differ) - MOST_NAMED} more" if len(differ) > MOST_NAMED else ""
+        reason = f"it numbers the classes otherwise than names: {'; '.join(differ[:MOST_NAMED])}{more}"
+        yield Problem(str(file), None, f"{reason}: names counts", "note")
 
 
 def _shown(name: str) -> str:

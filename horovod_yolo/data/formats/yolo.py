@@ -74,7 +74,7 @@ class _BadClassError(_BadRowError):
 
 
 def list_folder(
-    folder: Path, root: Path, folders: Folders, rules: LabelRules
+    folder: Path, root: Path, folders: Folders, class_names: Sequence[str], rules: LabelRules
 ) -> tuple[list[Entry], list[Problem]]:
     """An entry for each image in a folder and the folders below it. Hidden files do not count."""
     problems: list[Problem] = []
@@ -95,12 +95,13 @@ def list_folder(
         entries += [
             Entry(here / name, YoloLabels(file, rules)) for name, file in zip(images, found, strict=True)
         ]
-    problems += finder.remarks(str(folder), strays=True)
+    if not rules.first_release:
+        problems += [*finder.remarks(str(folder), strays=True), *finder.class_lists(class_names)]
     return entries, problems
 
 
 def list_file(
-    file: Path, root: Path, folders: Folders, rules: LabelRules
+    file: Path, root: Path, folders: Folders, class_names: Sequence[str], rules: LabelRules
 ) -> tuple[list[Entry], list[Problem]]:
     """An entry for each line of a list file.
 
@@ -123,7 +124,9 @@ def list_file(
         image = _locate(text.replace("\\", "/"), file.parent, root, folders)
         labels = label_path(image) if rules.first_release else finder.of_image(image)
         entries.append(Entry(image, YoloLabels(labels, rules), named_in=str(file), named_at=number))
-    return entries, [*problems, *finder.remarks(str(file), strays=False)]
+    if not rules.first_release:
+        problems += [*finder.remarks(str(file), strays=False), *finder.class_lists(class_names)]
+    return entries, problems
 
 
 def parse_labels(

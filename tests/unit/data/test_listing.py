@@ -37,7 +37,7 @@ def _spec(root: Path, *train: str) -> DataSpec:
 
 def _scan(spec: DataSpec) -> tuple[list[Record | None], list[str]]:
     records, problems = records_of(spec)
-    return records, [str(problem) for problem in problems if problem.kind != "unlabelled"]
+    return records, [str(problem) for problem in problems if "have no label file" not in problem.reason]
 
 
 def _paths(records: list[Record | None]) -> list[str | None]:

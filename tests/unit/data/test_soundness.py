@@ -13,6 +13,7 @@ from PIL import Image
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import LabelRules
+from horovod_yolo.data.listing import require_mapped
 from horovod_yolo.data.spec import load_data_yaml
 from tests.helpers.scanned import annotations_of
 from tests.unit.data.label_files import voc_object, voc_xml
@@ -120,6 +121,67 @@ def test_missing_and_empty_label_files_are_counted_apart(tmp_path: Path, lines: 
     assert said[0].endswith("1 boxes, 3 images without (2 have no label file, 1 no object in theirs)")
     assert any("2 of 4 images have no label file, such as 2.png, 3.png" in line for line in said)
     assert any("1 label files belong to no image, such as nobody.txt" in line for line in said)
+
+
+def test_what_is_left_out_is_not_counted_as_an_image_without_labels(tmp_path: Path, lines: Lines) -> None:
+    data = yolo_set(tmp_path, [f"0 {BOX}", "", None, None])
+    (tmp_path / "images/3.png").write_bytes(b"no picture")
+    assert lines(data)[0] == (
+        "train: 3 images, 1 boxes, 2 images without (1 have no label file, 1 no object in theirs)"
+    )
+
+
+@pytest.mark.parametrize("second", ["images/{}.txt", "images/{}.TXT"])
+@pytest.mark.parametrize("source", ["images", "list.txt"])
+def test_label_files_in_two_places_are_said(tmp_path: Path, lines: Lines, second: str, source: str) -> None:
+    data = yolo_set(tmp_path, [f"0 {BOX}"] * 5)
+    data.write_text(data.read_text().replace("train: images", f"train: {source}"))
+    (tmp_path / "list.txt").write_text("".join(f"images/{i}.png\n" for i in range(5)))
+    for i in range(4):
+        (tmp_path / second.format(i)).write_text(f"1 {BOX}")
+    assert lines(data)[1:] == [
+        f"note: {tmp_path}/labels: 4 label files are in {tmp_path}/images too, such as 0.txt, 1.txt, 2.txt: "
+        "these here are taken"
+    ]
+
+
+@pytest.mark.parametrize("file", ["labels/classes.txt", "classes.txt", "labels/obj.names"])
+def test_a_list_of_classes_beside_the_labels_that_says_otherwise_is_said(
+    tmp_path: Path, lines: Lines, file: str
+) -> None:
+    data = yolo_set(tmp_path, [f"0 {BOX}"])
+    (tmp_path / file).write_text("Red \nblue\n\ngreen\n")
+    assert len(lines(data)) == 1
+    (tmp_path / file).write_text("green\nred\nblue\nx\n")
+    assert lines(data)[1:] == [
+        f"note: {tmp_path}/{file}: it numbers the classes otherwise than names: "
+        "0 is 'green' there, 'red' here; 1 is 'red' there, 'blue' here; "
+        "2 is 'blue' there, 'green' here: names counts"
+    ]
+
+
+def test_a_class_map_says_what_numbers_in_labels_are(tmp_path: Path, lines: Lines) -> None:
+    data = yolo_set(tmp_path, [f"{i} {BOX}" for i in (0, 1, 2)])
+    for pairs, classes in (
+        ({"Blue": "red", "green": ""}, [0, 0]),
+        ({"red": "blue", "blue": "red"}, [1, 0, 2]),
+    ):
+        spec = load_data_yaml(data, LabelRules(class_map=tuple(pairs.items())))
+        assert annotations_of(spec).classes.tolist() == classes
+        of_model = spec.for_classes(("green", "blue", "red"), "m")
+        assert annotations_of(of_model).classes.tolist() == [{0: 2, 1: 1, 2: 0}[i] for i in classes]
+
+
+def test_a_class_map_of_names_that_no_number_has_is_an_error(tmp_path: Path) -> None:
+    data = yolo_set(tmp_path, [f"0 {BOX}"])
+    spec = load_data_yaml(data, LabelRules(class_map=(("rde", "red"), ("Hund", "blue"))))
+    with pytest.raises(UserError, match=r"--class-map has 'rde', 'Hund': none of the names 'red', 'blue'"):
+        require_mapped(spec)
+    with pytest.raises(UserError, match=r"has 'rde': none of .*, none of the weights' 'hund'"):
+        require_mapped(spec, ["hund"])
+    require_mapped(load_data_yaml(data, LabelRules(class_map=(("RED", "blue"), ("Hund", "red")))), ["hund"])
+    in_files = load_data_yaml(coco_set(tmp_path / "coco", [0]), LabelRules(class_map=(("rde", "red"),)))
+    require_mapped(in_files)  # whose categories may have any name: reading them says so
 
 
 @pytest.mark.parametrize(
