@@ -10,39 +10,45 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
 
 RECALL_POINTS: FloatArray = np.linspace(0.0, 1.0, 101, dtype=np.float64)
 CONFIDENCE_POINTS: FloatArray = np.linspace(0.0, 1.0, 1000, dtype=np.float64)
 UNDEFINED = -1.0  # COCO's mark for a class or size of which there is no truth
 
 
-def interpolated_precision(hits: BoolArray, false_alarms: BoolArray, positives: int) -> FloatArray:
-    """Precision at the 101 recall points, (T, D) and (T, D) -> (T, 101).
+def interpolated_precision(wrong_at_hits: FloatArray, hits: IntArray, positives: int) -> FloatArray:
+    """Precision at the 101 recall points, (..., K) and (...,) -> (..., 101).
+
+    Args:
+        wrong_at_hits: how many false alarms come before the k-th hit, k = 0 ... K - 1; what stands behind
+            the last hit is not read.
+        hits: how many there are, at most K.
+        positives: the truths to find.
 
     At each point: the best precision at this recall or a higher one, 0 where it is never reached, and
-    ``UNDEFINED`` where ``positives`` (the truths to find) is 0. The definition is COCO's (Lin et al., 2014).
+    ``UNDEFINED`` where ``positives`` is 0. The definition is COCO's (Lin et al., 2014). Precision falls with
+    every false alarm, so the best is that of a hit, and only hits are looked at.
     """
     if positives == 0:
-        return np.full((len(hits), len(RECALL_POINTS)), UNDEFINED)
-    found = np.cumsum(hits, axis=-1, dtype=np.float64)
-    wrong = np.cumsum(false_alarms, axis=-1, dtype=np.float64)
-    recall = found / positives
+        return np.full((*hits.shape, len(RECALL_POINTS)), UNDEFINED)
+    found = np.arange(1, wrong_at_hits.shape[-1] + 1, dtype=np.float64)
     # The summand and its place are pycocotools': it makes 0 / 0 a 0, and the last digit the same.
-    precision = found / (wrong + found + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=-1)[:, ::-1]
-    result = np.zeros((len(hits), len(RECALL_POINTS)))
-    for row, (row_recall, row_envelope) in enumerate(zip(recall, envelope, strict=True)):
-        places = np.searchsorted(row_recall, RECALL_POINTS, side="left")
-        reached = places < len(row_recall)
-        result[row, reached] = row_envelope[places[reached]]
+    precision = found / (wrong_at_hits + found + np.spacing(1))
+    precision[found > hits[..., None]] = 0
+    envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+    places = np.searchsorted(found / positives, RECALL_POINTS, side="left")
+    result = np.zeros((*hits.shape, len(RECALL_POINTS)))
+    reached = places < len(found)
+    result[..., reached] = envelope[..., places[reached]]
     return result
 
 
-def final_recall(hits: BoolArray, positives: int) -> FloatArray:
-    """Share of the truths that were found at all, (..., D) -> (...,); ``UNDEFINED`` where there are none."""
+def final_recall(hits: IntArray, positives: int) -> FloatArray:
+    """Share of the truths that were found at all, (...,) -> (...,); ``UNDEFINED`` where there are none."""
     if positives == 0:
-        return np.full(hits.shape[:-1], UNDEFINED)
-    recall: FloatArray = hits.sum(axis=-1) / positives
+        return np.full(hits.shape, UNDEFINED)
+    recall: FloatArray = hits / positives
     return recall
 
 

@@ -63,16 +63,19 @@ class ImageDetections:
 class Matches:
     """The outcome for D detections and N truths of some images, A area ranges and T thresholds.
 
-    Detections are sorted by image, class and falling score; those beyond the limit are left out.
-    A detection that is neither a hit nor a false alarm is ignored in that area range.
+    Detections are sorted by image, class and falling score; those beyond the limit are left out. P of them
+    overlap a truth by the lowest threshold or more, and only those can be matched: with a counted truth (a
+    hit) or with an ignored one. What is not matched is a false alarm, if its own size is in the range.
     """
 
     detection_images: IntArray  # (D,) position of the image in the call
     detection_classes: IntArray  # (D,)
     scores: FloatArray  # (D,)
     ranks: IntArray  # (D,) place by score within image and class, from 0
-    hits: BoolArray  # (D, A, T)
-    false_alarms: BoolArray  # (D, A, T)
+    in_range: BoolArray  # (D, A) unmatched it is a false alarm
+    paired: BoolArray  # (D,) which are the P
+    matched: BoolArray  # (P, A, T) with a truth, counted or not
+    hits: BoolArray  # (P, A, T) with a counted one
     truth_images: IntArray  # (N,)
     truth_classes: IntArray  # (N,)
     truths_counted: BoolArray  # (N, A) no crowd and of that size
@@ -155,8 +158,7 @@ def match_images(
     flat_truths, flat_detections = _flatten_truths(truths), _flatten_detections(detections, max_detections)
     ignored = _outside(flat_truths.areas) | flat_truths.crowd[:, None]
     pairs = _overlapping_pairs(flat_detections, flat_truths, float(np.min(iou_thresholds)))
-    chosen = _take_greedily(pairs, flat_detections.groups, ignored, flat_truths.crowd, iou_thresholds)
-
+    paired, chosen = _take_greedily(pairs, flat_detections.groups, ignored, flat_truths.crowd, iou_thresholds)
     matched = chosen >= 0
     counted = ~ignored if len(ignored) else np.zeros((1, len(AREA_RANGES)), bool)
     boxes = flat_detections.boxes_ltwh
@@ -165,8 +167,10 @@ def match_images(
         detection_classes=flat_detections.classes,
         scores=flat_detections.scores,
         ranks=flat_detections.ranks,
+        in_range=~_outside(boxes[:, 2] * boxes[:, 3]),
+        paired=paired,
+        matched=matched,
         hits=matched & counted[np.maximum(chosen, 0), np.arange(len(AREA_RANGES))[:, None]],
-        false_alarms=~matched & ~_outside(boxes[:, 2] * boxes[:, 3])[:, :, None],
         truth_images=flat_truths.images,
         truth_classes=flat_truths.classes,
         truths_counted=~ignored,
@@ -231,16 +235,18 @@ def _overlapping_pairs(detections: _Detections, truths: _Truths, lowest_iou: flo
 
 def _take_greedily(
     pairs: _Pairs, groups: IntArray, ignored: BoolArray, crowd: BoolArray, iou_thresholds: FloatArray
-) -> IntArray:
-    """The truth each detection takes, or -1: (D, A, T).
+) -> tuple[BoolArray, IntArray]:
+    """Which detections have a pair, (D,), and the truth that each of those takes, or -1: (P, A, T).
 
     Detections of different groups never compete, so the first of every group is served at once, then the
     second of every group, and so on.
     """
     shape = (ignored.shape[1], len(iou_thresholds))
-    chosen = np.full((len(groups), *shape), -1, np.int64)
     free = np.ones((len(ignored), *shape), bool)
     detections, starts, counts = np.unique(pairs.detections, return_index=True, return_counts=True)
+    paired = np.zeros(len(groups), bool)
+    paired[detections] = True
+    chosen = np.empty((len(detections), *shape), np.int64)
     turns = _places_in_runs(groups[detections])
     by_turn = np.argsort(turns, kind="stable")
     for served in np.split(by_turn, np.flatnonzero(np.diff(turns[by_turn])) + 1) if len(by_turn) else ():
@@ -253,8 +259,8 @@ def _take_greedily(
         slot = np.where(counted.any(axis=1), counted.argmax(axis=1), allowed.argmax(axis=1))
         taken = truths[np.arange(len(served))[:, None, None], slot]
         taken[~allowed.any(axis=1)] = -1
-        chosen[detections[served]] = taken
+        chosen[served] = taken
         rows, areas, thresholds = np.nonzero(taken >= 0)
         used = taken[rows, areas, thresholds]
         free[used, areas, thresholds] = crowd[used]
-    return chosen
+    return paired, chosen

@@ -62,13 +62,35 @@ class DetectionSummary:
 
 
 @dataclass(frozen=True)
-class _ClassRows:
-    """One class over the whole data set: its detections by falling score, its truths."""
+class _Columns:
+    """The state's columns, unpacked.
 
+    Detections are sorted by class and falling score. Equal scores stay in the order of images, and within
+    one as they were given.
+    """
+
+    detection_classes: IntArray  # (D,) rising
     scores: FloatArray  # (D,)
     ranks: IntArray  # (D,)
-    hits: BoolArray  # (A, T, D)
-    false_alarms: BoolArray  # (A, T, D)
+    in_range: BoolArray  # (D, A)
+    paired: IntArray  # (D,) the row in `hits` and `matched`, -1 where no truth is overlapped
+    hits: BoolArray  # (P, A, T)
+    matched: BoolArray  # (P, A, T)
+    truth_classes: IntArray  # (N,)
+    truth_images: IntArray  # (N,)
+    truths_counted: BoolArray  # (N, A)
+
+
+@dataclass(frozen=True)
+class _ClassRows:
+    """One class over the whole data set: its D detections by falling score, those P that overlap a truth."""
+
+    scores: FloatArray  # (D,)
+    ranks: IntArray  # (P,)
+    places: IntArray  # (P,) in the D, rising
+    hits: BoolArray  # (A, T, P)
+    matched: BoolArray  # (A, T, P)
+    in_range: BoolArray  # (A, D)
     positives: IntArray  # (A,)
     images: int
 
@@ -123,43 +145,86 @@ def _tables(state: State, num_classes: int, thresholds: FloatArray, limits: list
         np.zeros(num_classes, np.int64),
         np.zeros(num_classes, np.int64),
     )
-    half = _at(thresholds, 0.5)
-    for class_id in np.unique(np.asarray(state["truth_classes"], np.int64)):  # no truth: all stays undefined
-        rows = _class_rows(state, int(class_id), count)
-        for area, positives in enumerate(rows.positives):
-            hits, wrong = rows.hits[area], rows.false_alarms[area]
-            tables.precision[class_id, area] = ap.interpolated_precision(hits, wrong, int(positives))
+    half = int(_at(thresholds, 0.5)[0])
+    columns = _columns(state, count)
+    for class_id in np.unique(columns.truth_classes):  # no truth: all stays undefined
+        rows = _class_rows(columns, int(class_id))
+        for area, positives in enumerate(rows.positives.tolist()):
+            wrong_at_hits, hits = _wrong_at_hits(rows, area)
+            tables.precision[class_id, area] = ap.interpolated_precision(wrong_at_hits, hits, positives)
             for place, limit in enumerate(limits):
-                recall = ap.final_recall(hits[:, rows.ranks < limit], int(positives))
-                tables.recall[class_id, area, place] = recall
-        tables.by_confidence[class_id] = ap.precision_recall_by_confidence(
-            rows.scores, rows.hits[0, half], rows.false_alarms[0, half], int(rows.positives[0])
-        )
+                within = rows.hits[area][:, rows.ranks < limit].sum(axis=-1)
+                tables.recall[class_id, area, place] = ap.final_recall(within, positives)
+        tables.by_confidence[class_id] = _by_confidence(rows, half)
         tables.instances[class_id] = rows.positives[0]
         tables.images[class_id] = rows.images
     return tables
 
 
-def _class_rows(state: State, class_id: int, thresholds: int) -> _ClassRows:
-    """Select one class. Equal scores stay in the order of images, and within one as they were given."""
+def _columns(state: State, thresholds: int) -> _Columns:
+    classes = np.asarray(state["detection_classes"], np.int64)
     scores = np.asarray(state["scores"], np.float64)
-    rows = np.flatnonzero(state["detection_classes"] == class_id)
-    rows = rows[np.argsort(-scores[rows], kind="stable")]
+    order = np.lexsort((-scores, classes))
     areas = len(AREA_NAMES)
-    bits = np.unpackbits(
-        np.asarray(state["outcomes"], np.uint8)[rows], axis=1, count=2 * areas * thresholds
-    ).T.reshape(2, areas, thresholds, len(rows))
-    truths = np.flatnonzero(state["truth_classes"] == class_id)
-    counted = np.unpackbits(np.asarray(state["truths_counted"], np.uint8)[truths], axis=1, count=areas)
-    images = np.repeat(np.arange(len(state["images"])), np.asarray(state["truths_per_image"], np.int64))
-    return _ClassRows(
-        scores[rows],
-        np.asarray(state["ranks"], np.int64)[rows],
-        bits[0].astype(bool),
-        bits[1].astype(bool),
-        counted.sum(axis=0, dtype=np.int64),
-        len(np.unique(images[truths[counted[:, 0] > 0]])),
+    paired = np.asarray(state["paired"], np.bool_)
+    outcomes = np.unpackbits(np.asarray(state["outcomes"], np.uint8), axis=1, count=2 * areas * thresholds)
+    hits, matched = outcomes.view(np.bool_).reshape(-1, 2, areas, thresholds).swapaxes(0, 1)
+    images = np.arange(len(state["images"]))
+    return _Columns(
+        classes[order],
+        scores[order],
+        np.asarray(state["ranks"], np.int64)[order],
+        _bits(state["in_range"], areas)[order],
+        np.where(paired, np.cumsum(paired) - 1, -1)[order],
+        hits,
+        matched,
+        np.asarray(state["truth_classes"], np.int64),
+        np.repeat(images, np.asarray(state["truths_per_image"], np.int64)),
+        _bits(state["truths_counted"], areas),
     )
+
+
+def _bits(packed: NDArray[np.generic], count: int) -> BoolArray:
+    return np.unpackbits(np.asarray(packed, np.uint8), axis=1, count=count).view(np.bool_)
+
+
+def _class_rows(columns: _Columns, class_id: int) -> _ClassRows:
+    first, last = np.searchsorted(columns.detection_classes, (class_id, class_id + 1))
+    own = slice(first, last)
+    places = np.flatnonzero(columns.paired[own] >= 0)
+    pairs = columns.paired[own][places]
+    truths = columns.truth_classes == class_id
+    counted = columns.truths_counted[truths]
+    return _ClassRows(
+        columns.scores[own],
+        columns.ranks[own][places],
+        places,
+        np.ascontiguousarray(columns.hits[pairs].transpose(1, 2, 0)),
+        np.ascontiguousarray(columns.matched[pairs].transpose(1, 2, 0)),
+        np.ascontiguousarray(columns.in_range[own].T),
+        counted.sum(axis=0, dtype=np.int64),
+        len(np.unique(columns.truth_images[truths][counted[:, 0]])),
+    )
+
+
+def _wrong_at_hits(rows: _ClassRows, area: int) -> tuple[FloatArray, IntArray]:
+    """How many false alarms come before the k-th hit, (T, K), and how many hits there are, (T,)."""
+    hits, in_range = rows.hits[area], rows.in_range[area]
+    spared = np.cumsum(rows.matched[area] & in_range[rows.places], axis=-1, dtype=np.int32)
+    wrong = np.cumsum(in_range, dtype=np.int32)[rows.places] - spared
+    counts = hits.sum(axis=-1)
+    thresholds, places = np.nonzero(hits)
+    result = np.zeros((len(hits), int(counts.max())))
+    result[thresholds, np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)] = wrong[hits]
+    return result, counts
+
+
+def _by_confidence(rows: _ClassRows, threshold: int) -> tuple[FloatArray, FloatArray]:
+    """Precision and recall by confidence, of any size."""
+    hits, wrong = np.zeros(len(rows.scores), bool), rows.in_range[0].copy()
+    hits[rows.places] = rows.hits[0, threshold]
+    wrong[rows.places] &= ~rows.matched[0, threshold]
+    return ap.precision_recall_by_confidence(rows.scores, hits, wrong, int(rows.positives[0]))
 
 
 def _at(thresholds: FloatArray, iou: float) -> NDArray[np.int64]:

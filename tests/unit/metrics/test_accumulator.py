@@ -102,9 +102,10 @@ def test_states_are_plain_and_small() -> None:
     accumulator = accumulate([random_image(rng, 5, 10, 100) for _ in range(50)], 5)
     state = accumulator.state()
     assert all(type(column) is np.ndarray and column.dtype.kind in "iuf" for column in state.values())
-    detections, truths = len(state["scores"]), len(state["truth_classes"])
+    detections, paired, truths = (len(state[name]) for name in ("scores", "outcomes", "truth_classes"))
     assert detections > 1000
-    assert sum(column.nbytes for column in state.values()) <= 26 * detections + 5 * truths + 24 * 50 + 104
+    of_all = 18 * detections + 10 * paired + 5 * truths + 32 * 50
+    assert sum(column.nbytes for column in state.values()) <= of_all + 104
 
 
 def test_an_image_counts_once() -> None:

@@ -8,8 +8,10 @@ from pycocotools import mask
 
 from horovod_yolo.metrics.matching import (
     IOU_THRESHOLDS,
+    BoolArray,
     ImageDetections,
     ImageTruths,
+    Matches,
     match_images,
     paired_iou,
 )
@@ -31,6 +33,20 @@ def found(*rows: tuple[list[float], float]) -> ImageDetections:
     return ImageDetections(boxes, np.array([score for _, score in rows]), np.zeros(len(rows), np.int64))
 
 
+def hits_of(matches: Matches) -> BoolArray:
+    """Of all detections, (D, A, T)."""
+    hits = np.zeros((len(matches.scores), *matches.hits.shape[1:]), bool)
+    hits[matches.paired] = matches.hits
+    return hits
+
+
+def false_alarms_of(matches: Matches) -> BoolArray:
+    """Of all detections, (D, A, T)."""
+    alarms = np.repeat(matches.in_range[:, :, None], matches.matched.shape[2], axis=2)
+    alarms[matches.paired] &= ~matches.matched
+    return alarms
+
+
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
 def test_overlap_equals_pycocotools(seed: int) -> None:
@@ -47,35 +63,35 @@ def test_overlap_equals_pycocotools(seed: int) -> None:
 def test_a_truth_is_found_once_and_by_the_best_score() -> None:
     matches = match_images([truths(BOX)], [found((BOX, 0.6), (BOX, 0.9))])
     assert matches.scores.tolist() == [0.9, 0.6]
-    assert matches.hits[:, 0].all(axis=1).tolist() == [True, False]
-    assert matches.false_alarms[:, 0].all(axis=1).tolist() == [False, True]
+    assert hits_of(matches)[:, 0].all(axis=1).tolist() == [True, False]
+    assert false_alarms_of(matches)[:, 0].all(axis=1).tolist() == [False, True]
 
 
 def test_of_equal_scores_the_first_wins() -> None:
     shifted = [11.0, 10.0, 40.0, 40.0]
     matches = match_images([truths(BOX)], [found((shifted, 0.5), (BOX, 0.5))])
-    assert matches.hits[:, 0, 0].tolist() == [True, False]
+    assert hits_of(matches)[:, 0, 0].tolist() == [True, False]
 
 
 def test_the_threshold_is_reached_by_equality() -> None:
     half = [10.0, 10.0, 40.0, 20.0]  # IoU exactly 0.5
     matches = match_images([truths(BOX)], [found((half, 0.5))])
-    assert matches.hits[0, 0].tolist() == [True] + [False] * 9
+    assert hits_of(matches)[0, 0].tolist() == [True] + [False] * 9
 
 
 def test_a_crowd_takes_any_number_of_detections_and_none_counts() -> None:
     crowd = truths([0.0, 0.0, 200.0, 200.0], crowd=[True])
     matches = match_images([crowd], [found((BOX, 0.9), ([60.0, 60.0, 20.0, 20.0], 0.8))])
-    assert not matches.hits.any() and not matches.false_alarms.any()
+    assert not hits_of(matches).any() and not false_alarms_of(matches).any()
     assert not matches.truths_counted.any()
 
 
 def test_a_counted_truth_goes_before_an_ignored_one_that_overlaps_more() -> None:
     near = [12.0, 10.0, 40.0, 40.0]
     matches = match_images([truths(BOX, near, crowd=[True, False])], [found((BOX, 0.9))])
-    assert matches.hits[0, 0, 0]
+    assert hits_of(matches)[0, 0, 0]
     assert (
-        not matches.hits[0, 0, -1] and not matches.false_alarms[0, 0, -1]
+        not hits_of(matches)[0, 0, -1] and not false_alarms_of(matches)[0, 0, -1]
     )  # near misses 0.95: the crowd it is
 
 
@@ -83,8 +99,13 @@ def test_sizes_follow_the_area_field_of_truths_and_the_box_of_detections() -> No
     matches = match_images([truths(BOX, area=100.0)], [found((BOX, 0.9), ([300.0, 300.0, 40.0, 40.0], 0.1))])
     assert matches.truths_counted.tolist() == [[True, True, False, False]]
     hit, stray = range(2)
-    assert matches.hits[hit, :, 0].tolist() == [True, True, False, False]
-    assert matches.false_alarms[stray, :, 0].tolist() == [True, False, True, False]  # 1600 pixels^2: medium
+    assert hits_of(matches)[hit, :, 0].tolist() == [True, True, False, False]
+    assert false_alarms_of(matches)[stray, :, 0].tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]  # 1600 pixels^2: medium
 
 
 def test_only_the_best_of_a_class_are_kept() -> None:
@@ -117,7 +138,7 @@ def greedy_by_hand(image: ImageTruths, detections: ImageDetections, threshold: f
 def test_equals_the_obvious_loop(seed: int, threshold: int) -> None:
     image, detections = random_image(np.random.default_rng(seed), 1, 8, 12)
     image = ImageTruths(image.boxes_ltwh, image.classes, np.zeros(len(image), bool), image.areas)
-    hits = match_images([image], [detections]).hits[:, 0, threshold]
+    hits = hits_of(match_images([image], [detections]))[:, 0, threshold]
     assert hits.tolist() == greedy_by_hand(image, detections, float(IOU_THRESHOLDS[threshold]))
 
 
@@ -128,7 +149,16 @@ def test_images_matched_together_or_alone_are_the_same(seed: int) -> None:
     images, detections = zip(*(random_image(rng, 3, 6, 10) for _ in range(4)), strict=True)
     together = match_images(images, detections)
     alone = [match_images([t], [d]) for t, d in zip(images, detections, strict=True)]
-    for field in ("scores", "ranks", "hits", "false_alarms", "detection_classes", "truths_counted"):
+    for field in (
+        "scores",
+        "ranks",
+        "hits",
+        "matched",
+        "paired",
+        "in_range",
+        "detection_classes",
+        "truths_counted",
+    ):
         np.testing.assert_array_equal(
             getattr(together, field), np.concatenate([getattr(one, field) for one in alone])
         )
@@ -143,13 +173,16 @@ def test_of_equal_overlaps_the_later_truth_is_taken_and_the_earlier_stays_free()
     left, right, middle = [0.0, 0.0, 40.0, 40.0], [8.0, 0.0, 40.0, 40.0], [4.0, 0.0, 40.0, 40.0]
     for first, second in ((left, right), (right, left)):
         matches = match_images([truths(first, second)], [found((middle, 0.9), (first, 0.8))])
-        assert matches.hits[:, 0, 6].tolist() == [True, True]  # at 0.8: the second overlaps `second` by 2 / 3
+        assert hits_of(matches)[:, 0, 6].tolist() == [
+            True,
+            True,
+        ]  # at 0.8: the second overlaps `second` by 2 / 3
         matches = match_images([truths(first, second)], [found((middle, 0.9), (second, 0.8))])
-        assert matches.hits[:, 0, 6].tolist() == [True, False]
+        assert hits_of(matches)[:, 0, 6].tolist() == [True, False]
 
 
 def test_a_limit_of_size_belongs_to_both_sides() -> None:
     exactly = [0.0, 0.0, 32.0, 32.0]
     matches = match_images([truths(exactly)], [found(([100.0, 100.0, 32.0, 32.0], 0.9))])
     assert matches.truths_counted.tolist() == [[True, True, True, False]]
-    assert matches.false_alarms[0, :, 0].tolist() == [True, True, True, False]
+    assert false_alarms_of(matches)[0, :, 0].tolist() == [True, True, True, False]
