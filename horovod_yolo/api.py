@@ -16,13 +16,14 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, Literal, overload
 
+from horovod_yolo.assembly.anew import with_commits
 from horovod_yolo.assembly.export import ExportOptions, export
 from horovod_yolo.assembly.exported import name_of_exported
 from horovod_yolo.assembly.given_weights import model_of_weights, with_model
 from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
 from horovod_yolo.assembly.looking import Looking, look_here
 from horovod_yolo.assembly.ready import ready_here
-from horovod_yolo.assembly.run import new_run
+from horovod_yolo.assembly.run import run_of_script
 from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
@@ -105,11 +106,11 @@ class YOLO:
         """
         with join_as_script().on_ranks() as comm:
             start = with_model({"weights": str(self.weights)} if self.weights else {"cfg": self.name}, comm)
-            config = together(comm, lambda: self._settings({**start, **flags, "data": data}))
+            given, config = together(comm, lambda: self._settings({**start, **flags, "data": data}))
             log_to_files(comm, config.log_dir, as_script=True)
             stop = StopRequest()
             with listening(stop) if current_thread() is main_thread() else nullcontext():
-                run = new_run(config, comm)
+                run = run_of_script(given, config, comm)
                 results = train(run, comm, stop)
             # After this rank 0 has written the weights that another rank may read.
             asked = comm.allgather_object(stop.asked)
@@ -118,14 +119,16 @@ class YOLO:
                 raise StoppedError(f"after the last step; the run is complete: {run.folder}", saved=True)
             return results
 
-    def _settings(self, flags: dict[str, Any]) -> TrainConfig:
+    def _settings(self, flags: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:
+        """The flags of a new run, and what follows from them."""
         if flags.get("resume"):
             raise UserError("resume is not for a new run", fix="use train.py --resume")
         parser = train_parser("train")
         argv = training_argv(parser, flags, zoo.hyperparameters())
-        config = settings_of(vars(parser.parse_strictly(argv)))
+        given = with_commits(vars(parser.parse_strictly(argv)))
+        config = settings_of(given)
         require_fitting_launch(config.elastic)
-        return config
+        return given, config
 
     def val(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         """Score the weights on ``data``, by default the set trained on. *Collective.*

@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, NoReturn
 from horovod_yolo.core.errors import (
     DataWorkerError,
     NonFiniteError,
+    Request,
     StoppedError,
     TakenError,
+    UnmetError,
     UnwrittenError,
     UserError,
 )
 from horovod_yolo.core.text import plain
 from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import launcher
-from horovod_yolo.process import logs
+from horovod_yolo.process import logs, restarts
 
 if TYPE_CHECKING:
     from horovod_yolo.distributed.communicator import Communicator
@@ -54,8 +56,44 @@ def say_end(comm: Communicator, error: Exception) -> int:
     """Let rank 0 say how all ranks ended; the exit code."""
     code, words = end_of(error)
     if comm.rank == 0:
-        print(plain(words), file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
+        _say(code, words)
+    mark_end(code, words, error.request if isinstance(error, StoppedError) else "certain")
     return code
+
+
+def _say(code: int, words: str) -> None:
+    print(plain(words), file=sys.stdout if code == STOPPED else sys.stderr, flush=True)
+
+
+def mark_end(code: int, words: str, request: Request = "certain", *, alone: bool = False) -> None:
+    """Where the launcher starts ranks anew, let those of this host end like this one.
+
+    Args:
+        code: exit code; only those that tell the user something are kept.
+        words: what was said.
+        request: upon which it ends. Where the launcher may have asked, ranks that it starts without counting
+            it as a failure go on.
+        alone: whether this rank has said so, and not all of them together.
+    """
+    started = launcher()
+    if code not in (MISTAKE, STOPPED) or not started.for_torch or request == "elsewhere":
+        return
+    above = -1 if request == "certain" else started.restarts
+    try:
+        restarts.leave_end(restarts.End(code, words, alone, above))
+    except OSError as error:
+        log.warning("torchrun may start the ranks anew: %s", error)
+
+
+def end_as_before() -> None:
+    """End this process where earlier ranks of the same torchrun have ended for good."""
+    started = launcher()
+    end = restarts.earlier_end(started.restarts) if started.for_torch else None
+    if end is None:
+        return
+    if not started.local_rank and (end.alone or started.rank == 0):
+        _say(end.code, end.words)
+    end_at_once(end.code)
 
 
 def leave(code: int) -> NoReturn:
@@ -81,9 +119,17 @@ def end_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def leave_on_request(words: str) -> None:
-    """End this process, from whatever thread: nothing is lost, and the launcher ends the other ranks."""
-    print(f"{logs.rank_here(launcher().rank)} stopped on request {words}")
+def leave_on_request(words: str, *, certain: bool = True) -> None:
+    """End this process, from whatever thread: nothing is lost, and the launcher ends the other ranks.
+
+    Args:
+        words: when it leaves, and what is kept.
+        certain: the request is not only a launcher's, which may be about to start ranks anew.
+    """
+    words = f"{logs.rank_here(launcher().rank)} stopped on request {words}"
+    print(words)
+    if certain:
+        mark_end(STOPPED, words, alone=True)
     end_at_once(STOPPED)
 
 
@@ -97,6 +143,8 @@ def leave_alone(comm: Communicator, error: Exception) -> NoReturn:
         print(f"{who}: another rank left or does not answer ({_first_line(error)})", file=sys.stderr)
     elif isinstance(error, (DataWorkerError, TakenError, UserError)):
         complain(f"{who}: {error}")
+        if not isinstance(error, DataWorkerError):
+            mark_end(MISTAKE, f"error: {who}: {error}", alone=True)
     else:
         print(f"{who} failed: {advice(error) or repr(error)}", file=sys.stderr)
         traceback.print_exception(error)
@@ -128,6 +176,8 @@ def refused(error: UserError, place: int) -> int:
         error: the mistake, which other ranks meet too.
         place: of this rank among those that meet it.
     """
+    if not isinstance(error, UnmetError):
+        mark_end(MISTAKE, f"error: {error}", alone=True)
     if place:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # of the launcher: no request that would need an answer
         time.sleep(SECONDS_OF_THE_FIRST)

@@ -24,6 +24,7 @@ from horovod_yolo.assembly.ending import (
     MISTAKE,
     advice,
     complain,
+    end_as_before,
     end_at_once,
     leave_alone,
     leave_on_request,
@@ -50,7 +51,8 @@ SECONDS_OF_SILENCE = "60"  # after which a rank that shows no life counts as hun
 
 def on_ranks_until_stopped(parse: Callable[[], Any], job: Callable[[Any, Any, StopRequest], None]) -> int:
     """`on_ranks` for a job that ends early when it is asked to. Call it from the main thread."""
-    stop = StopRequest(leave_on_request)
+    end_as_before()
+    stop = StopRequest(lambda words: leave_on_request(words, certain=stop.certain))
     with listening(stop):
         return on_ranks(parse, lambda comm, parsed: job(comm, parsed, stop))
 
@@ -60,6 +62,7 @@ def on_ranks(parse: Callable[[], Any], job: Callable[[Any, Any], None]) -> int:
 
     What all ranks raise together, rank 0 says, and all leave with the same code.
     """
+    end_as_before()
     from horovod_yolo.distributed.agreement import together
 
     try:
@@ -163,26 +166,28 @@ def join_as_script() -> Script:
             "horovodrun's elastic launch of a script that calls YOLO",
             fix="only train.py goes on when ranks come and go; launch the script with -H host1:4",
         )
+    end_as_before()
     script = Script(comm := join(as_script=True))
     if comm.size > 1:
         sys.excepthook = script.uncaught
     return script
 
 
-def require_fitting_launch(elastic: bool, *, resumes: bool = False) -> None:
+def require_fitting_launch(elastic: bool) -> None:
     """Raise where launcher and flags do not fit: not all ranks would know that the world may change.
 
     Args:
         elastic: whether ``--elastic`` was given.
-        resumes: whether the command goes on with a run, where there is one.
 
     Raises:
         UserError: says what to change.
     """
     launched = launcher()
-    if launched.for_torch:
-        _require_fitting_torchrun(launched, elastic, resumes)
-        return
+    if elastic and launched.for_torch:
+        raise UserError(
+            "--elastic is for horovodrun; torchrun starts all ranks anew when one is lost",
+            fix="leave it out and use torchrun --nnodes 2:4 --max-restarts 3 ...",
+        )
     if elastic and not launched.restarts_ranks:
         raise UserError(
             "--elastic without horovodrun's elastic launch over Gloo",
@@ -192,20 +197,6 @@ def require_fitting_launch(elastic: bool, *, resumes: bool = False) -> None:
         raise UserError(
             "horovodrun's elastic launch without --elastic",
             fix="add --elastic, or launch with -H host1:4",
-        )
-
-
-def _require_fitting_torchrun(launched: Launcher, elastic: bool, resumes: bool) -> None:
-    """It has no ranks that live on when others are lost: it starts all of them anew."""
-    if elastic:
-        raise UserError(
-            "--elastic is for horovodrun; torchrun starts all ranks anew when one is lost",
-            fix="use torchrun --nnodes 2:4 --max-restarts 3 ... train.py --resume auto --commit-every 10",
-        )
-    if launched.times_started > 1 and not resumes:
-        raise UserError(
-            "torchrun has started the ranks anew, and this command would begin a new run",
-            fix="add --resume auto, and --commit-every 10 to lose no more than 10 steps",
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from horovod_yolo.assembly.anew import EarlierRanks, with_commits
 from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.data import KnownData
 from horovod_yolo.assembly.given_weights import with_model
@@ -51,18 +52,43 @@ class Run:
 
 
 def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
-    """The run that the command line asks for. *Collective.*
+    """The run that the command line asks for, or that earlier ranks of this job have begun. *Collective.*
 
     Args:
         target: of ``--resume``: empty for a new run, ``auto`` for that of this name, new or not.
         given: the other flags that were given.
         comm: the ranks.
     """
-    if target == "auto":
-        return found_or_new_run(given, comm)
-    if target:
-        return resumed_run(target, given, comm)
-    given = with_model(given, comm)
+    earlier = EarlierRanks(comm)
+    if earlier.folder is not None:
+        run = _found_or_new(earlier.folder, given, comm)
+    elif target == "auto":
+        config = together(comm, lambda: config_from_flags(given))
+        run = _found_or_new(config.run_parent / config.name, given, comm)
+    elif target:
+        run = resumed_run(target, given, comm)
+    else:
+        run = _begun(given, comm)
+    earlier.tell(run.folder)
+    return run
+
+
+def run_of_script(given: dict[str, Any], config: TrainConfig, comm: Communicator) -> Run:
+    """A new run, or what earlier ranks of this job have begun at this place of a script. *Collective.*
+
+    Args:
+        given: the flags that were given.
+        config: what follows from them.
+        comm: the ranks.
+    """
+    earlier = EarlierRanks(comm)
+    run = _found_or_new(earlier.folder, given, comm) if earlier.folder else new_run(config, comm)
+    earlier.tell(run.folder)
+    return run
+
+
+def _begun(given: dict[str, Any], comm: Communicator) -> Run:
+    given = with_model(with_commits(given), comm)
     return new_run(together(comm, lambda: settings_of(given)), comm)
 
 
@@ -97,13 +123,11 @@ def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
     return _going_on(on_rank_0(comm, load), given, comm)
 
 
-def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
-    """Go on with the run in ``project/name``, or begin it in just that folder. *Collective.*
+def _found_or_new(folder: Path, given: dict[str, Any], comm: Communicator) -> Run:
+    """Go on with the run in a folder, or begin it in just that folder. *Collective.*
 
     So one command line starts a job and goes on with it whenever a scheduler starts it again.
     """
-    config = together(comm, lambda: config_from_flags(given))
-    folder = config.run_parent / config.name
 
     def load() -> Found | None:
         try:
@@ -116,8 +140,7 @@ def found_or_new_run(given: dict[str, Any], comm: Communicator) -> Run:
     found = on_rank_0(comm, load)
     if found:
         return _going_on(found, given, comm)
-    given = with_model({**given, "exist_ok": True}, comm)
-    return new_run(together(comm, lambda: settings_of(given)), comm)
+    return _begun({**given, "project": str(folder.parent), "name": folder.name, "exist_ok": True}, comm)
 
 
 def _newest_state(target: Path) -> Found:

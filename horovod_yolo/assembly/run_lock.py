@@ -15,6 +15,7 @@ from typing import Any
 from horovod_yolo.assembly.ending import AGREED
 from horovod_yolo.assembly.hand_on import host_id
 from horovod_yolo.core.errors import TakenError, UserError
+from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.launchers.launcher import JOB_IDS
 from horovod_yolo.io.lock import FileLock, HeldError, Verdict
 from horovod_yolo.training.events import Callback, StepReport
@@ -62,6 +63,14 @@ class RunLock(Callback):
         except OSError as error:
             words = "nothing keeps another job out of it"
             log.warning("%s: no lock can be made (%s): %s", folder, error.strerror or error, words)
+
+    def is_seen(self, folder: Path, comm: Communicator) -> bool:
+        """Whether this rank sees the lock that rank 0 has taken, where it could. *Collective.*"""
+        token = comm.broadcast_object(self.token if self._lock is not None else "")
+        try:
+            return not token or _parsed((folder / NAME).read_bytes()).get("token") == token
+        except OSError:
+            return False
 
     def drop(self) -> None:
         """Leave it to the rank that has taken it, or will."""

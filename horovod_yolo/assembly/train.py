@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.assembly.anew import say_restarts
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import Data, run_data
 from horovod_yolo.assembly.data_state import data_state, require_same_data
 from horovod_yolo.assembly.device import arithmetic, precision_name
+from horovod_yolo.assembly.hand_on import host_id
 from horovod_yolo.assembly.labels import label_rules
 from horovod_yolo.assembly.results import finish, results_of
 from horovod_yolo.assembly.run import Run
@@ -17,7 +20,7 @@ from horovod_yolo.assembly.run_folder import write_config
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.core.errors import StoppedError, UnwrittenError, UserError
+from horovod_yolo.core.errors import Request, StoppedError, UnwrittenError, UserError
 from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
@@ -50,6 +53,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
         on_rank_0(comm, lambda: _take(run))
         if comm.rank != 0:
             run.lock.drop()
+        say_restarts(run.config.steps_between_commits, run.folder, run.lock, comm)
         return _trained(run, comm, stop)
 
 
@@ -135,7 +139,17 @@ def _stopped(run: Run, trainer: Trainer, comm: Communicator, checkpointer: Check
         if not saved:
             words = f"ITS CHECKPOINT COULD NOT BE WRITTEN ({checkpointer.refused}), {_older(run.folder)}"
     saved, words = comm.broadcast_object((saved, words))
-    return StoppedError(f"after step {trainer.progress.step}, {words}", saved=saved)
+    words = f"after step {trainer.progress.step}, {words}"
+    return StoppedError(words, saved=saved, request=_request(trainer.stop, comm))
+
+
+def _request(stop: StopRequest, comm: Communicator) -> Request:
+    """Whether the launcher, which may want to start ranks anew, was the only one to ask. *Collective.*"""
+    parent = (host_id(), os.getppid())
+    told = comm.allgather_object((parent, stop.asked, stop.certain))
+    if any(certain for _, _, certain in told):
+        return "certain"
+    return "here" if any(asked and whose == parent for whose, asked, _ in told) else "elsewhere"
 
 
 def _older(folder: Path) -> str:

@@ -25,7 +25,7 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
         given = vars(train_parser(prog).parse_strictly(without_local_rank(argv)))
         if given.get("resume", "auto") == "auto":
             config_from_flags({name: value for name, value in given.items() if name != "resume"})
-        require_fitting_launch(given.get("elastic", False), resumes=bool(given.get("resume")))
+        require_fitting_launch(given.get("elastic", False))
         return {"elastic_wait": TrainConfig.elastic_wait, **given} if launcher().restarts_ranks else given
 
     def start(comm: Any, given: dict[str, Any]) -> Any:

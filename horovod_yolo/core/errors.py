@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+Request = Literal["certain", "here", "elsewhere"]
+
 
 class UserError(ValueError):
     """A mistake in what the user gave us: command line, files, data.
@@ -17,6 +21,10 @@ class UserError(ValueError):
         super().__init__(". ".join(part.strip().rstrip(".") for part in parts).replace("\n", " "))
 
 
+class UnmetError(UserError):
+    """The other ranks were not found: a mistake in the launch, or one of them has just died."""
+
+
 class NonFiniteError(RuntimeError):
     """Training diverged: too many steps in a row had infinite or NaN gradients."""
 
@@ -30,11 +38,14 @@ class StoppedError(RuntimeError):
 
     Attributes:
         saved: whether a checkpoint of this moment is on the disk.
+        request: where it may be the launcher's, which stops ranks to start others, whether that came to this
+            host or elsewhere.
     """
 
-    def __init__(self, words: str, *, saved: bool = False) -> None:
+    def __init__(self, words: str, *, saved: bool = False, request: Request = "certain") -> None:
         super().__init__(words)
         self.saved = saved
+        self.request = request
 
 
 class DataWorkerError(RuntimeError):

@@ -24,8 +24,7 @@ def meet(launched: Launcher, patience: timedelta) -> Store:
     """
     host, port = launched.address if launched.for_torch and launched.address else _told_by_mpi(launched)
     serves = not launched.keeps_store and launched.rank == 0
-    served = TCPStore(host, port, launched.size, serves, timeout=patience, wait_for_workers=False)
-    store = PrefixStore(f"start {launched.times_started}", served)
+    store = TCPStore(host, port, launched.size, serves, timeout=patience, wait_for_workers=False)
     return of_this_world(store, launched.rank, launched.size, patience)
 
 

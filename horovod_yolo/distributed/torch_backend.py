@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.errors import UnmetError
 from horovod_yolo.distributed.communicator import GradientExchange, Pending
 from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.launchers.launcher import Launcher
@@ -68,7 +68,8 @@ class TorchCommunicator:
         """Find the other ranks of the job. *Collective.*
 
         Raises:
-            UserError: they are not found.
+            UnmetError: they are not found.
+            UserError: their launcher does not let them find each other.
         """
         _choose_interface(launched)
         kinds = "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"
@@ -79,7 +80,7 @@ class TorchCommunicator:
             )
             return cls(launched.local_rank, launched.local_size)
         except (RuntimeError, ValueError) as error:
-            raise UserError(
+            raise UnmetError(
                 f"rank {launched.rank} of {launched.size} does not find the others "
                 f"({str(error).splitlines()[0]})",
                 fix="can this host reach MASTER_ADDR at MASTER_PORT, and does each host's name lead to it?",

@@ -17,6 +17,7 @@ from types import FrameType
 from horovod_yolo.process.stop import StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+OF_LAUNCHERS = signal.SIGTERM  # with which they also end ranks that they start anew
 STOP_FILE = "HOROVOD_YOLO_STOP_FILE"  # names a file; the launcher makes it to stop the ranks that see it
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -76,7 +77,7 @@ def _listen(ears: int, stop: StopRequest, file: Path | None) -> None:
         if interrupts > 1:
             os._exit(128 + signal.SIGINT)
         if any(number in heard for number in SIGNALS):
-            stop.ask()
+            stop.ask(certain=any(number in heard for number in SIGNALS if number != OF_LAUNCHERS))
         elif file is not None and is_request(file):
             file = None  # once is enough
             stop.ask()

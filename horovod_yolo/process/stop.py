@@ -23,14 +23,20 @@ class StopRequest:
 
     def __init__(self, leave: Callable[[str], None] = _stay) -> None:
         self.asked = False
+        self.certain = False  # where a launcher stops ranks to start others, it asks as well
         self._leave = leave
         self._lock = threading.Lock()  # requests come from another thread
         self._nothing_lost = "before the first step; nothing was trained"
 
-    def ask(self) -> None:
-        """Note a request; where nothing is lost, leave."""
+    def ask(self, *, certain: bool = True) -> None:
+        """Note a request; where nothing is lost, leave.
+
+        Args:
+            certain: it is somebody's who wants the job to end, and not only a launcher's own.
+        """
         with self._lock:
             self.asked = True
+            self.certain |= certain
             if self._nothing_lost:
                 self._leave(self._nothing_lost)
 

@@ -32,7 +32,7 @@ def test_a_lost_rank_costs_the_steps_since_the_last_commit(
 ) -> None:
     """The store where ranks meet lives on, with the addresses of those that are gone."""
     train = ["train.py", "--data", digits, "--cfg", "yolov5n", "--img", "64", "--batch", "6", "--epochs", "2"]
-    flags = ["--workers", "0", "--noplots", "--noval", "--commit-every", "2", "--resume", "auto"]
+    flags = ["--workers", "0", "--noplots", "--noval", "--commit-every", "2"]
     job = [*train, *flags, "--project", tmp_path, "--name"]
     whole = ranks.run([*job, "whole"], 2, "torchrun")
     assert whole.code == 0, whole.output
@@ -57,10 +57,6 @@ def test_what_does_not_fit_torchrun_is_said(rank_of_torchrun: pytest.MonkeyPatch
     require_fitting_launch(False)
     with pytest.raises(UserError, match="--nnodes 2:4 --max-restarts 3"):
         require_fitting_launch(True)
-    rank_of_torchrun.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    require_fitting_launch(False, resumes=True)
-    with pytest.raises(UserError, match=r"would begin a new run. add --resume auto"):
-        require_fitting_launch(False)
 
 
 @pytest.mark.parametrize("flag", ["--local-rank", "--local_rank"])

@@ -25,7 +25,8 @@ class Launcher:
         job_id: of the batch system's job; empty where there is none.
         restarts_ranks: whether ranks may come and go while the job runs.
         address: host and port of the launcher itself, which can be called; None where it does not tell.
-        times_started: how often the launcher has started the ranks, after losing some.
+        restarts: how often the launcher has started all ranks anew after losing some, as this host counts.
+        most_restarts: how often it does so.
         keeps_store: whether it serves the store of ``torch.distributed`` itself, at ``address``.
     """
 
@@ -36,7 +37,8 @@ class Launcher:
     job_id: str = ""
     restarts_ranks: bool = False
     address: tuple[str, int] | None = None
-    times_started: int = 1
+    restarts: int = 0
+    most_restarts: int = 0
     keeps_store: bool = False
 
     name: ClassVar[str]
@@ -47,6 +49,8 @@ class Launcher:
     size_name: ClassVar[str]
     local_rank_name: ClassVar[str] = ""
     local_size_name: ClassVar[str] = ""
+    restarts_name: ClassVar[str] = ""
+    most_restarts_name: ClassVar[str] = ""
 
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> Launcher | None:
@@ -62,7 +66,8 @@ class Launcher:
             next((environ[name] for name in JOB_IDS if environ.get(name)), ""),
             cls.is_elastic(environ),
             cls.own_address(environ),
-            1 + cls.restarts(environ),
+            number(environ, cls.restarts_name) or 0,
+            number(environ, cls.most_restarts_name) or 0,
             cls.serves(environ),
         )
 
@@ -80,11 +85,6 @@ class Launcher:
     def is_elastic(cls, environ: Mapping[str, str]) -> bool:
         """Whether ranks may come and go."""
         return False
-
-    @classmethod
-    def restarts(cls, environ: Mapping[str, str]) -> int:
-        """How often all ranks were started anew."""
-        return 0
 
     @classmethod
     def serves(cls, environ: Mapping[str, str]) -> bool:

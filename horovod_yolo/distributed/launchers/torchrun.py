@@ -14,6 +14,7 @@ class Torchrun(Launcher):
     for_torch = True
     rank_name, size_name = "RANK", "WORLD_SIZE"
     local_rank_name, local_size_name = "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+    restarts_name, most_restarts_name = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"
 
     @classmethod
     def is_whole(cls, environ: Mapping[str, str]) -> bool:
@@ -26,11 +27,6 @@ class Torchrun(Launcher):
         """Of the store where ranks meet."""
         host, port = environ.get("MASTER_ADDR", ""), number(environ, "MASTER_PORT")
         return (host, port) if host and port is not None else None
-
-    @classmethod
-    def restarts(cls, environ: Mapping[str, str]) -> int:
-        """As the agent counts them."""
-        return number(environ, "TORCHELASTIC_RESTART_COUNT") or 0
 
     @classmethod
     def serves(cls, environ: Mapping[str, str]) -> bool:

@@ -164,10 +164,13 @@ def test_torchrun_is_the_innermost() -> None:
     for around in ({}, HOROVODRUN, OPEN_MPI, SLURM_TASK):
         found = launcher({**around, **TORCHRUN})
         assert (type(found), found.rank, found.size) == (Torchrun, 1, 4)
-        assert found.address == ("10.0.0.1", 29500) and not found.keeps_store and found.times_started == 1
-    agent = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    found = launcher({**TORCHRUN, **agent, "TORCHELASTIC_RESTART_COUNT": "2", "LOCAL_WORLD_SIZE": "2"})
-    assert found.keeps_store and found.times_started == 3 and found.local_size == 2
+        assert found.address == ("10.0.0.1", 29500) and not found.keeps_store
+        assert (found.restarts, found.most_restarts) == (0, 0)
+    agent = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_WORLD_SIZE": "2"}
+    counts = {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    found = launcher({**TORCHRUN, **agent, **counts})
+    assert found.keeps_store and found.local_size == 2
+    assert (found.restarts, found.most_restarts) == (2, 3)
     alone = {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}
     assert isinstance(launcher(alone), Alone)  # left over in a container, perhaps
     assert isinstance(launcher({**alone, **agent}), Torchrun)

@@ -23,8 +23,8 @@ class Noting(StopRequest):
         super().__init__()
         self.noted = threading.Event()
 
-    def ask(self) -> None:
-        super().ask()
+    def ask(self, *, certain: bool = True) -> None:
+        super().ask(certain=certain)
         self.noted.set()
 
 
@@ -36,6 +36,7 @@ def test_a_signal_is_a_request(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
         assert stop.noted.wait(10)
     assert stop.asked
+    assert stop.certain is (number != signal.SIGTERM)  # with which torchrun ends ranks to start them anew
     assert signal.getsignal(number) is before
     assert signal.set_wakeup_fd(-1) == -1
 
