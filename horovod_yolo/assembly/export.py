@@ -45,7 +45,7 @@ from horovod_yolo.models.suppression import Thresholds
 
 log = logging.getLogger(__name__)
 GRAPHS = ("onnx", "openvino", "torchscript")  # formats that hold what is computed, not the weights alone
-INT8 = "_int8.onnx"
+INT8 = "_int8"  # behind the name of such a file
 IMAGES_TO_SCALE_BY = 128
 THROUGH_ONNX = ("onnx", "openvino")
 
@@ -82,9 +82,8 @@ class ExportOptions:
         if self.int8 and (self.half or not self.data):
             fix = "leave one out" if self.half else "name images to scale it by: --data data.yaml"
             raise UserError(f"--int8 {'and --half' if self.half else 'without --data'}", fix=fix)
-        self._require_use(("int8",), ("onnx",))
         self._require_use(("dynamic", "half", "batch_size"), GRAPHS)
-        self._require_use(("nms", "simplify", "opset"), THROUGH_ONNX)
+        self._require_use(("int8", "nms", "simplify", "opset"), THROUGH_ONNX)
 
     def _require_use(self, flags: tuple[str, ...], by: tuple[str, ...]) -> None:
         defaults = {name: type(self).__dataclass_fields__[name].default for name in flags}
@@ -129,17 +128,19 @@ def export(options: ExportOptions, comm: Communicator) -> list[Path]:
 
 
 def _say_what_is_lost(options: ExportOptions, paths: Sequence[Path], comm: Communicator) -> None:
-    """Score the model and its int8 file on the same inputs. *Collective.*"""
-    file = next(path for path in paths if path.name.endswith(INT8))
+    """Score the model and its int8 files on the same inputs. *Collective.*"""
     side = max(options.imgsz, default=0)
     usual = ValOptions(weights=options.weights, data=options.data, head=options.head, rect=False, workers=0)
     usual = replace(usual, device="cpu", imgsz=side)
     if options.nms:
         usual = replace(usual, conf_thres=options.conf_thres, iou_thres=options.iou_thres)
-    whole = replace(usual, weights=str(file), imgsz=side if options.dynamic else 0)
-    before, after = (validate(given, comm)[0].summary.map50_95 for given in (usual, whole))
-    if comm.rank == 0:
-        log.info("int8: mAP50-95 %.4f, the model's %.4f: %.4f lost", after, before, before - after)
+    before = validate(usual, comm)[0].summary.map50_95
+    for file in (path for path in paths if INT8 in path.name.removeprefix(Path(options.weights).stem)):
+        whole = replace(usual, weights=str(file), imgsz=side if options.dynamic else 0)
+        after = validate(whole, comm)[0].summary.map50_95
+        if comm.rank == 0:
+            words = "%s: mAP50-95 %.4f, the model's %.4f: %.4f lost"
+            log.info(words, file.name, after, before, before - after)
 
 
 def _exported(options: ExportOptions) -> list[Path]:
@@ -150,15 +151,22 @@ def _exported(options: ExportOptions) -> list[Path]:
     state = load_weights(source)
     model, about = _model(options, state)
     plain = replace(about, suppression=None)
-    as_onnx = cache(lambda: onnx_bytes(model, plain, options.settings))  # OpenVINO's files are made of it too
+    # OpenVINO's files are made of the ONNX file too.
+    as_onnx = cache(lambda: onnx_bytes(model, plain, options.settings))
+    as_int8 = cache(lambda: quantised(as_onnx(), plain, _images_to_scale_by(options, about)))
+    in_int8 = as_int8 if options.int8 else None
     write: dict[str, Callable[[], dict[str, bytes]]] = {
-        "onnx": lambda: _onnx(model, about, as_onnx(), options, str(source)),
-        "openvino": lambda: _openvino(model, about, as_onnx(), str(source)),
+        "onnx": lambda: _onnx(model, about, as_onnx(), in_int8, str(source)),
+        "openvino": lambda: _openvino(model, about, as_onnx(), in_int8, str(source)),
         "torchscript": lambda: {".torchscript": _torchscript(model, plain, str(source))},
         "safetensors": lambda: {".safetensors": safetensors_bytes(model, plain)},
     }
     folder = Path(options.out) if options.out else source.parent
-    return [_written(folder, source, write[name]()) for name in dict.fromkeys(options.format)]
+    written = []
+    for name in dict.fromkeys(options.format):
+        stem = source.stem + INT8 * (options.int8 and name in THROUGH_ONNX)
+        written.append(_written(folder, source, stem, write[name]()))
+    return written
 
 
 def _model(options: ExportOptions, state: dict[str, Any]) -> tuple[Detector, About]:
@@ -191,17 +199,20 @@ def _require_as_model(model: Detector, runner: Runner, about: About, source: str
 
 
 def _onnx(
-    model: Detector, about: About, everything: bytes, options: ExportOptions, source: str
+    model: Detector, about: About, everything: bytes, in_int8: Callable[[], bytes] | None, source: str
 ) -> dict[str, bytes]:
     """All boxes first: they are held against the model's; then what is to be added."""
     plain = replace(about, suppression=None)
     runner = OnnxRunner(ExportedFile(source, "onnx", (everything,)), gpu=None, must=False, threads=1)
     _require_as_model(model, runner, plain, source, "onnx: as the model, in ONNX Runtime")
-    if options.int8:
-        about = replace(about, precision="int8")
-        everything = quantised(everything, plain, _images_to_scale_by(options, about))
-    content = with_suppression(everything, about) if about.suppression else everything
-    return {INT8 if options.int8 else ".onnx": content}
+    return {".onnx": _finished(about, everything, in_int8)[1]}
+
+
+def _finished(about: About, everything: bytes, in_int8: Callable[[], bytes] | None) -> tuple[About, bytes]:
+    """An ONNX file that gives all boxes as it is wanted: in integers, with suppression."""
+    if in_int8:
+        about, everything = replace(about, precision="int8"), in_int8()
+    return about, with_suppression(everything, about) if about.suppression else everything
 
 
 def _images_to_scale_by(options: ExportOptions, about: About) -> Iterator[NDArray[np.uint8]]:
@@ -228,13 +239,16 @@ def _images_to_scale_by(options: ExportOptions, about: About) -> Iterator[NDArra
         loader.close()
 
 
-def _openvino(model: Detector, about: About, everything: bytes, source: str) -> dict[str, bytes]:
+def _openvino(
+    model: Detector, about: About, everything: bytes, in_int8: Callable[[], bytes] | None, source: str
+) -> dict[str, bytes]:
+    """The same of the ONNX file as OpenVINO reads it, integers included."""
     plain = replace(about, suppression=None)
     file = ExportedFile(source, "openvino", openvino_parts(everything, plain))
     _require_as_model(model, OpenVinoRunner(file, threads=1), plain, source, "openvino: as the model")
-    if about.suppression:
-        file = replace(file, parts=openvino_parts(with_suppression(everything, about), about))
-    return dict(zip(OPENVINO_SUFFIXES, file.parts, strict=True))
+    about, content = _finished(about, everything, in_int8)
+    parts = file.parts if content is everything else openvino_parts(content, about)
+    return dict(zip(OPENVINO_SUFFIXES, parts, strict=True))
 
 
 def _torchscript(model: Detector, about: About, source: str) -> bytes:
@@ -244,15 +258,15 @@ def _torchscript(model: Detector, about: About, source: str) -> bytes:
     return content
 
 
-def _written(folder: Path, source: Path, files: Mapping[str, bytes]) -> Path:
+def _written(folder: Path, source: Path, stem: str, files: Mapping[str, bytes]) -> Path:
     """Write files by their suffixes. Several are one model, and have a folder of their own.
 
     Returns:
         The file, or the folder.
     """
     if len(files) > 1:
-        folder = folder / f"{source.stem}{OPENVINO_FOLDER}"
-    targets = {folder / f"{source.stem}{suffix}": content for suffix, content in files.items()}
+        folder = folder / f"{stem}{OPENVINO_FOLDER}"
+    targets = {folder / f"{stem}{suffix}": content for suffix, content in files.items()}
     for target, content in targets.items():
         if target.resolve() == source.resolve():
             raise UserError("this is the file to export", where=source, fix="name another folder with --out")

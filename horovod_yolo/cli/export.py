@@ -62,7 +62,11 @@ def export_parser() -> Parser:
     add("--batch-size", "--batch", dest="batch_size", type=int, help="images of an input (1)")
     add("--dynamic", action="store_true", help="any number of images, any size in whole strides")
     add("--half", action="store_true", help="float16 weights")
-    add("--int8", action="store_true", help="8-bit convolutions (ONNX), scaled by --data; says the mAP lost")
+    add(
+        "--int8",
+        action="store_true",
+        help="8-bit convolutions (ONNX, OpenVINO), scaled by --data; says the mAP lost",
+    )
     add("--data", help="with --int8: data.yaml; its train scales, its val scores")
     add("--simplify", action="store_true", help="let onnxslim make the graph smaller")
     add("--opset", type=int, help="version of ONNX's operators (17)")

@@ -23,10 +23,11 @@ from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.checkpoint import store
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.export.formats import opened_runner, read_exported
 from horovod_yolo.families import zoo
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.process.stop import StopRequest
-from tests.helpers.exporting import decoded, filled_model, pictures, ready
+from tests.helpers.exporting import decoded, filled_model, pictures
 from tests.helpers.pictures import write_picture_file
 from tests.helpers.reference_fill import REFERENCES, needs_references
 from tests.helpers.untrained import write_untrained
@@ -155,26 +156,37 @@ def test_int8_says_what_it_costs(
     state["config"] |= {"cfg": "yolov3-tiny", "imgsz": 64}
     source = tmp_path / "digits.pt"
     store.write(source, store.serialise(state))
-    options = ExportOptions(weights=str(source), int8=True, data=str(digits), imgsz=(64,), batch_size=4)
+    more = {"int8": True, "data": str(digits), "imgsz": (64,), "batch_size": 4}
+    options = ExportOptions(weights=str(source), format=("onnx", "openvino"), **more)  # type: ignore[arg-type]
     caplog.set_level("INFO")
-    (file,), other = run_world(2, lambda comm: export(options, comm))
-    assert [file] == other and file.name == "digits_int8.onnx"
-    assert re.search(r"int8: mAP50-95 0\.\d{4}, the model's 0\.\d{4}: -?0\.\d{4} lost", caplog.text)
-    runner = ready(file.read_bytes())
-    assert runner.texts["precision"] == "int8" and runner.sides == (4, 64, 64)
-    kinds = {one.data_type for one in onnx.load(file).graph.initializer if len(one.dims) == 4}
+    files, others = run_world(2, lambda comm: export(options, comm))
+    assert files == others and [one.name for one in files] == [
+        "digits_int8.onnx",
+        "digits_int8_openvino_model",
+    ]
+    for one in files:
+        words = rf"{one.name}: mAP50-95 0\.\d{{4}}, the model's 0\.\d{{4}}: -?0\.\d{{4}} lost"
+        assert re.search(words, caplog.text)
+    kinds = {one.data_type for one in onnx.load(files[0]).graph.initializer if len(one.dims) == 4}
     assert kinds == {onnx.TensorProto.INT8}
-    assert file.stat().st_size < 0.3 * sum(p.numel() * 4 for p in model.parameters())
+    of_openvino = files[1] / "digits_int8.bin"
+    for one in (files[0], of_openvino):
+        assert one.stat().st_size < 0.3 * sum(p.numel() * 4 for p in model.parameters())
     inputs = pictures(4, 64, 64)
-    boxes, scores = runner(inputs.numpy())
     expected = decoded(model.eval(), inputs)
-    assert float(abs(scores - expected.scores.numpy()).max()) < 0.01
-    assert float(abs(boxes - expected.boxes_xyxy.numpy()).mean()) < 1.0
+    for one in files:
+        file = read_exported(one)
+        assert file is not None
+        runner = opened_runner(file, torch.device("cpu"), must=False)
+        assert runner.texts["precision"] == "int8" and runner.sides == (4, 64, 64)
+        boxes, scores = runner(inputs.numpy())
+        assert float(abs(scores - expected.scores.numpy()).max()) < 0.01
+        assert float(abs(boxes - expected.boxes_xyxy.numpy()).mean()) < 1.0
     for flags, message in (({"half": True, "data": "d"}, "--int8 and --half"), ({}, "--int8 without --data")):
         with pytest.raises(UserError, match=message):
             ExportOptions(weights="w", int8=True, **flags)
-    with pytest.raises(UserError, match="--int8 and --format openvino"):
-        ExportOptions(weights="w", int8=True, data="d", format=("openvino",))
+    with pytest.raises(UserError, match=r"--int8 and --format torchscript\. it is for onnx and openvino"):
+        ExportOptions(weights="w", int8=True, data="d", format=("torchscript",))
 
 
 def test_from_python_and_from_the_command_line(
