@@ -14,6 +14,7 @@ from horovod_yolo.distributed.agreement import on_rank_0
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.export.about import About
 from horovod_yolo.export.formats import opened_runner, read_exported
+from horovod_yolo.export.of_others import readable, told_by
 from horovod_yolo.export.running import ExportedFile, Runner
 from horovod_yolo.families import zoo
 from horovod_yolo.families.zoo import Recipe
@@ -32,12 +33,14 @@ class Opened:
         about: what it says of itself, or else what the user says of it.
         shape: (height, width) that each input must have; None: any in whole strides.
         path: of the file, for messages.
+        suppresses: it does, at thresholds that ``about`` does not know.
     """
 
     runner: Runner
     about: About
     shape: tuple[int, int] | None
     path: str
+    suppresses: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -47,6 +50,8 @@ class Opened:
     def say_suppression(self, thresholds: Thresholds, *, asked: bool) -> None:
         """Warn where the file's own suppression is not what the user asked for, of overlap if ``asked``."""
         own = self.about.suppression
+        if self.suppresses:
+            log.warning("%s suppresses by itself, and does not say at which thresholds", self.path)
         if own is not None and (
             own.confidence > thresholds.confidence or (asked and own.iou != thresholds.iou)
         ):
@@ -105,7 +110,7 @@ def open_exported(file: ExportedFile, device: torch.device, asked: Asked) -> Ope
     runner = opened_runner(file, device, must=bool(asked.device))
     about = About.of_texts(runner.texts, file.path)
     if about is None:
-        return _as_told(runner, asked, file.path)
+        return _of_others(runner, asked, file.path)
     sides = (about.batch, *about.imgsz) if about.batch else (0, 0, 0)
     if runner.sides not in ((0, 0, 0), sides):
         raise UserError(
@@ -115,38 +120,47 @@ def open_exported(file: ExportedFile, device: torch.device, asked: Asked) -> Ope
     return Opened(runner, about, about.imgsz if about.batch else None, file.path)
 
 
-def _as_told(runner: Runner, asked: Asked, path: str) -> Opened:
-    """A file that says nothing of itself."""
-    side = asked.imgsz
-    height, width = runner.sides[1:] if all(runner.sides[1:]) else (side, side)
-    missing = [flag for flag, known in (("--data data.yaml", asked.data), ("--imgsz 640", side)) if not known]
-    if not asked.data or not height:
+def _of_others(runner: Runner, asked: Asked, path: str) -> Opened:
+    """A file of another program, which says of itself what it likes: perhaps nothing."""
+    told, side = told_by(runner.texts, path), asked.imgsz
+    fixed = runner.sides[1:] if all(runner.sides[1:]) else None
+    usual = (side, side) if side else told.imgsz
+    known = {"--data data.yaml": told.names or asked.data, "--imgsz 640": fixed or usual}
+    if missing := [flag for flag, given in known.items() if not given]:
         raise UserError(
             "it does not say which classes it knows, nor how it was exported",
             where=path,
             fix=f"say it: {' '.join(missing)}",
         )
-    if side and side != max(height, width):
-        raise _other_size(side, (height, width), path)
-    names = load_data_yaml(Path(asked.data)).names
+    if side and fixed and side != max(fixed):
+        raise _other_size(side, fixed, path)
+    height, width = fixed or (-(-length // told.stride) * told.stride for length in usual or ())
     about = About(
-        model=Path(path).stem,
-        names=names,
-        stride=max(height, width),
+        model=told.model or Path(path).stem,
+        names=told.names or load_data_yaml(Path(asked.data)).names,
+        stride=told.stride,
         imgsz=(height, width),
         batch=runner.sides[0],
+        license=told.license,
     )
-    return Opened(runner, about, about.imgsz, path)
+    _require_head(about, asked, path)
+    readable_runner = readable(runner, about, told, path)
+    shape = None if told.names and not any(runner.sides) else about.imgsz
+    return Opened(readable_runner, about, shape, path, told.suppresses)
 
 
 def _require_as_exported(about: About, asked: Asked, path: str) -> None:
+    _require_head(about, asked, path)
+    if about.batch and asked.imgsz and about.imgsz != (asked.imgsz, asked.imgsz):
+        raise _other_size(asked.imgsz, about.imgsz, path)
+
+
+def _require_head(about: About, asked: Asked, path: str) -> None:
     if asked.head and asked.head != about.head:
         has = f"head {about.head}" if about.head else "the one head that its model has"
         raise UserError(
             f"--head {asked.head}, but it was exported with {has}", where=path, fix="export again"
         )
-    if about.batch and asked.imgsz and about.imgsz != (asked.imgsz, asked.imgsz):
-        raise _other_size(asked.imgsz, about.imgsz, path)
 
 
 def _other_size(asked: int, shape: tuple[int, int], path: str) -> UserError:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from horovod_yolo.export.formats import opened_runner, read_exported
 from horovod_yolo.families import zoo
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.process.stop import StopRequest
-from tests.helpers.exporting import decoded, filled_model, pictures
+from tests.helpers.exporting import NAMES, decoded, filled_model, pictures
+from tests.helpers.files_of_others import OF_ULTRALYTICS, write_theirs
 from tests.helpers.pictures import write_picture_file
 from tests.helpers.reference_fill import REFERENCES, needs_references
 from tests.helpers.untrained import write_untrained
@@ -116,6 +118,19 @@ def test_other_formats_find_the_same(weights: Path, folder: Path, tmp_path: Path
     ]
     for number, file in enumerate(files):
         require_alike(rows(file, folder, 2, tmp_path / str(number)), expected)
+
+
+def test_files_of_others_find_and_score_the_same(weights: Path, folder: Path, tmp_path: Path) -> None:
+    """A model as Ultralytics exports it, for any size, on two ranks."""
+    texts = {**OF_ULTRALYTICS, "imgsz": "[96, 96]"}
+    file = write_theirs(tmp_path / "m.onnx", filled_model("yolo26n", "one2many"), "v8", texts, dynamic=True)
+    expected = rows(weights, folder, 1, tmp_path / "model", imgsz=96, head="one2many", iou_thres=0.3)
+    require_alike(rows(file, folder, 2, tmp_path / "theirs", iou_thres=0.3), expected)
+    data = own_findings(weights, sorted(folder.iterdir()), tmp_path, NAMES, imgsz=96, head="one2many")
+    wanted = scored(weights, data, 1, imgsz=96, head="one2many").summary
+    assert wanted.map50_95 > 0.05, "the weights are no trained ones"
+    found = scored(file, data, 2, imgsz=0).summary
+    assert found.map50_95 == pytest.approx(wanted.map50_95, abs=1e-3)
 
 
 def test_openvino_suppresses_and_sends_nothing(
@@ -304,7 +319,8 @@ def test_the_map_of_real_checkpoints_is_that_of_their_files(
     """
     monkeypatch.chdir(tmp_path)
     source = REFERENCES / "checkpoints" / f"{name}-bccd3{'-finetuned' * (name == 'yolov8n')}.pt"
-    data = own_findings(source, shared_data / "bccd/images/val", tmp_path)
+    some = sorted((shared_data / "bccd/images/val").iterdir())[::3]
+    data = own_findings(source, some, tmp_path, ("RBC", "WBC", "Platelets"))
     expected = scored(source, data, 1).summary
     assert expected.map50_95 > 0.2
     file = write(source, dynamic=True, out=str(tmp_path))
@@ -321,27 +337,26 @@ def test_the_map_of_real_checkpoints_is_that_of_their_files(
     assert not fixed.rect
 
 
-def own_findings(weights: Path, pictures: Path, folder: Path) -> Path:
+def own_findings(
+    weights: Path, pictures: Sequence[Path], folder: Path, names: Sequence[str], **flags: Any
+) -> Path:
     """A data.yaml of pictures whose labels are the five best boxes that the weights find in each."""
+    usual: dict[str, Any] = {"imgsz": 160, "conf_thres": LEAST, "iou_thres": 0.45, "max_det": 5}
     options = PredictOptions(
         weights=str(weights),
-        source=tuple(map(str, sorted(pictures.iterdir())[::3])),
+        source=tuple(map(str, pictures)),
         device="cpu",
-        imgsz=160,
-        conf_thres=LEAST,
-        iou_thres=0.45,
-        max_det=5,
         save_txt=True,
         nosave=True,
         project=str(folder / "found"),
+        **{**usual, **flags},
     )
     predict(options, COMM, StopRequest())
     (folder / "images/val").mkdir(parents=True)
     (folder / "labels").mkdir()
     (folder / "found/exp/labels").rename(folder / "labels/val")
-    for label in (folder / "labels/val").iterdir():
-        (picture,) = pictures.glob(f"{label.stem}.*")
+    for picture in pictures:
         (folder / "images/val" / picture.name).symlink_to(picture)
     data = folder / "data.yaml"
-    data.write_text("path: .\ntrain: images/val\nval: images/val\nnames: [RBC, WBC, Platelets]\n")
+    data.write_text(f"path: .\ntrain: images/val\nval: images/val\nnames: {[*names]}\n")
     return data
