@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # The key that says so, as protobuf writes it, whose numbers may have more bytes than they need.
 _ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+_OF_RUNTIME = b"ORTM"  # where its own format has its mark, in which weights may be elsewhere in other words
 ERRORS_ONLY = 3  # of ONNX Runtime's levels: what goes wrong is raised, and said in our line
 
 
@@ -77,6 +78,9 @@ class OnnxRunner:
 
 def _require_whole(file: ExportedFile) -> None:
     """Raise where weights are to come from elsewhere: ONNX Runtime would read any file of the reader's."""
+    if file.parts[0][4:8] == _OF_RUNTIME:
+        fix = "use the ONNX file that it was made of"
+        raise UserError("it is in ONNX Runtime's own format", where=file.path, fix=fix)
     if _ELSEWHERE.search(file.parts[0]):
         fix = "export it again, into one file"
         raise UserError("it names another file, from which its weights are to come", where=file.path, fix=fix)

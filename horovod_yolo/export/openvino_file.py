@@ -47,6 +47,7 @@ class OpenVinoRunner:
         # Else it computes in bfloat16 where the CPU can.
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         try:
+            _require_own_format(file.parts[0])
             core = openvino.Core()
             model = core.read_model(*file.parts)
             self.texts: Mapping[str, str] = _texts(model)
@@ -66,6 +67,12 @@ class OpenVinoRunner:
         except (RuntimeError, ValueError) as error:
             raise refused(self._path, error) from None
         return tuple(np.array(found[output]) for output in self._compiled.outputs)
+
+
+def _require_own_format(graph: bytes) -> None:
+    """Raise where OpenVINO would take it for a file of another kind: ONNX, which may name more files."""
+    if not graph.lstrip().startswith((b"<?xml", b"<net")):
+        raise ValueError("it is no graph of OpenVINO")
 
 
 def _texts(model: Any) -> dict[str, str]:

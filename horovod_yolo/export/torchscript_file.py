@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import warnings
 import zipfile
 import zlib
@@ -19,30 +18,14 @@ from horovod_yolo.export.about import About
 from horovod_yolo.export.checking import example_inputs
 from horovod_yolo.export.network import ExportedNetwork
 from horovod_yolo.export.running import ExportedFile, Sides, refused
+from horovod_yolo.export.script_vetting import vetted
 from horovod_yolo.models.detector import Detector
 
 ABOUT = "about.json"
-MOST_CODE = 4 << 20  # bytes of a file's program; that of a large model has 0.2 MB
-# What the programs of our models consist of. Others can read and write files: `torch.from_file`.
-KNOWN = frozenset(
-    (
-        *(
-            "NumToTensor",
-            "_convolution",
-            "add",
-            "arange",
-            "batch_norm",
-            "cat",
-            "chunk",
-            "contiguous",
-            "detach",
-        ),
-        *("device", "div", "flatten", "floor_divide", "full_like", "matmul", "max_pool2d", "meshgrid", "mul"),
-        *("pad", "permute", "relu", "reshape", "sigmoid", "silu", "size", "slice", "softmax", "square"),
-        *("split_with_sizes", "stack", "sub", "to", "transpose", "unbind", "upsample_nearest2d", "view"),
-    )
+_DAMAGE = (
+    *(RuntimeError, ValueError, SyntaxError, MemoryError, EOFError, KeyError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
 )
-_CALLED = re.compile(r"(?<![\w.])(?:torch|ops)((?:\.\w+)+)")
 
 
 def torchscript_bytes(model: Detector, about: About) -> bytes:
@@ -68,13 +51,12 @@ class TorchScriptRunner:
         self._path = file.path
         extra = {ABOUT: ""}
         try:
-            _require_known(file)
+            content = io.BytesIO(vetted(file.parts[0]))
             with _quietly():
-                content = io.BytesIO(file.parts[0])
                 loaded = torch.jit.load(content, "cpu", extra)  # type: ignore[no-untyped-call]
             self._module = loaded.eval()
             self.texts: Mapping[str, str] = _texts(extra[ABOUT])
-        except (RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        except _DAMAGE as error:
             raise refused(file.path, error) from None
         self.sides = _sides(self.texts)
 
@@ -93,35 +75,6 @@ class TorchScriptRunner:
         if not all(isinstance(one, torch.Tensor) for one in outputs):
             raise UserError("its outputs are no tensors", where=self._path, fix="export it again")
         return tuple(one.numpy() for one in outputs)
-
-
-def _require_known(file: ExportedFile) -> None:
-    """Raise where the program calls what no program of ours calls: it would run when the file is loaded."""
-    with zipfile.ZipFile(io.BytesIO(file.parts[0])) as archive:
-        members = [member for member in archive.infolist() if "/code/" in member.filename]
-        if sum(member.file_size for member in members) > MOST_CODE:
-            raise ValueError("its program is too long")
-        if any(b"torch.classes" in archive.read(member) for member in _pickles(archive)):
-            raise ValueError("it holds objects of another program")
-        for member in members:
-            if member.filename.endswith(".py"):
-                _require_calls(archive.read(member).decode())
-
-
-def _pickles(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
-    for member in archive.infolist():
-        if member.filename.endswith(".pkl"):
-            if member.file_size > MOST_CODE:
-                raise ValueError("its structure is too large")
-            yield member
-
-
-def _require_calls(code: str) -> None:
-    for name in _CALLED.findall(code):
-        if name.rpartition(".")[2] not in KNOWN:
-            raise ValueError(f"it calls {name.lstrip('.'):.60}, which no file of ours does")
-    if "__setstate__" in code:
-        raise ValueError("it computes while it is loaded")
 
 
 def _texts(text: str | bytes) -> dict[str, str]:
