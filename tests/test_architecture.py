@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "telemetry",
     },
     "errors": {"core"},  # an old public name of what the api has
+    "planner": {"core", "io", "config", "families.zoo", "models.detector", "distributed"},
     "launch": {"core", "process"},
     "launch.command": {"core", "process", "config", "launch"},
     "doctor": {"core", "launch"},
@@ -59,13 +60,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor.trial_rank": {"distributed"},  # likewise, as a rank
     "assembly": {
         *("core", "io", "process", "config", *DETECTOR, "families.zoo", "distributed", "checkpoint"),
-        *("export", "training", "evaluation", "prediction", "telemetry"),
+        *("export", "training", "evaluation", "prediction", "telemetry", "planner"),
     },
     "api": {
         *("core", "process", "config", "metrics.scores", "families.zoo", "distributed", "models.suppression"),
         *("export.formats", "prediction", "assembly"),
     },
-    "cli": {"core", "config", *DETECTOR, "distributed", "checkpoint", "launch", "doctor", "assembly"},
+    "cli": {
+        "core",
+        "config",
+        *DETECTOR,
+        "distributed",
+        "checkpoint",
+        "launch",
+        "doctor",
+        "planner",
+        "assembly",
+    },
 }
 MAY_IMPORT_HOROVOD = {
     "distributed/horovod_backend.py",

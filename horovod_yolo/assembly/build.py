@@ -86,6 +86,14 @@ def build_training_data(
     return TrainTransform(annotations, load, params, config.seed, order), sampler
 
 
+def build_loader_alone(
+    config: TrainConfig, annotations: Annotations, comm: Communicator, model: Detector
+) -> Loader:
+    """This rank's training batches, made in its own process."""
+    transform, sampler = build_training_data(config, annotations, comm, model)
+    return Loader(transform, sampler, workers=0, pin_memory=False)
+
+
 def build_evaluation_loader(
     annotations: Annotations,
     comm: Communicator,

@@ -1,4 +1,4 @@
-"""``train.py`` and ``horovod-yolo train|val|predict|export|eval|data|launch|doctor``: parsing."""
+"""``train.py`` and ``horovod-yolo train|val|predict|export|eval|data|launch|doctor|bench|plan``: parsing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import NoReturn
 
 from horovod_yolo import __version__
 from horovod_yolo.assembly.ending import DONE, MISTAKE, complain, leave
+from horovod_yolo.cli.bench import bench_main
 from horovod_yolo.cli.data import data_main
 from horovod_yolo.cli.doctor import doctor_main
 from horovod_yolo.cli.eval import eval_main
 from horovod_yolo.cli.export import export_main
 from horovod_yolo.cli.launch import launch_main
+from horovod_yolo.cli.plan import plan_main
 from horovod_yolo.cli.predict import predict_main
 from horovod_yolo.cli.train import train_main
 from horovod_yolo.cli.val import val_main
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "data": data_main,
         "launch": launch_main,
         "doctor": doctor_main,
+        "bench": bench_main,
+        "plan": plan_main,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])

@@ -16,7 +16,9 @@ import pytest
 from horovod_yolo.assembly.export import ExportOptions
 from horovod_yolo.assembly.predict import PredictOptions
 from horovod_yolo.assembly.validate import ValOptions
+from horovod_yolo.cli.bench import comm_parser, step_parser
 from horovod_yolo.cli.export import export_parser
+from horovod_yolo.cli.plan import plan_parser
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.predict_flags import predict_flags
@@ -157,7 +159,22 @@ def test_targets_of_make_and_commands_exist() -> None:
     subcommands = {
         words[words.index("horovod-yolo") + 1] for _, words in commands() if "horovod-yolo" in words
     }
-    assert subcommands == {"data", "doctor", "eval", "export", "launch", "predict", "val"}
+    assert subcommands == {
+        *("bench", "data", "doctor", "eval", "export", "launch", "plan", "predict", "val"),
+    }
+
+
+def test_commands_that_plan_and_measure_are_accepted() -> None:
+    found = {"plan": plan_parser(), "comm": comm_parser(), "step": step_parser()}
+    used = set()
+    for _, words in commands():
+        if "horovod-yolo" in words:
+            kind, *rest = words[words.index("horovod-yolo") + 1 :]
+            if kind in ("plan", "bench"):
+                kind, *rest = [kind, *rest] if kind == "plan" else rest
+                found[kind].parse_strictly(rest)
+                used.add(kind)
+    assert used == found.keys()
 
 
 def test_commands_that_predict_are_accepted() -> None:
