@@ -13,7 +13,7 @@ from pathlib import Path
 from horovod_yolo.assembly.looking import Looking, Ready
 from horovod_yolo.assembly.meetings import Background, meetings
 from horovod_yolo.assembly.ready import shared_ready
-from horovod_yolo.assembly.run_folder import new_run_folder
+from horovod_yolo.assembly.run_folder import discard_if_empty, new_run_folder
 from horovod_yolo.config.ranges import check_ranges
 from horovod_yolo.core.errors import StoppedError, UserError
 from horovod_yolo.distributed.agreement import on_rank_0, raise_together, together
@@ -187,6 +187,8 @@ def predict(options: PredictOptions, comm: Communicator, stop: StopRequest) -> C
         on_rank_0(comm, lambda: write_json(json_file, "".join(lines for _, lines in parts)))
     total = sum((count for count, _ in parts), Count())
     if not (total.seen or asked):
+        if comm.rank == 0 and folder is not None:
+            discard_if_empty(folder)
         which = sources[0].name if len(sources) == 1 else f"all {len(sources)} sources"
         raise UserError("nothing could be read", where=which, fix="the lines above say why")
     if comm.rank == 0:

@@ -16,7 +16,7 @@ from horovod_yolo.assembly.hand_on import host_id
 from horovod_yolo.assembly.labels import label_rules
 from horovod_yolo.assembly.results import finish, results_of
 from horovod_yolo.assembly.run import Run
-from horovod_yolo.assembly.run_folder import write_config
+from horovod_yolo.assembly.run_folder import discard_if_empty, write_config
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.config.schema import TrainConfig
@@ -49,12 +49,17 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     stop = stop or StopRequest()
     if run.elastic is None or run.state is None:  # else its last commit may be in memory only
         stop.alone_from_here(f"before the first step; {_kept(run)}")
-    with run.lock.until_over(handed_on=run.elastic is not None):
-        on_rank_0(comm, lambda: _take(run))
-        if comm.rank != 0:
-            run.lock.drop()
-        say_restarts(run.config.steps_between_commits, run.folder, run.lock, comm)
-        return _trained(run, comm, stop)
+    try:
+        with run.lock.until_over(handed_on=run.elastic is not None):
+            on_rank_0(comm, lambda: _take(run))
+            if comm.rank != 0:
+                run.lock.drop()
+            say_restarts(run.config.steps_between_commits, run.folder, run.lock, comm)
+            return _trained(run, comm, stop)
+    except UserError:
+        if comm.rank == 0 and run.state is None:
+            discard_if_empty(run.folder)
+        raise
 
 
 def _take(run: Run) -> None:

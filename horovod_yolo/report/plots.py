@@ -113,6 +113,7 @@ def plot_samples(
     scores: Sequence[NDArray[np.floating[Any]]] | None,
     names: Sequence[str],
     out: Path,
+    caption: str = "",
 ) -> None:
     """Draw a grid of at most 16 images with their boxes as a PNG.
 
@@ -123,11 +124,14 @@ def plot_samples(
         scores: for each image (n,), shown in the label; none for labelled objects.
         names: of the classes.
         out: the PNG to write.
+        caption: a line below the images.
     """
     count = min(len(images), _MOST_SAMPLES)
     columns = max(1, min(_CELLS_A_ROW, math.ceil(math.sqrt(count))))
     lines = max(1, math.ceil(count / columns))
     with _figure(out, (_CELL_INCHES * columns, _CELL_INCHES * lines), names) as figure:
+        if caption:
+            figure.supxlabel(caption, color=FAINT, fontsize=9)
         for place, axis in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
             axis.set_axis_off()
             if place < count:
@@ -210,11 +214,11 @@ def _draw_series(axis: Any, title: str, series: Mapping[str, str], rows: Rows) -
         axis.plot(x, y, color=colour, label=label, marker="o" if len(x) < 15 else "", markersize=3)
     axis.set_title(title)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    if title in ("mAP", "precision, recall"):
-        axis.set_ylim(0, 1.02)
-    elif title != "learning rate":
-        axis.set_ylim(bottom=0)
     axis.margins(x=0.02)
+    if title in ("mAP", "precision, recall"):
+        axis.set_ylim(0, 1.05)
+    elif title != "learning rate" and axis.dataLim.y1 > 0:
+        axis.set_ylim(0, 1.05 * axis.dataLim.y1)  # room for the marker of the highest
     if len(series) > 1:
         axis.legend(loc="best")
 

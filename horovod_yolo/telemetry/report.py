@@ -70,7 +70,8 @@ class ReportWriter(Callback):
         """Draw curves and examples, and write the report. Whatever fails there, the run has not failed."""
         rows: list[dict[str, float]] = []
         with self._left_out("the table"):
-            rows = read_rows(self._folder / "results.csv")
+            for row in read_rows(self._folder / "results.csv"):  # YOLOv5's column counts from 0
+                rows.append({**row, "epoch": row["epoch"] + 1})
         with self._left_out("results.png"):
             plots.plot_results(rows, self._folder / "results.png")
         with self._left_out("PR_curve.png"):
@@ -148,4 +149,7 @@ class ReportWriter(Callback):
             [d.scores.cpu().numpy() for d in found],
             self._names,
             self._folder / "val_predictions.png",
+            ""
+            if any(len(d.scores) for d in found)
+            else f"no detection of confidence {SHOWN_CONFIDENCE} or more",
         )

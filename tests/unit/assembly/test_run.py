@@ -174,6 +174,23 @@ def test_mistakes_are_noticed_before_a_folder_is_made(digits: Path, tmp_path: Pa
     assert (run.folder, run.state) == (project / "a", None)
 
 
+def test_a_start_that_failed_leaves_no_empty_folder(digits: Path, tmp_path: Path) -> None:
+    none = tmp_path / "none.yaml"
+    run = new_run(settings(none, project=str(tmp_path), name="a"), COMM)
+    with pytest.raises(UserError, match=r"none\.yaml"):
+        train(run, COMM)
+    assert not run.folder.exists()
+    run = new_run(settings(digits, project=str(tmp_path), name="a", device="99"), COMM)
+    with pytest.raises(UserError, match="GPU 99"):
+        train(run, COMM)
+    assert not run.folder.exists()
+    run = new_run(settings(none, project=str(tmp_path), name="a"), COMM)
+    (run.folder / "mine.txt").touch()
+    with pytest.raises(UserError):
+        train(run, COMM)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["mine.txt", "weights"]
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -47,6 +47,18 @@ def test_exist_ok_takes_the_folder_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exist_ok", [False, True])
+def test_a_name_may_have_folders_and_must_be_one(tmp_path: Path, exist_ok: bool) -> None:
+    made = [new_run_folder(tmp_path, name, exist_ok) for name in ("a/b", "a/b")]
+    assert made == [tmp_path / "a" / name for name in (("b", "b") if exist_ok else ("b", "b2"))]
+    for name in ("", ".", "..", "a/..", "/", "a\0b"):
+        with pytest.raises(UserError, match=r"--name '.*' is no name of a folder\. give one"):
+            new_run_folder(tmp_path, name, exist_ok)
+    with pytest.raises(UserError, match=r"File name too long.*name another --project or --name"):
+        new_run_folder(tmp_path, "x" * 300, exist_ok)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("exist_ok", [False, True])
 def test_a_place_that_cannot_be_written(tmp_path: Path, exist_ok: bool) -> None:
     (tmp_path / "file").write_text("")
     for project in (

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from horovod_yolo.metrics.accumulator import DetectionSummary
 from horovod_yolo.report.plots import plot_pr_curves, plot_results, plot_samples
@@ -43,6 +44,21 @@ def test_results_draw_what_the_rows_hold(tmp_path: Path) -> None:
     one = read(tmp_path / "results.png")
     assert shows(one, BLUE) and not shows(one, ORANGE)
     assert one.shape[1] < both.shape[1]
+
+
+def test_the_highest_marker_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k))
+    columns = ("images_per_s", "metrics/mAP_0.5", "train/box_loss", "x/lr0")
+    rows = [{"epoch": e, **dict.fromkeys(columns, 1 - e / 1000)} for e in (1.0, 2.0)]
+    plot_results(rows, tmp_path / "r.png")
+    lines = [line for axis in drawn[0].axes for line in axis.lines]
+    assert len(lines) == len(columns)
+    for line in lines:
+        assert line.axes is not None and line.get_marker() == "o"
+        highest = line.get_transform().transform(line.get_xydata())[:, 1].max()
+        assert highest + line.get_markersize() / 2 * drawn[0].dpi / 72 <= line.axes.bbox.y1
 
 
 @pytest.mark.parametrize("rows", [[], [{"epoch": 0.0, "train/box_loss": math.nan}]])
