@@ -178,7 +178,7 @@ def table_of(found: dict[str, Any]) -> str:
             f"| {checkpoint['bytes'] / 1e6:.1f} | 1 |"
         )
     for row in found["files"]:
-        differences = ", ".join(f"{value:+.4f}" for value in row["difference"].values())
+        differences = ", ".join(f"{round(value, 4) + 0.0:+.4f}" for value in row["difference"].values())
         lines.append(
             f"| `{row['flags']}` | {row['mAP50']:.4f} | {row['mAP50-95']:.4f} | {differences} "
             f"| {row['bytes'] / 1e6:.1f} | {row['speed']:.2f} |"

@@ -2,7 +2,7 @@
 
     python benchmarks/finetune.py
 
-Claim: the mean mAP50 over three seeds is higher by 0.03 where a run begins with weights that were trained on
+Claim: mAP50 is higher by 0.03 with each of three seeds where a run begins with weights that were trained on
 the built-in digits. The runs differ in ``--weights`` alone. Hardware: two CPU cores take about 20 minutes.
 Needs the data set of blood cells at ../shared/data/bccd, or --data.
 """
@@ -106,13 +106,14 @@ def table_of(found: dict[str, Any], args: argparse.Namespace) -> str:
         "|---" * (len(epochs) + 1) + "|",
     ]
     lines += [f"| {way} | " + " | ".join(f"{value:.3f}" for value in means[way]) + " |" for way in WAYS]
-    gain = means["fine-tuned"][-1] - means["from scratch"][-1]
+    tuned, scratch = ([curve[-1] for curve in curves[way]] for way in ("fine-tuned", "from scratch"))
+    gains = [after - before for after, before in zip(tuned, scratch, strict=True)]
     digits = f"{found['digits']['epochs']} epochs on digits (mAP50 {found['digits']['mAP50']:.3f})"
-    verdict = f"the goal of {GOAL} is {'reached' if gain >= GOAL else 'NOT reached'}"
+    verdict = f"the goal of {GOAL} for each seed is {'reached' if min(gains) >= GOAL else 'NOT reached'}"
     note = (
         f"{found['model']}, {args.imgsz} px, batch 16, {args.epochs} epochs, {args.ranks} ranks, AdamW. The "
-        f"weights come from {digits}. Fine-tuned minus from scratch: {gain:+.3f}; {verdict}. All of it took "
-        f"{found['wall_s'] / 60:.0f} minutes. {described(found['machine'])}"
+        f"weights come from {digits}. Fine-tuned minus from scratch: {statistics.mean(gains):+.3f}, of the "
+        f"seed with the least {min(gains):+.3f}; {verdict}. {described(found['machine'])}"
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from horovod_yolo.assembly.exported import Asked, Opened, open_exported
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.export.about import About
-from horovod_yolo.export.formats import read_exported
+from horovod_yolo.export.formats import opened_runner, read_exported
 from horovod_yolo.export.onnx_file import OnnxSettings, onnx_bytes
 from horovod_yolo.export.torchscript_file import torchscript_bytes
 from horovod_yolo.models.suppression import Thresholds
@@ -123,6 +123,30 @@ def test_what_a_script_calls_is_looked_at_before_it_is_loaded(tmp_path: Path) ->
     path.write_bytes(script(Reader()))
     with pytest.raises(UserError, match=r"it calls torch\.from_file, which no file of ours does"):
         opened(path)
+
+
+def test_a_gpu_that_the_files_program_cannot_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line where it was asked for; else the CPU computes, and for ONNX a line says what is missing."""
+    gpu = torch.device("cuda", 0)
+    model, about = tiny()
+    contents = {
+        "m.onnx": onnx_bytes(model, about, OnnxSettings()),
+        "m.torchscript": torchscript_bytes(model, about),
+    }  # type: ignore[arg-type]
+    for name, message in (
+        ("m.onnx", r"this onnxruntime has no CUDA\. pip install onnxruntime-gpu in its place, or use"),
+        ("m.torchscript", r"this file computes on the CPU\. use --device cpu, or an ONNX file"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(contents[name])
+        file = read_exported(path)
+        assert file is not None
+        with pytest.raises(UserError, match=message):
+            opened_runner(file, gpu, must=True)
+        assert opened_runner(file, gpu, must=False)(pictures(1, 64, 64).numpy())
+    assert [one.partition(": ")[2] for one in caplog.messages] == [
+        "this onnxruntime has no CUDA: the CPU computes"
+    ]
 
 
 @pytest.mark.parametrize("file", ["m.onnx", "m.torchscript", "m.xml", "m_openvino_model"])

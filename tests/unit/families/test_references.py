@@ -15,7 +15,6 @@ from horovod_yolo.core.cells import CellMaps
 from horovod_yolo.core.types import Decoded, Targets
 from horovod_yolo.families import zoo
 from horovod_yolo.losses.criterion import by_name, count
-from horovod_yolo.models.batch_norm import BatchNorm2d
 from horovod_yolo.models.detector import Detector, published_names
 from horovod_yolo.models.suppression import Thresholds
 from tests.helpers.reference_fill import REFERENCES, fill, needs_references
@@ -102,17 +101,18 @@ def test_the_one_to_one_head_finds_what_it_should() -> None:
         np.testing.assert_array_equal(one.classes, expected[:, 5])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_training_outputs_statistics_losses_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With PyTorch's own batch norm, as the numbers were made.
+# The numbers were measured in float32, which is so far off where twelve values make a statistic.
+RAW_IN_TRAINING = {"yolov8n": 1e-4, "yolo11n": 2e-4, "yolo26n": 3.5e-4}
+GRADIENT, NO_GRADIENT = 1.1e-4, 1e-5  # relative, and of what is exactly 0
 
-    Where twelve values make a statistic, either kernel's float32 is up to 3e-4 from float64.
-    """
-    monkeypatch.setattr(BatchNorm2d, "forward", nn.BatchNorm2d.forward)
-    model, expected = model_of(name).train(), numbers_of(name)
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_outputs_statistics_losses_and_gradients(name: str) -> None:
+    """In float64, so that it does not depend on the processor: in float32 two of them are 3e-4 apart."""
+    model, expected = model_of(name).double().train(), numbers_of(name)
     criterion = criterion_of(model)
-    predictions = model(images())
-    assert_raw(predictions, expected, "train_", 2e-4)
+    predictions = model(images().double())
+    assert_raw(predictions, expected, "train_", RAW_IN_TRAINING[name])
 
     published = dict(zip(published_names(model), model.state_dict().values(), strict=True))
     sums = [float(published[key].sum()) for key in expected["train_running_keys"]]
@@ -127,7 +127,7 @@ def test_training_outputs_statistics_losses_and_gradients(name: str, monkeypatch
     )
     of_published = dict(zip(published_names(model), model.state_dict(), strict=True))
     norms = [_gradient_norm(model, of_published[key]) for key in expected["train_grad_keys"]]
-    np.testing.assert_allclose(norms, expected["train_grad_norm"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(norms, expected["train_grad_norm"], rtol=GRADIENT, atol=NO_GRADIENT)
 
 
 def _gradient_norm(model: nn.Module, name: str) -> float:
