@@ -28,19 +28,28 @@ def launch_main(argv: Sequence[str]) -> int:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
-            print(("cd / && " if plan.folder else "") + shlex.join(plan.argv()))
+            print("\n".join(_shown(plan)))
             return DONE
         from horovod_yolo.launch import supervise
         from horovod_yolo.launch.plan import environment
 
         sys.stderr.flush()
         environ = environment(os.environ)
+        if plan.launcher == "torch":
+            return supervise.run_over_torch(plan, environ)
         if plan.folder:
             os.chdir("/")
         stays = words[0] in ("train", "predict")
         return supervise.run(plan, environ) if stays else _become(plan, environ)
 
     return guarded(run)
+
+
+def _shown(plan: LaunchPlan) -> list[str]:
+    """The command as a shell takes it, or that of each host."""
+    if plan.launcher == "torch":
+        return [shlex.join(words) for words in plan.torchrun()]
+    return [("cd / && " if plan.folder else "") + shlex.join(plan.argv())]
 
 
 def _become(plan: LaunchPlan, environ: dict[str, str]) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import time
@@ -11,7 +12,9 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.launchers.launcher import Launcher
+from horovod_yolo.process.interfaces import address_of, interface_with
 
+INTERFACE = "GLOO_SOCKET_IFNAME"  # Gloo's, where ranks reach each other
 SECONDS_BETWEEN_LOOKS = 0.05
 
 
@@ -23,9 +26,29 @@ def meet(launched: Launcher, patience: timedelta) -> Store:
         RuntimeError: there is no way to the store, or a rank does not come.
     """
     host, port = launched.address if launched.for_torch and launched.address else _told_by_mpi(launched)
-    serves = not launched.keeps_store and launched.rank == 0
-    store = TCPStore(host, port, launched.size, serves, timeout=patience, wait_for_workers=False)
+    if launched.keeps_store or launched.rank:
+        store = TCPStore(host, port, launched.size, False, patience, wait_for_workers=False)
+    else:
+        store = _serve(host, port, patience, launched.local_size == launched.size)
     return of_this_world(store, launched.rank, launched.size, patience)
+
+
+def _serve(host: str, port: int, patience: timedelta, alone: bool) -> TCPStore:
+    """A store at one address of this host. By itself torch would serve it at all of them.
+
+    It does so still where ``host`` stands for no address at which ranks ``alone`` here, or else those of
+    other hosts, could find it: behind a service of Kubernetes, or called localhost for ranks elsewhere.
+    """
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        address = ""
+    if not interface_with(address) or (address.startswith("127.") and not alone):
+        return TCPStore(host, port, None, True, patience, wait_for_workers=False)
+    with socket.create_server((address, port), backlog=socket.SOMAXCONN) as listening:
+        return TCPStore(
+            address, port, None, True, patience, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
 
 
 def of_this_world(store: Store, rank: int, size: int, patience: timedelta) -> Store:
@@ -78,13 +101,13 @@ def _told_by_mpi(launched: Launcher) -> tuple[str, int]:
             fix="its MPI is not the launcher's: use this environment's mpirun, or torchrun",
         )
     hosts = world.allgather(socket.gethostname())
-    place = ("127.0.0.1" if len(set(hosts)) == 1 else hosts[0], _free_port() if launched.rank == 0 else 0)
-    found: tuple[str, int] = world.bcast(place, root=0)
+    here = "127.0.0.1" if len(set(hosts)) == 1 else address_of(os.environ.get(INTERFACE, "")) or hosts[0]
+    found: tuple[str, int] = world.bcast((here, _free_port(here) if launched.rank == 0 else 0), root=0)
     return found
 
 
-def _free_port() -> int:
+def _free_port(host: str) -> int:
     with socket.socket() as taken:
-        taken.bind(("", 0))
+        taken.bind((host, 0))
         port: int = taken.getsockname()[1]
         return port

@@ -25,13 +25,12 @@ from horovod_yolo.distributed.communicator import GradientExchange, Pending
 from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.distributed.local import Ready
-from horovod_yolo.distributed.meeting import meet
+from horovod_yolo.distributed.meeting import INTERFACE, meet
 from horovod_yolo.process.interfaces import route_interface
 
 T = TypeVar("T")
 # A call that a rank does not come to ends the job: as with Horovod after what one rank may do alone.
 PATIENCE = timedelta(seconds=600)
-INTERFACE = "GLOO_SOCKET_IFNAME"
 _OUTSIDE = "198.51.100.1"  # of no network (RFC 5737): asks for the way there, and sends nothing
 
 

@@ -16,6 +16,8 @@ from horovod_yolo.launch import elastic, hostfile, network, plan
 from horovod_yolo.launch.hostfile import Host
 from horovod_yolo.process.environment import check_numbers
 
+_WAYS = {"gloo": "horovodrun-gloo", "mpi": "horovodrun-mpi", "mpirun": "mpirun", "torch": "torch"}
+
 
 def parser() -> Parser:
     """The flags before ``--``."""
@@ -29,7 +31,7 @@ def parser() -> Parser:
     hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="a host a line: see hostfiles/README.md")
     p.add_argument("--np", "-np", dest="ranks", type=int, metavar="N", help="ranks; default: all slots")
     how = p.add_mutually_exclusive_group()
-    for flag, launcher in (("gloo", "horovodrun-gloo"), ("mpi", "horovodrun-mpi"), ("mpirun", "mpirun")):
+    for flag, launcher in _WAYS.items():
         how.add_argument(f"--{flag}", dest="launcher", action="store_const", const=launcher)
     p.set_defaults(launcher="horovodrun-gloo")
     p.add_argument(
@@ -38,6 +40,14 @@ def parser() -> Parser:
     p.add_argument("--min-np", dest="least", type=int, metavar="N", help="elastic: below it wait; default: 1")
     p.add_argument(
         "--max-np", dest="most", type=int, metavar="N", help="elastic: ranks at most; default: all"
+    )
+    p.add_argument(
+        "--max-restarts",
+        dest="restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="torch: start all ranks anew when one is lost, so many times at most",
     )
     p.add_argument("--interface", metavar="IF", help="network interface; default: that of the route")
     p.add_argument(
@@ -102,12 +112,22 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
         as_root=os.geteuid() == 0,
         folder=plan.spelled_out(Path.cwd()),
         elastic=ranks,
+        restarts=_restarts(args),
     )
     plan.check_size(made, environ)
     away = not all(network.is_here(host.name) for host in hosts)
     plan.check_shell(made, _login_shell(), away)
     plan.check_remote_shell(made, environ, away)
     return made, [*notes, *([why] if why else [])]
+
+
+def _restarts(args: argparse.Namespace) -> int:
+    restarts: int = args.restarts
+    if restarts < 0:
+        raise UserError(f"{restarts} is no number of restarts", where="--max-restarts")
+    if restarts and args.launcher != "torch":
+        raise UserError("goes with --torch only", where="--max-restarts", fix="horovodrun has --elastic")
+    return restarts
 
 
 def _login_shell() -> str:
@@ -149,8 +169,9 @@ def _elastic(
                 raise UserError("goes with --elastic only", where=flag)
         return None, words
     if args.launcher != "horovodrun-gloo":
-        flag = "--mpi" if args.launcher == "horovodrun-mpi" else "--mpirun"
-        raise UserError("needs horovodrun over Gloo", where="--elastic", fix=f"leave {flag} out")
+        flag = next(flag for flag, launcher in _WAYS.items() if launcher == args.launcher)
+        other = ", or use --max-restarts" if flag == "torch" else ""
+        raise UserError("needs horovodrun over Gloo", where="--elastic", fix=f"leave --{flag} out{other}")
     if not words or words[0] != "train":
         plan.program(words)  # no program at all is the first thing to say
         raise UserError("is for train only", where="--elastic", fix=f"launch {words[0]} without it")

@@ -17,7 +17,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.elastic import Elastic
 from horovod_yolo.launch.hostfile import Host
 
-Launcher = Literal["horovodrun-gloo", "horovodrun-mpi", "mpirun"]
+Launcher = Literal["horovodrun-gloo", "horovodrun-mpi", "mpirun", "torch"]
 
 # horovodrun over Gloo puts the environment on ssh's command line, where `ps` shows it to everyone.
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
@@ -50,8 +50,9 @@ _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*(,[A-Za-z0-9_][A-Za-z0-9_
 class LaunchPlan:
     """A checked job: as many slots as ranks (those of an ``elastic`` job change), and what runs on each.
 
-    ``tool`` is the path of horovodrun or mpirun; ``program`` is what a rank runs; ``names`` are variables
-    that mpirun passes on; ``prefix`` is where Open MPI is on the other hosts, None for what their PATH says.
+    ``tool`` is the path of horovodrun, mpirun or torchrun; ``program`` is what a rank runs; ``names`` are
+    variables that mpirun passes on; ``prefix`` is where Open MPI is on the other hosts, None for what their
+    PATH says.
     ``folder`` is where the ranks run, None where the launcher itself brings them there; see `spelled_out`.
     """
 
@@ -65,6 +66,19 @@ class LaunchPlan:
     as_root: bool = False
     folder: Path | None = None
     elastic: Elastic | None = None
+    restarts: int = 0  # over torch: how often all ranks are started anew when one is lost
+
+    def torchrun(self) -> list[list[str]]:
+        """For each host the command that does what a job over torch does, but for where torchrun listens."""
+        where = ["--standalone"]
+        if len(self.hosts) > 1:
+            meeting = ("--rdzv-endpoint", f"{self.hosts[0].name}:29400", "--rdzv-id", "job")
+            where = ["--nnodes", str(len(self.hosts)), "--rdzv-backend", "c10d", *meeting]
+        restarts = ["--max-restarts", str(self.restarts)] if self.restarts else []
+        return [
+            [self.tool, *where, *restarts, "--nproc-per-node", str(host.slots), "--no-python", *self.program]
+            for host in self.hosts
+        ]
 
     def argv(self) -> list[str]:
         """The command, for no shell: arguments with spaces stay whole."""
@@ -182,15 +196,16 @@ def spelled_out(folder: Path) -> Path | None:
 
 
 def tool(launcher: Launcher) -> str:
-    """Path of horovodrun or mpirun: this Python's own before the PATH's.
+    """Path of horovodrun, mpirun or torchrun: this Python's own before the PATH's.
 
     Raises:
         UserError: there is none.
     """
-    name = "mpirun" if launcher == "mpirun" else "horovodrun"
+    name = {"mpirun": "mpirun", "torch": "torchrun"}.get(launcher, "horovodrun")
     found = shutil.which(name, path=str(scripts())) or shutil.which(name)
     if found is None:
-        raise UserError(f"{name} is not there", fix="launch/install_horovod.sh installs it for this Python")
+        package = "PyTorch brings it" if launcher == "torch" else "launch/install_horovod.sh installs it"
+        raise UserError(f"{name} is not there", fix=f"{package} for this Python")
     return found
 
 
@@ -217,6 +232,11 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
     folders = [folder for folder in kept.get("PATH", "").split(":") if folder and folder != str(scripts())]
     return {**kept, "PATH": ":".join([str(scripts()), *folders])}
+
+
+def of_other_hosts(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without what holds on this host only: numbers of its own GPUs."""
+    return {name: value for name, value in environ.items() if not _OF_THIS_HOST.fullmatch(name)}
 
 
 def passed_on(environ: Mapping[str, str], also: Iterable[str] = ()) -> tuple[str, ...]:
@@ -280,7 +300,7 @@ def check_shell(plan: LaunchPlan, shell: str, away: bool) -> None:
         UserError: it does not.
     """
     name = Path(shell).name
-    if away and plan.launcher != "horovodrun-gloo" and name in _SHELLS_OF_ANOTHER_GRAMMAR:
+    if away and plan.launcher in ("horovodrun-mpi", "mpirun") and name in _SHELLS_OF_ANOTHER_GRAMMAR:
         raise UserError(
             f"Open MPI cannot start ranks on other hosts through the login shell {name}",
             fix="use --gloo, or give the account a Bourne shell (`chsh -s /bin/bash`)",

@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -24,6 +24,7 @@ from horovod_yolo.launch.hostfile import read_hostfile
 from horovod_yolo.launch.network import is_here
 from horovod_yolo.launch.plan import LaunchPlan
 from horovod_yolo.launch.stop_files import StopFiles
+from horovod_yolo.launch.torch_job import TorchJob
 from horovod_yolo.process.output import outlive_lost_output
 from horovod_yolo.process.signals import SIGNALS, STOP_FILE, not_ignored
 
@@ -65,6 +66,20 @@ def run(plan: LaunchPlan, environ: Mapping[str, str]) -> int:
             code = job.wait()
     told = told if over_gloo else []
     return _exit_code(code if code >= 0 else 128 - code, told, elastic=plan.elastic is not None)
+
+
+def run_over_torch(plan: LaunchPlan, environ: Mapping[str, str]) -> int:
+    """Run a job whose ranks talk through torch; signals are as in `run`.
+
+    Returns:
+        The ranks' exit code where that is 0, 2 or 3, else 1.
+    """
+    outlive_lost_output()
+    with (
+        TorchJob(plan.hosts, plan.program, environ, interface=plan.interface, restarts=plan.restarts) as job,
+        _heard(job.stop, job.kill),
+    ):
+        return job.wait()
 
 
 def _exit_code(launchers: int, told: Sequence[int], *, elastic: bool) -> int:
@@ -125,22 +140,32 @@ def _echo(job: subprocess.Popen[bytes]) -> list[int]:
 @contextmanager
 def _passing_on(job: subprocess.Popen[bytes], stop_files: StopFiles) -> Iterator[None]:
     """Inside, signals to this process are requests to the job's ranks."""
-    interrupts = 0
+    try:
+        with _heard(stop_files.make, job.terminate):
+            yield
+    finally:
+        if job.poll() is None:
+            job.kill()
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
+
+@contextmanager
+def _heard(ask: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
+    """Inside, the first signal to this process makes it ask the ranks to stop, a second SIGINT end them."""
+    asked, interrupts = False, 0
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal asked, interrupts
         interrupts += number == signal.SIGINT
         if interrupts > 1:
-            job.terminate()
-        elif not stop_files.made:
+            end()
+        elif not asked:
+            asked = True
             log.warning("asked to stop: waiting for the step or the images in hand")
-            stop_files.make()
+            ask()
 
-    before = {number: signal.signal(number, ask) for number in not_ignored(SIGNALS)}
+    before = {number: signal.signal(number, hear) for number in not_ignored(SIGNALS)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if job.poll() is None:
-            job.kill()

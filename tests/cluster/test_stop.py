@@ -39,8 +39,10 @@ def assert_stopped_after_a_step(job: LaunchedJob, least: int) -> None:
     assert checkpoint(job.run)["step"] == job.step >= least
 
 
-def test_static(hosts: Cluster, folder: Path, digits: Path) -> None:
-    with StaticJob(hosts, folder, TWO, (2, 2, 2), f"--data {digits} {FLAGS}") as job:
+@pytest.mark.parametrize("launch", ["--gloo", "--torch --max-restarts 3"])
+def test_static(hosts: Cluster, folder: Path, digits: Path, launch: str) -> None:
+    """Over torch ranks that stopped are not started anew, or not for long."""
+    with StaticJob(hosts, folder, TWO, (2, 2, 2), f"--data {digits} {FLAGS}", launch.split()) as job:
         job.until_step(2)
         stop(job)
         assert_stopped_after_a_step(job, 2)

@@ -46,6 +46,10 @@ def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
             "--hosts localhost:2 --mpi",
             "horovodrun --mpi '--mpi-args=-mca mpi_yield_when_idle 1' --disable-cache -np 2 -H localhost:2",
         ),
+        (
+            "--hosts localhost:2 --torch --max-restarts 3",
+            "torch --standalone --max-restarts 3 --nproc-per-node 2 --no-python",
+        ),
     ],
 )
 def test_a_dry_run_prints_the_command(
@@ -134,6 +138,9 @@ def test_the_discovery_script_is_part_of_the_package_and_there_once() -> None:
         ("--hosts h:4 --max-np 2 -- train", "--max-np: goes with --elastic only"),
         ("--elastic --hosts h:4 --mpi -- train", "--elastic: needs horovodrun over Gloo. leave --mpi out"),
         ("--elastic --hosts h:4 --mpirun -- train", "needs horovodrun over Gloo. leave --mpirun out"),
+        ("--elastic --hosts h:4 --torch -- train", "leave --torch out, or use --max-restarts"),
+        ("--hosts h:4 --max-restarts 3 -- train", "--max-restarts: goes with --torch only"),
+        ("--hosts h:4 --torch --max-restarts -1 -- train", "--max-restarts: -1 is no number of restarts"),
         ("--elastic --hosts h:4 -- val", "--elastic: is for train only. launch val without it"),
         ("--elastic --hosts h:4 -- none.py", "none.py: no such file"),
         ("--elastic --hosts h:4 --", "nothing to launch"),
@@ -192,7 +199,7 @@ def test_the_launcher_gets_the_command_and_an_environment_without_secrets(
     assert "HF_TOKEN" not in environment and "HF_TOKEN" not in argv and "NCCL_DEBUG" in argv
 
 
-@pytest.mark.parametrize("launcher", ["--gloo", "--mpi", "--mpirun"])
+@pytest.mark.parametrize("launcher", ["--gloo", "--mpi", "--mpirun", "--torch"])
 def test_a_real_job(tmp_path: Path, launcher: str) -> None:
     if not (BIN / "horovodrun").exists() or not (BIN / "mpirun").exists():
         pytest.skip(f"no horovodrun and mpirun in {BIN}: nothing to launch with")
