@@ -8,7 +8,7 @@ itself, also in the script's own lines, says so and ends the job.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from os import PathLike
@@ -91,7 +91,8 @@ class YOLO:
         Args:
             data: a data.yaml.
             flags: those of ``train.py`` with underscores: ``epochs=3, batch_size=8, cos_lr=True``, and
-                Ultralytics' ``batch, amp, val, plots``. None is as if it was not given.
+                Ultralytics' ``batch, amp, val, plots``. ``hyp`` is a file or ``{"lr0": 0.02}``. None is as if
+                it was not given.
 
         Returns:
             What ``results.json`` holds.
@@ -124,8 +125,10 @@ class YOLO:
         if flags.get("resume"):
             raise UserError("resume is not for a new run", fix="use train.py --resume")
         parser = train_parser("train")
-        argv = training_argv(parser, flags, zoo.hyperparameters())
-        given = with_commits(vars(parser.parse_strictly(argv)))
+        hyp = flags.get("hyp")
+        as_it_is = {"hyp": dict(hyp)} if isinstance(hyp, Mapping) else {}  # no command line could have it
+        argv = training_argv(parser, {**flags, **dict.fromkeys(as_it_is)}, zoo.hyperparameters())
+        given = with_commits({**vars(parser.parse_strictly(argv)), **as_it_is})
         config = settings_of(given)
         require_fitting_launch(config.elastic)
         return given, config

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from horovod_yolo.assembly.settings import hyp_of_file
+from horovod_yolo.assembly.settings import given_hyp
 from horovod_yolo.core.errors import UserError
 
 # Of this job; the results stay the same. That labels are read as the same data is seen by its digest.
@@ -42,7 +42,7 @@ def settings_here(state: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
         elif name == "class_map":
             saved[name] = {**saved.get(name, {}), **dict(value)}
         elif name == "hyp":
-            if asdict(hyp_of_file(value, str(state["model_name"]))) != saved["hyp"]:
+            if asdict(given_hyp(value, str(state["model_name"]))) != saved["hyp"]:
                 raise UserError(f"--hyp {value} differs from the run's", where="--resume", fix="leave it out")
         elif name == "precision" and value in ("auto", precision):
             continue

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from horovod_yolo.config.hyperparameters import Hyp
-from horovod_yolo.config.load import config_from_flags, load_hyp
+from horovod_yolo.config.load import config_from_flags, hyp_of, load_hyp
 from horovod_yolo.config.schema import TrainConfig, from_dict
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families import zoo
@@ -16,15 +17,14 @@ def settings_of(given: dict[str, Any]) -> TrainConfig:
 
     Args:
         given: flags, as `train_parser` names them, without ``resume``. ``cfg`` is among them, also where the
-            weights tell it.
+            weights tell it. ``hyp`` may be the hyperparameters themselves.
 
     Raises:
         UserError: a mistake in the flags or the file, or a file for models of another family.
     """
     config_from_flags(given)  # what is wrong with whatever model
     family = zoo.family_of(str(given["cfg"]))
-    path = given.get("hyp")
-    hyp = hyp_of_file(path, str(given["cfg"])) if path else family.recipe.hyp()
+    hyp = given_hyp(given.get("hyp") or {}, str(given["cfg"]))
     config = config_from_flags({**family.recipe.run, **given}, hyp)
     if config.label_smoothing and not hasattr(hyp, "label_smoothing"):
         raise UserError(
@@ -34,11 +34,13 @@ def settings_of(given: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def hyp_of_file(path: str, model: str) -> Hyp:
-    """The hyperparameters in a file, for a model. Errors as `load_hyp`."""
+def given_hyp(given: str | Mapping[str, Any], model: str) -> Hyp:
+    """The hyperparameters for a model, from a file or as they are. Errors as `load_hyp`."""
     family = zoo.family_of(model)
     others = {other.name: other.recipe.hyp for other in zoo.FAMILIES if other.name != family.name}
-    return load_hyp(path, family.recipe.hyp, family.name, others)
+    if isinstance(given, Mapping):
+        return hyp_of(given, "hyp", family.recipe.hyp, family.name, others)
+    return load_hyp(given, family.recipe.hyp, family.name, others)
 
 
 def settings_of_state(state: dict[str, Any]) -> TrainConfig:

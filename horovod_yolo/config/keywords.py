@@ -175,22 +175,23 @@ def renamed(
         UserError: a name that is neither ours nor others', or two names of one thing.
     """
     result: dict[str, Any] = {}
+    said_by: dict[str, str] = {}
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")
         if name not in known and name not in others:
             if remedy := instead(flag, foreign):
                 raise UserError(f"{name} is not supported", fix=remedy.replace("--", ""))
             if name in hyperparameters:
-                raise UserError(
-                    f"{name} is a hyperparameter", fix=f"write {name}: into a file, hyp='hyp.yaml'"
-                )
+                fix = f"give hyp={{'{name}': ...}}, or a file with {name}: ..., hyp='hyp.yaml'"
+                raise UserError(f"{name} is a hyperparameter", fix=fix)
             raise UserError(f"unknown argument {name}", fix=nearest(name, [*known, *others]))
         if value is None:
             continue
         ours = others[name](value) if name in others else {name: value}
         for key in ours.keys() & result.keys():
-            raise UserError(f"{name} says {key} a second time", fix="give one of them")
+            raise UserError(f"{said_by[key]} and {name} are one thing", fix="give one of them")
         result |= ours
+        said_by |= dict.fromkeys(ours, name)
     return result
 
 

@@ -226,24 +226,38 @@ def load_hyp(
         fix = "leave --hyp out: its values are the defaults of YOLOv5's models"
         raise UserError("there is no such file", where=path, fix=fix)
     values = read_mapping(path, most_bytes=HYP_FILE_BYTES, what="a settings file")
+    return hyp_of(values, path, kind, family, others)
+
+
+def hyp_of(
+    values: Mapping[str, Any],
+    where: object,
+    kind: type[Hyp] = Hyp,
+    family: str = "",
+    others: Mapping[str, type[Hyp]] = MappingProxyType({}),
+) -> Hyp:
+    """Hyperparameters from their values; what is not there keeps its default.
+
+    ``where`` is what they are from, for people. The other arguments, and what is raised, as for `load_hyp`.
+    """
     known = _names(kind)
     unlike = [key for key in values if key not in known]
     for other, theirs in others.items():
         if of_other := [str(key) for key in unlike if key in _names(theirs)]:
             raise UserError(
-                f"the file is for models of the family {other}, this one is of {family}, which has no "
+                f"this is for models of the family {other}, this one is of {family}, which has no "
                 + ", ".join(of_other),
-                where=path,
-                fix=f"use a file for {family}, or leave --hyp out",
+                where=where,
+                fix=f"use those of {family}, or leave --hyp out",
             )
     if unlike:
         raise UserError(
-            f"unknown hyperparameter {unlike[0]!r}", where=path, fix=nearest(str(unlike[0]), known)
+            f"unknown hyperparameter {unlike[0]!r}", where=where, fix=nearest(str(unlike[0]), known)
         )
     try:
         return kind(**values)
     except UserError as error:
-        raise UserError(str(error), where=path) from None
+        raise UserError(str(error), where=where) from None
 
 
 def _names(kind: type[Hyp]) -> set[str]:

@@ -176,6 +176,8 @@ def _names(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
         if not isinstance(name, str) or not name.strip():
             fix = "write a word, or a word in quotes, for each class"
             raise UserError(f"class name {name!r:.60} is not text", where=file, fix=fix)
+        if name.splitlines() != [name]:  # it would break tables and reports
+            raise UserError(f"class name {name!r:.60} has a line end", where=file, fix="write it in one line")
     _require_count(content.get("nc"), len(value), file)
     repeated = (
         sorted({name for name in value if value.count(name) > 1}) if len(set(value)) < len(value) else []

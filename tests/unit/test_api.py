@@ -124,12 +124,11 @@ def test_weights_go_on_training(trained: tuple[YOLO, dict[str, Any]], digits: Pa
     assert weights is not None
     model = YOLO(str(weights))
     assert model.name == "yolov5n"
-    results = model.train(
-        data=digits, epochs=1, imgsz=64, batch=28, workers=0, max_steps=1, project=tmp_path, noplots=True
-    )
+    flags: dict[str, Any] = {"imgsz": 64, "batch": 28, "workers": 0, "max_steps": 1, "noplots": True}
+    results = model.train(data=digits, epochs=1, hyp={"lr0": 0.02}, project=tmp_path, **flags)
     assert results["steps"] == 1
     config = torch.load(tmp_path / "exp" / "weights" / "last.pt", weights_only=True)["config"]
-    assert config["weights"] == str(weights)
+    assert (config["weights"], config["hyp"]["lr0"]) == (str(weights), 0.02)
     assert model.weights == tmp_path / "exp" / "weights" / "best.pt"
 
 
@@ -143,6 +142,8 @@ def test_weights_go_on_training(trained: tuple[YOLO, dict[str, Any]], digits: Pa
         ({"typo": None}, "unknown argument typo"),
         ({"resume": True}, "resume is not for a new run"),
         ({"hyp": "none.yaml"}, "none.yaml: cannot be read: No such file"),
+        ({"hyp": {"momentm": 0.1}}, "hyp: unknown hyperparameter 'momentm'. did you mean momentum"),
+        ({"batch_size": 8, "batch": 8}, "batch_size and batch are one thing. give one of them"),
     ],
 )
 def test_wrong_flags_are_named(digits: Path, flags: dict[str, Any], message: str) -> None:

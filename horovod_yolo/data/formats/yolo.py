@@ -39,6 +39,7 @@ from horovod_yolo.data.formats.label_files import LabelFinder, label_path
 from horovod_yolo.data.formats.text import not_text
 from horovod_yolo.data.read import IMAGE_SUFFIXES
 
+MAX_COLUMNS = 100_001  # of a row: a polygon of 50 000 corners
 OVERHANG = 1e-3  # how far values may lie outside 0..1: rounding in exporters, no more
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
 _RULES = LabelRules()
@@ -142,7 +143,7 @@ def parse_labels(
             break
         try:
             columns = line.split()
-            class_id, (x1, y1, x2, y2) = _parse_row(columns, num_classes, rules)
+            class_id, values = _parse_row(columns, num_classes, rules)
         except _BadRowError as error:
             about = _short(columns[0]) if isinstance(error, _BadClassError) else ""
             problems.append(Problem(file, number, str(error), "bad class" if about else "left out", about))
@@ -150,9 +151,10 @@ def parse_labels(
                 problems.append(too_many(file, number))
                 break
             continue
+        x1, y1, x2, y2 = _corners(values)
         rows.append(Row(class_id, (x1 * width, y1 * height, x2 * width, y2 * height), line=number))
         if not (rules.keypoints or rules.first_release or 0 in poses):  # 0: one row that is no such box
-            poses.add(_points_of_two(columns))
+            poses.add(_points_of_two(values))
     if len(poses) == 1 and (points := poses.pop()):
         reason = f"{len(rows)} polygons may be boxes with {points} key points"
         problems.append(Problem(file, None, reason, "pose", str(points), len(rows)))
@@ -201,14 +203,12 @@ def _locate(text: str, beside: Path, root: Path, folders: Folders) -> Path:
     return next((found for place in places if (found := folders.spelled(place))), places[0])
 
 
-def _parse_row(
-    columns: Sequence[bytes], num_classes: int, rules: LabelRules
-) -> tuple[int, tuple[float, float, float, float]]:
-    """Columns -> class and corners as shares of the image."""
+def _parse_row(columns: Sequence[bytes], num_classes: int, rules: LabelRules) -> tuple[int, list[float]]:
+    """Columns -> class, and a box or polygon as shares of the image."""
     if rules.keypoints and len(columns) == 5 + rules.keypoints[0] * rules.keypoints[1]:
         columns = columns[:5]
     _require_columns(columns, rules)
-    numbers = [_number(column) for column in columns]
+    numbers = _numbers(columns)
     class_id, values = numbers[0], numbers[1:]
     if not class_id.is_integer():
         raise _BadRowError(f"class {_shown(columns[0])} is not a whole number")
@@ -221,16 +221,16 @@ def _parse_row(
         )
     if len(values) == 4 and min(values[2:]) <= 0:
         raise _BadRowError(f"width {values[2]:g} and height {values[3]:g} must be positive")
-    outside = [value for value in values if not -OVERHANG <= value <= 1 + OVERHANG]
-    if outside:
-        raise _BadRowError(
-            f"{outside[0]:g} is outside 0..1: values are shares of the image's size, not pixels"
-        )
-    return int(class_id), _corners(values)
+    if min(values) < -OVERHANG or max(values) > 1 + OVERHANG:
+        outside = next(value for value in values if not -OVERHANG <= value <= 1 + OVERHANG)
+        raise _BadRowError(f"{outside:g} is outside 0..1: values are shares of the image's size, not pixels")
+    return int(class_id), values
 
 
 def _require_columns(columns: Sequence[bytes], rules: LabelRules) -> None:
     count = len(columns)
+    if count > MAX_COLUMNS:
+        raise _BadRowError(f"{count} columns: more than {MAX_COLUMNS} are not read")
     if rules.keypoints and count != 5:
         points, numbers = rules.keypoints
         raise _BadRowError(
@@ -250,17 +250,16 @@ def _hidden_keypoints(values: Sequence[float]) -> int:
     Each third number would be a corner of a polygon that lies on the image's very edge, and all its other
     corners in a box that its first two make.
     """
-    points = [values[i : i + 3] for i in range(4, len(values), 3)]
-    if len(values) <= 4 or len(points[-1]) < 3 or any(seen not in (0, 1, 2) for _, _, seen in points):
+    if len(values) < 7 or len(values) % 3 != 1 or not {0.0, 1.0, 2.0}.issuperset(values[6::3]):
         return 0
+    points = [*zip(values[4::3], values[5::3], values[6::3], strict=True)]
     return len(points) if _are_in_box([(x, y) for x, y, seen in points if seen], values[:4]) else 0
 
 
-def _points_of_two(columns: Sequence[bytes]) -> int:
+def _points_of_two(values: Sequence[float]) -> int:
     """How many key points (x, y) there may be behind a box; 0: none. Many a polygon looks so as well."""
-    if len(columns) < 7:
+    if len(values) < 6:
         return 0
-    values = [float(column) for column in columns[1:]]
     points = [*zip(values[4::2], values[5::2], strict=True)]
     hidden = (0.0, 0.0)
     return len(points) if _are_in_box([point for point in points if point != hidden], values[:4]) else 0
@@ -282,6 +281,17 @@ def _corners(values: Sequence[float]) -> tuple[float, float, float, float]:
         return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
     xs, ys = values[0::2], values[1::2]
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def _numbers(columns: Sequence[bytes]) -> list[float]:
+    """All of a row at once, for there may be very many; one by one to say which of them is none."""
+    try:
+        values = [*map(float, columns)]
+    except ValueError:
+        values = [math.nan]
+    if all(map(math.isfinite, values)) and b"_" not in b" ".join(columns):
+        return values
+    return [_number(column) for column in columns]
 
 
 def _number(column: bytes) -> float:

@@ -15,7 +15,7 @@ from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.looking import Looking, make_ready
 from horovod_yolo.assembly.model import trained_model
 from horovod_yolo.assembly.resuming import settings_here
-from horovod_yolo.assembly.settings import hyp_of_file, settings_of, settings_of_state
+from horovod_yolo.assembly.settings import given_hyp, settings_of, settings_of_state
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.keywords import training_argv
@@ -76,13 +76,13 @@ def test_flags_go_before_the_file_and_the_file_before_the_family(tmp_path: Path)
         (
             "yolo11n",
             "lr0: 0.1\nobj: 1.0\nanchor_t: 4.0\n",
-            "the file is for models of the family anchor_based, this one is of anchor_free, which has no "
-            "obj, anchor_t. use a file for anchor_free, or leave --hyp out",
+            "this is for models of the family anchor_based, this one is of anchor_free, which has no "
+            "obj, anchor_t. use those of anchor_free, or leave --hyp out",
         ),
         (
             "yolov5n",
             "dfl: 1.5\n",
-            "the file is for models of the family anchor_free, this one is of anchor_based, which has no dfl",
+            "this is for models of the family anchor_free, this one is of anchor_based, which has no dfl",
         ),
         ("yolo11n", "obbj: 1.0\n", "unknown hyperparameter 'obbj'"),
         ("yolo11n", "dfl: -1.0\n", "hyperparameter dfl is -1.0. it must be 0 or more"),
@@ -98,6 +98,18 @@ def test_a_file_of_another_family_is_named_with_its_keys(
     assert "\n" not in str(caught.value)
 
 
+def test_hyperparameters_may_be_given_as_they_are() -> None:
+    assert settings_of(given("yolov8n", hyp={"box": 5})).hyp == AnchorFreeHyp(box=5)
+    for values, message in (
+        ({"obj": 1.0}, "hyp: this is for models of the family anchor_based"),
+        ({"bxo": 1.0}, r"hyp: unknown hyperparameter 'bxo'\. did you mean box"),
+        ({"box": "5"}, "hyp: hyperparameter box is '5'"),
+        ({3: 1.0}, "hyp: unknown hyperparameter 3"),
+    ):
+        with pytest.raises(UserError, match=message):
+            settings_of(given("yolov8n", hyp=values))
+
+
 def test_label_smoothing_is_for_losses_that_have_it() -> None:
     assert settings_of(given("yolov5n", label_smoothing=0.1)).label_smoothing == 0.1
     assert settings_of(given("yolov8n", label_smoothing=0.0)).label_smoothing == 0.0
@@ -109,7 +121,7 @@ def test_label_smoothing_is_for_losses_that_have_it() -> None:
 def test_the_file_beside_a_family_has_all_of_its_defaults(family: str) -> None:
     cfg, kind = OF_FAMILY[family]
     path = FAMILIES / family / "hyp.yaml"
-    assert hyp_of_file(str(path), cfg) == kind()
+    assert given_hyp(str(path), cfg) == kind()
     assert set(yaml.safe_load(path.read_text())) == {f.name for f in fields(kind)}
 
 
@@ -205,5 +217,5 @@ def test_overlap_and_fitness_reach_validation_and_prediction(
 
 def test_hyperparameters_of_any_family_are_no_keywords_and_say_where_they_go() -> None:
     for name in ("lr0", "dfl", "anchor_t"):
-        with pytest.raises(UserError, match=f"{name} is a hyperparameter. write {name}: into a file"):
+        with pytest.raises(UserError, match=f"{name} is a hyperparameter. give hyp=.*, or a file"):
             training_argv(train_parser(), {name: 1.0}, zoo.hyperparameters())

@@ -73,7 +73,7 @@ def test_others_names_and_forms(given: dict[str, Any], expected: dict[str, Any])
         ("epoch", "unknown argument epoch. did you mean epochs"),
         ("help", "unknown argument help"),
         ("single_cls", "single_cls is not supported. give all objects the class 0"),
-        ("mosaic", "mosaic is a hyperparameter. write mosaic: into a file"),
+        ("mosaic", "mosaic is a hyperparameter. give hyp={'mosaic': ...}, or a file"),
     ],
 )
 def test_names_are_checked_before_values(name: str, message: str, value: Any) -> None:
@@ -89,8 +89,8 @@ def test_names_are_checked_before_values(name: str, message: str, value: Any) ->
         ({"amp": 1}, "amp is 1. it must be True or False"),
         ({"epochs": True}, "epochs is True. give epochs its value"),
         ({"epochs": False}, "epochs is False. give epochs its value"),
-        ({"batch": 4, "batch_size": 4}, "batch_size says batch_size a second time"),
-        ({"val": True, "noval": True}, "noval says noval a second time"),
+        ({"batch": 4, "batch_size": 4}, "batch and batch_size are one thing. give one of them"),
+        ({"val": True, "noval": True}, "val and noval are one thing. give one of them"),
         ({"imgsz": (64, 96)}, "two sizes (--imgsz 64 96) are not supported"),
         ({"batch": -1}, "-1, a batch size that is chosen by memory, is not supported"),
         ({"device": True}, "device is True"),

@@ -77,6 +77,28 @@ def test_yolo_bad_row_is_named_and_left_out(row: str, reason: str) -> None:
     assert problems[0].startswith(f"a.txt:2: {reason}")
 
 
+@pytest.mark.parametrize("columns", [b" .5 .25" * 1_000_000, b" x" * 2_000_000], ids=["numbers", "words"])
+def test_a_row_of_millions_of_columns_is_a_short_problem(
+    monkeypatch: pytest.MonkeyPatch, columns: bytes
+) -> None:
+    """None of them is looked at: there may be as many as a file has room for."""
+    looked_at: list[bytes] = []
+    monkeypatch.setattr(yolo, "float", lambda text: looked_at.append(text) or float(text), raising=False)
+    labels, problems = read_yolo(b"0" + columns + b"\n1 .5 .5 .5 .5\n")
+    assert problems == ["a.txt:1: 2000001 columns: more than 100001 are not read"]
+    assert (labels.classes.size, len(looked_at)) == (1, 5)
+
+
+def test_the_first_column_that_is_no_number_is_named() -> None:
+    good = " .5" * 9_998
+    for bad in ("x", "1_0", "nan", "1e999"):
+        labels, (problem,) = read_yolo(f"0{good} {bad} 2_0\n1 .5 .5 .5 .5\n")
+        assert labels.classes.tolist() == [1] and problem.startswith(f"a.txt:1: '{bad}' is not a")
+    labels, problems = read_yolo(f"0 .1 .2 .3 .2{good} .5 .9\n")  # a polygon, and no box with key points
+    assert (labels.classes.tolist(), problems) == ([0], [])
+    np.testing.assert_allclose(labels.boxes_xyxy, [[20, 20, 100, 90]], rtol=1e-6)
+
+
 def test_yolo_overhang_is_clipped_without_a_word() -> None:
     labels, problems = read_yolo("0 0.0 0.5 0.2 1.0005\n0 1.0005 0.5 0.1 0.1\n")
     assert problems == []

@@ -80,6 +80,8 @@ def test_download_is_named_and_never_run(tmp_path: Path, caplog: pytest.LogCaptu
         ("train: a\nval: b\nnames: {1: x, 2: y}\n", "names has no class 0"),
         ("train: a\nval: b\nnames: [x, ~]\n", "class name None is not text"),
         ("train: a\nval: b\nnames: [x, ' ']\n", "class name ' ' is not text"),
+        ('train: a\nval: b\nnames: ["x\\ny", z]\n', "class name 'x\\ny' has a line end"),
+        ('train: a\nval: b\nnames: {0: "x\\u2028"}\n', "class name 'x\\u2028' has a line end"),
         ("train: a\nval: b\nnames: red blue\n", "has no usable 'names'"),
         ("train: a\nval: b\nnames: {a: x, b: y}\n", "names has 'a' for a class number"),
         ("train: a\nval: b\nnames: {-1: x, 0: y}\n", "names has '-1' for a class number"),
