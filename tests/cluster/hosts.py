@@ -94,7 +94,7 @@ class Host:
         self.name = f"host{number}"
         self.address = f"{NETWORK}.{10 + number}"
         self._mac = f"02:77:00:00:00:{number:02x}"
-        self._port = f"port{number}"  # of the switch
+        self.port = f"port{number}"  # of the switch
         self._cluster = cluster
         self._folder = cluster.folder / self.name
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -111,35 +111,58 @@ class Host:
             cluster.folder / f"{self.name}.log",
         )
         # Linux answers for any of its addresses on any card: of two on one switch, traffic would take either.
-        self._network("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore")
-        self._plug_in("eth0", self._port, f"{self.address}/24", self._mac)
-        self._network("ip", "route", "add", "default", "via", f"{NETWORK}.1")
+        self.network("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore")
+        self.plug_in()
+
+    def plug_in(self) -> None:
+        """The cable of the host's own card, as it is after `boot`."""
+        self._plug_in("eth0", self.port, f"{self.address}/24", self._mac)
+        self.network("ip", "route", "add", "default", "via", f"{NETWORK}.1")
+
+    def pull_out(self) -> None:
+        """Take the card and its cable away."""
+        self._cluster.switch("ip", "link", "del", self.port)
+
+    def put_in(self) -> None:
+        """Use what somebody has made in their place: ``eth0`` here, ``port`` at the switch."""
+        self._cluster.switch("ip", "link", "set", self.port, "master", "bridge", "up")
+        self._address("eth0", f"{self.address}/24", self._mac)
+        self.network("ip", "route", "add", "default", "via", f"{NETWORK}.1")
+
+    def set_mtu(self, size: int) -> None:
+        """The largest packet of the card and of its port."""
+        self._cluster.switch("ip", "link", "set", self.port, "mtu", str(size))
+        self.network("ip", "link", "set", "eth0", "mtu", str(size))
 
     def _plug_in(self, interface: str, port: str, address: str, mac: str) -> None:
         switch = self._cluster.switch
         switch("ip", "link", "add", port, "type", "veth", "peer", "name", interface, "netns", str(self.pid))
         switch("ip", "link", "set", port, "master", "bridge", "up")
-        self._network("ip", "link", "set", "lo", "up")
+        self._address(interface, address, mac)
+
+    def _address(self, interface: str, address: str, mac: str) -> None:
+        self.network("ip", "link", "set", "lo", "up")
         # A fixed address of the card: after a reboot the others must not hold an old one.
-        self._network("ip", "link", "set", interface, "address", mac, "up")
-        self._network("ip", "addr", "add", address, "dev", interface)
+        self.network("ip", "link", "set", interface, "address", mac, "up")
+        self.network("ip", "addr", "add", address, "dev", interface)
 
     def add_interface(self, name: str, address: str) -> None:
         """A second network card on the same switch."""
         mac = f"{self._mac[:-5]}{len(name):02x}:{self._mac[-2:]}"
-        self._plug_in(name, f"{self._port}.{name}", address, mac)
+        self._plug_in(name, f"{self.port}.{name}", address, mac)
 
     def cut_interface(self, name: str) -> None:
         """The cable of a card of `add_interface` out at the switch."""
-        self._cluster.switch("ip", "link", "set", f"{self._port}.{name}", "down")
+        self._cluster.switch("ip", "link", "set", f"{self.port}.{name}", "down")
 
     def add_dead_interface(self, name: str, address: str) -> None:
         """A second network card with an address and without a cable, as Docker's bridge is."""
-        self._network("ip", "link", "add", name, "type", "bridge")
-        self._network("ip", "addr", "add", address, "dev", name)
-        self._network("ip", "link", "set", name, "up")
+        self.network("ip", "link", "add", name, "type", "bridge")
+        self.network("ip", "addr", "add", address, "dev", name)
+        self.network("ip", "link", "set", name, "up")
 
-    def _network(self, *words: str) -> str:
+    def network(self, *words: str) -> str:
+        """Run a command of the machine's in the host's network."""
         return _sh("nsenter", f"--net=/proc/{self.pid}/ns/net", "--", *words)
 
     def _inside(self, argv: Sequence[str | Path], user: str | None, folder: Path | str | None) -> list[str]:
@@ -233,23 +256,23 @@ class Host:
 
     def cut(self) -> None:
         """The cable out at the switch: the host sees its card without carrier."""
-        self._cluster.switch("ip", "link", "set", self._port, "down")
+        self._cluster.switch("ip", "link", "set", self.port, "down")
 
     def heal(self) -> None:
         """The cable in again."""
-        self._cluster.switch("ip", "link", "set", self._port, "up")
+        self._cluster.switch("ip", "link", "set", self.port, "up")
 
     def drop(self) -> None:
         """A silent black hole: the carrier stays, what is sent goes nowhere."""
-        self._cluster.switch("ip", "link", "set", self._port, "nomaster")
+        self._cluster.switch("ip", "link", "set", self.port, "nomaster")
 
     def undrop(self) -> None:
         """The end of `drop`."""
-        self._cluster.switch("ip", "link", "set", self._port, "master", "bridge")
+        self._cluster.switch("ip", "link", "set", self.port, "master", "bridge")
 
     def rate(self, bits: str | None) -> None:
         """Limit the link in both directions, such as ``10mbit``; None lifts the limit."""
-        ends = ((self._cluster.switch, self._port), (self._network, "eth0"))
+        ends = ((self._cluster.switch, self.port), (self.network, "eth0"))
         for run, card in ends:
             if bits is None:
                 run("tc", "qdisc", "del", "dev", card, "root")
@@ -358,6 +381,11 @@ class Cluster:
         host.boot()
         return host
 
+    @property
+    def switch_namespace(self) -> str:
+        """The file of the switch's network."""
+        return f"/proc/{self._switch_pid}/ns/net"
+
     def switch(self, *words: str) -> str:
         """Run a command in the switch's network."""
-        return _sh("nsenter", f"--net=/proc/{self._switch_pid}/ns/net", "--", *words)
+        return _sh("nsenter", f"--net={self.switch_namespace}", "--", *words)
