@@ -44,6 +44,7 @@ TEST = [
     "tensorboard>=2.14",
     "jsonschema>=4.23",
     "kubernetes-validate>=1.30",  # Kubernetes' published schemas, for launch/k8s
+    "kubeflow-trainer-api>=2.0",  # Kubeflow Trainer's models, likewise
     # BuildKit's parser, which has no wheel for Linux on ARM and needs Go to be built.
     "dockerfile>=3.4; sys_platform != 'linux' or platform_machine == 'x86_64'",
     "pathspec>=0.12",
