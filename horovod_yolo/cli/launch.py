@@ -36,6 +36,7 @@ def launch_main(argv: Sequence[str]) -> int:
         sys.stderr.flush()
         environ = environment(os.environ)
         if plan.launcher == "torch":
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of names without an address
             return supervise.run_over_torch(plan, environ)
         if plan.folder:
             os.chdir("/")

@@ -18,19 +18,25 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
 from horovod_yolo.core.errors import UnmetError
+from horovod_yolo.distributed import lateness
 from horovod_yolo.distributed.communicator import GradientExchange, Pending
 from horovod_yolo.distributed.gradient_groups import grouped
+from horovod_yolo.distributed.keepalive import watch_connections
+from horovod_yolo.distributed.lateness import Lateness
 from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.distributed.local import Ready
 from horovod_yolo.distributed.meeting import INTERFACE, meet
+from horovod_yolo.process.environment import number
 from horovod_yolo.process.interfaces import route_interface
 
 T = TypeVar("T")
 # A call that a rank does not come to ends the job: as with Horovod after what one rank may do alone.
-PATIENCE = timedelta(seconds=600)
+ENDED_AFTER, SECONDS_OF_PATIENCE = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", 600
+_FOR_EVER = 10_000_000
 _OUTSIDE = "198.51.100.1"  # of no network (RFC 5737): asks for the way there, and sends nothing
 
 
@@ -44,10 +50,11 @@ class TorchCommunicator:
     lost_errors: tuple[type[Exception], ...] = (LostRankError,)
     wire_types: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
 
-    def __init__(self, local_rank: int | None, local_size: int | None) -> None:
+    def __init__(self, store: Store, local_rank: int | None, local_size: int | None) -> None:
         """Of a process group that is there. *Collective.*
 
         Args:
+            store: that its ranks have, and nobody else.
             local_rank: number among the ranks of this host, as its launcher says, if it does.
             local_size: their number, likewise.
         """
@@ -55,12 +62,16 @@ class TorchCommunicator:
         self.size: int = dist.get_world_size()
         self.wait_s = 0.0
         self.one_rank_a_gpu = _has_nccl()
-        self._of_gradients = dist.new_group(timeout=PATIENCE)
+        seconds = number(lateness.VARIABLE, lateness.SECONDS_OF_PATIENCE)
+        self._lateness = Lateness(self.rank, self.size, store, seconds)
+        self._of_gradients = dist.new_group(timeout=_patience())
         if local_rank is None or local_size is None:
             hosts = self.allgather_object(socket.gethostname())
             local_rank, local_size = hosts[: self.rank].count(hosts[self.rank]), hosts.count(hosts[self.rank])
         self.local_rank: int = local_rank
         self.local_size: int = local_size
+        self._lateness.start()
+        watch_connections()
 
     @classmethod
     def join(cls, launched: Launcher) -> TorchCommunicator:
@@ -73,11 +84,11 @@ class TorchCommunicator:
         _choose_interface(launched)
         kinds = "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"
         try:
-            store = meet(launched, PATIENCE)
+            store = meet(launched, _patience())
             dist.init_process_group(
-                kinds, store=store, rank=launched.rank, world_size=launched.size, timeout=PATIENCE
+                kinds, store=store, rank=launched.rank, world_size=launched.size, timeout=_patience()
             )
-            return cls(launched.local_rank, launched.local_size)
+            return cls(store, launched.local_rank, launched.local_size)
         except (RuntimeError, ValueError) as error:
             raise UnmetError(
                 f"rank {launched.rank} of {launched.size} does not find the others "
@@ -89,11 +100,13 @@ class TorchCommunicator:
     def waiting(self) -> Iterator[None]:
         """Count the time inside as waiting for other ranks; their loss is a `LostRankError`."""
         start = time.perf_counter()
+        self._lateness.come()
         try:
             yield
         except RuntimeError as error:
             raise LostRankError(str(error)) from error
         finally:
+            self._lateness.go()
             self.wait_s += time.perf_counter() - start
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
@@ -206,6 +219,7 @@ class _TorchExchange:
         self._ranks = ranks
         self._groups = [_Group(parameters, wire) for parameters in groups]
         self._passes = 1
+        self._watched = False
         self._brought: dict[nn.Parameter, int] = {}
         self._sent = 0
         self._group_of = {p: group for group in self._groups for p in group.parameters}
@@ -242,10 +256,16 @@ class _TorchExchange:
             with self._comm.waiting():
                 group.work.wait()
             group.empty()
+        if self._comm.one_rank_a_gpu and not self._watched:  # NCCL has made its connections by now
+            self._watched = watch_connections() > 0
 
     def stepping(self) -> AbstractContextManager[None]:
         """The optimizer exchanges nothing by itself."""
         return nullcontext()
+
+
+def _patience() -> timedelta:
+    return timedelta(seconds=number(ENDED_AFTER, SECONDS_OF_PATIENCE) or _FOR_EVER)
 
 
 def _has_nccl() -> bool:

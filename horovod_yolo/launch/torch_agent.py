@@ -66,6 +66,7 @@ def _settings(address: str) -> dict[str, str]:
     settings = {
         # Rank 0 serves the ranks' store itself, at its own address: an agent would at all of them.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # of names without an address
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SECONDS_TO_LEAVE),
         "TORCHELASTIC_SIGNALS_TO_HANDLE": HANDED_ON,
         "PET_SIGNALS_TO_HANDLE": HANDED_ON,  # the default of torchrun's flag, which has the last word

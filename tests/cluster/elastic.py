@@ -153,6 +153,13 @@ class ElasticJob:
             time.sleep(0.1)
         return self._process.returncode
 
+    def until_gone(self, host: Host, timeout: float = 40) -> None:
+        """Wait until nothing of the job, which has ended, is left on a host."""
+        deadline = time.monotonic() + timeout
+        while left := host.processes():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
+
     def signal_rank(self, host: Host, signum: signal.Signals) -> None:
         """Send a signal to a rank of a host."""
         self.a_rank(host).send_signal(signum)

@@ -42,10 +42,11 @@ def submit(at: Slurm, log: Path, options: str, words: list[str | Path]) -> int:
     return int(done.output.split()[-1])
 
 
-def complete(at: Slurm, folder: Path, data: Path, how: list[str]) -> None:
+def complete(at: Slurm, folder: Path, data: Path, how: list[str], engine: str) -> None:
     """A job of four ranks on two nodes, from its submission to its results."""
     folder.mkdir()
     words = ["train", "--data", data, "--project", folder, "--epochs", "1", *FLAGS.split()]
+    words += ["--engine", engine]
     options = "--nodes=2 --ntasks-per-node=2 --cpus-per-task=1"
     job = submit(at, folder / "log", options, [*how, "--", *words])
     assert at.wait(job, ENDS, 150) == "COMPLETED", (folder / "log").read_text()
@@ -69,9 +70,17 @@ def wait_for_step(folder: Path, number: int) -> None:
         time.sleep(1)
 
 
-@pytest.mark.parametrize("how", [[], pytest.param(["--srun"], marks=pytest.mark.slow)], ids=["ssh", "srun"])
+@pytest.mark.parametrize(
+    ("how", "beside", "engine"),
+    [
+        ([], ["--srun"], "auto"),
+        pytest.param(["--srun"], [], "auto", marks=pytest.mark.slow),
+        pytest.param(["--torch", "--max-restarts", "2"], ["--srun"], "torch", marks=pytest.mark.slow),
+    ],
+    ids=["ssh", "srun", "torch"],
+)
 def test_a_job_at_its_time_limit_goes_on_later(
-    how: list[str], two_nodes: Slurm, folder: Path, digits: Path
+    how: list[str], beside: list[str], engine: str, two_nodes: Slurm, folder: Path, digits: Path
 ) -> None:
     """Warned a minute before the end of two: checkpoint, exit code 3, back into the queue, resumed.
 
@@ -81,7 +90,7 @@ def test_a_job_at_its_time_limit_goes_on_later(
     options = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --time=2 --signal=B:USR1@60"
     job = submit(two_nodes, folder / "log", options, [*how, "--", *words, *FLAGS.split()])
     two_nodes.wait(job, ["RUNNING"], 30)
-    complete(two_nodes, folder / "beside", digits, [] if how else ["--srun"])
+    complete(two_nodes, folder / "beside", digits, beside, engine)
     assert two_nodes.wait(job, ["PENDING", *ENDS], 130) == "PENDING", (folder / "log").read_text()
     stopped_at = int(steps(folder / "run")[-1]["step"])
     assert f"step {stopped_at}" in (folder / "log").read_text()
@@ -89,7 +98,7 @@ def test_a_job_at_its_time_limit_goes_on_later(
     at_once = ["scontrol", "update", f"JobId={job}", "StartTime=now"]  # Slurm itself would wait two minutes
     two_nodes.ask(at_once)
     assert two_nodes.wait(job, ["RUNNING", *ENDS], 60) == "RUNNING", (folder / "log").read_text()
-    wait_for_step(folder, stopped_at + 3)
+    wait_for_step(folder, stopped_at + 1)
     numbers = [row["step"] for row in steps(folder / "run")]
     assert numbers == list(range(1, len(numbers) + 1))  # nothing trained twice, nothing left out
     two_nodes.ask(["scancel", str(job)])
