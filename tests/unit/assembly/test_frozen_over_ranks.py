@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from horovod_yolo.assembly.elastic import elastic_run
-from horovod_yolo.assembly.run import Run, new_run, resumed_run
+from horovod_yolo.assembly.run import Run, new_run
 from horovod_yolo.assembly.train import train
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.core.errors import StoppedError, UserError
-from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.step import Stepper
 from tests.helpers.runs import checkpoint, largest_loss_difference, same_bits, weight_difference
 from tests.helpers.tiny_free import add_tiny_free
 from tests.helpers.tiny_zoo import NAME, add_tiny
-from tests.helpers.world import WorldCommunicator, run_world, world_outcomes
+from tests.helpers.world import WorldCommunicator, run_world
 
-from ..families.test_toy_family import losing_rank_1
-from .test_run_over_ranks import COMPARED, Memory, StopsAt, config_of, job
+from .disturbed import job, lose_a_rank, require_stopped_as_whole
+from .test_run_over_ranks import config_of
 
 MODELS = (NAME, "tiny26")
 
@@ -133,51 +128,19 @@ def test_other_optimizers_do_not_decay_it_either(
 
 
 def test_stopped_and_resumed_ends_with_the_bits_of_the_undisturbed_run(
-    digits: Path, starts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Path, starts: dict[str, Path], tmp_path: Path
 ) -> None:
     """Without synchronised batch norm: a mean over three ranks must change no bit of what is frozen."""
     config = frozen_config(digits, tmp_path, starts[NAME], precision="fp32", sync_bn=False)
-    run_world(3, job(config, tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        stops = StopsAt(patch, 1, 2)
-        (tmp_path / "stopped" / "weights").mkdir(parents=True)
-
-        def stopped(comm: Communicator) -> None:
-            stop = stops.request if comm.rank == 1 else StopRequest()
-            train(Run(config, tmp_path / "stopped", None), comm, stop)
-
-        outcomes = world_outcomes(3, stopped)
-    assert [type(outcome) for outcome in outcomes] == [StoppedError] * 3
-    run_world(3, lambda comm: train(resumed_run(str(tmp_path / "stopped"), {}, comm), comm))
-    a, b = checkpoint(tmp_path / "stopped"), checkpoint(tmp_path / "whole")
-    for part in COMPARED:
-        assert same_bits(a[part], b[part]), part
+    require_stopped_as_whole(config, tmp_path)
     require_frozen(tmp_path / "whole", starts[NAME])
 
 
 def test_an_elastic_world_that_loses_a_rank(
-    digits: Path,
-    starts: dict[str, Path],
-    alone: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    digits: Path, starts: dict[str, Path], alone: dict[str, Path], tmp_path: Path
 ) -> None:
     config = frozen_config(digits, tmp_path, starts[NAME], commit_every=2, elastic=True)
-    memories = [Memory() for _ in range(3)]
-
-    def elastic(kept: Memory, comm: Communicator) -> dict[str, Any]:
-        start = lambda: Run(config, tmp_path / "run", None)  # noqa: E731
-        return train(elastic_run(start, kept, comm), comm)  # type: ignore[arg-type]
-
-    (tmp_path / "run" / "weights").mkdir(parents=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(Stepper, "step", losing_rank_1(5))
-        world_outcomes(3, lambda comm: elastic(memories[comm.rank], comm))
-    newest = max(memories, key=lambda memory: memory.order)
-    kept = [memories[2], memories[0], Memory(), Memory()]
-    for memory in kept:  # what `Kept.agree` does
-        memory.keep(copy.deepcopy(newest.content or {}), newest.order)
-    run_world(4, lambda comm: elastic(kept[comm.rank], comm))
+    lose_a_rank(config, tmp_path / "run", then=4)
     require_frozen(tmp_path / "run", starts[NAME])
     assert largest_loss_difference(tmp_path / "run", alone[NAME]) < 1e-9
     assert weight_difference(tmp_path / "run", alone[NAME]) < 1e-9

@@ -7,43 +7,33 @@ ranks have images but not one object.
 
 from __future__ import annotations
 
-import copy
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.assembly.elastic import elastic_run
-from horovod_yolo.assembly.run import Run, resumed_run
-from horovod_yolo.assembly.train import train
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.data.augment import AugmentParams, augment
 from horovod_yolo.data.cache import image_loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.step import Stepper
 from tests.helpers.runs import (
     checkpoint,
     largest_loss_difference,
-    same_bits,
     steps,
     weight_difference,
 )
 from tests.helpers.tiny_zoo import NAME, add_tiny
-from tests.helpers.world import RankLostError, run_world, world_outcomes
+from tests.helpers.world import run_world
 from tests.parallel.test_vanishing_data import break_images
 
+from .disturbed import job, lose_a_rank, require_stopped_as_whole
 from .test_run import COMM, settings
 
 AUGMENTED = "mosaic: 0.4\nmixup: 0.3\ndegrees: 5.0\nflipud: 0.2\n"
-COMPARED = ("model", "ema", "optimizer", "early_stopping", "metrics", "step", "epoch", "sampler")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,12 +57,6 @@ def config_of(data: Path, folder: Path, **changes: Any) -> TrainConfig:
     (folder / "hyp.yaml").write_text(AUGMENTED)
     given = {"cfg": NAME, "batch_size": 13, "precision": "fp64", "sync_bn": True, "noplots": True, **changes}
     return settings(data, hyp=str(folder / "hyp.yaml"), cache_dir=str(folder / "cache"), **given)
-
-
-def job(config: TrainConfig, folder: Path, **parts: Any) -> Callable[[Communicator], dict[str, Any]]:
-    """What each rank does to make a new run in ``folder``."""
-    (folder / "weights").mkdir(parents=True)
-    return lambda comm: train(Run(config, folder, None), comm, **parts)
 
 
 def test_the_data_has_slices_without_objects_and_without_images(half_empty: Path, tmp_path: Path) -> None:
@@ -109,46 +93,10 @@ def test_several_ranks_agree_with_one(half_empty: Path, alone: Path, tmp_path: P
     assert [result["world_size"] for result in results] == [size] * size
 
 
-class StopsAt:
-    """Asks one rank to stop in its n-th step."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int, step: int) -> None:
-        self.request = StopRequest()
-        whole, made = Stepper.step, []
-
-        def counted(stepper: Stepper, *arguments: Any) -> Any:
-            if stepper._comm.rank == rank:
-                made.append(None)
-                if len(made) == step:
-                    self.request.ask()
-            return whole(stepper, *arguments)
-
-        monkeypatch.setattr(Stepper, "step", counted)
-
-
-def test_stopped_and_resumed_ends_with_the_bits_of_the_undisturbed_run(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_resumed_ends_with_the_bits_of_the_undisturbed_run(digits: Path, tmp_path: Path) -> None:
     """Without synchronised batch norm, so that each of three ranks has statistics of its own."""
     config = config_of(digits, tmp_path, precision="fp32", sync_bn=False, epochs=2)
-    run_world(3, job(config, tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        stops = StopsAt(patch, 1, 2)
-        (tmp_path / "stopped" / "weights").mkdir(parents=True)
-
-        def stopped(comm: Communicator) -> None:
-            stop = stops.request if comm.rank == 1 else StopRequest()
-            train(Run(config, tmp_path / "stopped", None), comm, stop)
-
-        outcomes = world_outcomes(3, stopped)
-    assert [type(outcome) for outcome in outcomes] == [StoppedError] * 3
-    assert len({str(outcome) for outcome in outcomes}) == 1
-    assert checkpoint(tmp_path / "stopped")["step"] == 2
-    run_world(3, lambda comm: train(resumed_run(str(tmp_path / "stopped"), {}, comm), comm))
-    a, b = checkpoint(tmp_path / "stopped"), checkpoint(tmp_path / "whole")
-    for part in COMPARED:
-        assert same_bits(a[part], b[part]), part
-    assert steps(tmp_path / "stopped") == steps(tmp_path / "whole")
+    require_stopped_as_whole(config, tmp_path)
 
 
 def test_broken_images_are_replaced_alike_on_any_number_of_ranks(
@@ -172,58 +120,12 @@ def test_broken_images_are_replaced_alike_on_any_number_of_ranks(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-class Memory:
-    """Stands for `elastic.Kept` without Horovod: what one rank remembers."""
-
-    def __init__(self) -> None:
-        self.content: dict[str, Any] | None = None
-        self.order = (-1, -1, -1)
-        self.local: Any = None
-        self.lock: Any = None
-
-    def keep(self, content: dict[str, Any], order: tuple[int, int, int]) -> None:
-        self.content, self.order = content, order
-
-    def check_hosts(self) -> None:
-        """No host comes or goes."""
-
-
 def test_survivors_go_on_from_the_last_commit_and_end_as_the_undisturbed_run(
-    half_empty: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    half_empty: Path, alone: Path, tmp_path: Path
 ) -> None:
-    """Three ranks lose one in their fifth step; newcomers take part in the world of four that follows."""
+    """Newcomers take part in the world of four that follows."""
     config = config_of(half_empty, tmp_path, commit_every=2, elastic=True)
-    memories = [Memory() for _ in range(4)]
-    whole, made = Stepper.step, []
-
-    def step(stepper: Stepper, *arguments: Any) -> Any:
-        if stepper._comm.rank == 1:
-            made.append(None)
-            if len(made) == 5:
-                raise OSError("the host is gone")
-        return whole(stepper, *arguments)
-
-    def start() -> Run:
-        return Run(config, tmp_path / "run", None)
-
-    def elastic(kept: Memory, comm: Communicator) -> dict[str, Any]:
-        return train(elastic_run(start, kept, comm), comm)  # type: ignore[arg-type]
-
-    (tmp_path / "run" / "weights").mkdir(parents=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(Stepper, "step", step)
-        outcomes = world_outcomes(3, lambda comm: elastic(memories[comm.rank], comm))
-    assert [type(outcome) for outcome in outcomes] == [RankLostError, OSError, RankLostError]
-    lock = (tmp_path / "run" / "run.lock").read_bytes()
-    survivors = [memories[2], memories[0], Memory(), Memory()]  # rank 0 is another one than before
-    newest = max(survivors, key=lambda memory: memory.order)
-    assert newest.order[:2] == (4, 1), "the step before is committed"
-    for memory in survivors:  # what `Kept.agree` does
-        memory.keep(copy.deepcopy(newest.content or {}), newest.order)
-    assert json.loads(lock)["token"] == memories[0].lock.token == memories[2].lock.token, "it is handed on"
-    run_world(4, lambda comm: elastic(survivors[comm.rank], comm))
-    assert not (tmp_path / "run" / "run.lock").exists()
-    assert [row["step"] for row in steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    lose_a_rank(config, tmp_path / "run", then=4)
     assert [row["images"] for row in steps(tmp_path / "run")] == [13, 13, 2] * 2
     assert largest_loss_difference(tmp_path / "run", alone) < 1e-9
     assert weight_difference(tmp_path / "run", alone) < 1e-9

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,21 @@ import pytest
 import torch
 
 from horovod_yolo.api import YOLO
-from horovod_yolo.assembly.elastic import elastic_run
-from horovod_yolo.assembly.run import Run, resumed_run
-from horovod_yolo.assembly.train import train
+from horovod_yolo.assembly.run import resumed_run
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.types import Targets
-from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.families.zoo import build_model
 from horovod_yolo.losses.criterion import by_name, count
 from horovod_yolo.models.detector import Detector, published_names
 from horovod_yolo.models.suppression import Thresholds
-from horovod_yolo.training.step import Stepper
-from tests.helpers.runs import checkpoint, largest_loss_difference, same_bits, steps, weight_difference
+from tests.helpers.runs import checkpoint, largest_loss_difference, steps, weight_difference
 from tests.helpers.tiny import tiny_batch
 from tests.helpers.toy_family import NAME, ToyCriterion, ToyHead, add_toy
-from tests.helpers.world import RankLostError, run_world, world_outcomes
+from tests.helpers.world import run_world
 
-from ..assembly.test_run import make_trainer
-from ..assembly.test_run_over_ranks import Memory, config_of, job
+from ..assembly.disturbed import job, lose_a_rank, require_resumed_as_whole
+from ..assembly.test_run_over_ranks import config_of
 from ..training.test_step import frozen_norm, make_stepper, size_of
 
 CLASSES = 3
@@ -111,51 +106,14 @@ def test_each_ranks_own_normalisers_would_be_seen(
 def test_a_resumed_run_ends_with_the_same_bits(digits: Path, tmp_path: Path, moment: int) -> None:
     """Also in the second epoch, whose loss weighs the branches otherwise."""
     config = toy_config(digits, tmp_path, commit_every=1)
-    trainer, whole = make_trainer(config)
-    trainer.fit()
-    resumed, again = make_trainer(config, state=copy.deepcopy(whole.states[moment]))
-    resumed.fit()
-    for key in ("model", "ema", "optimizer", "metrics", "step", "epoch"):
-        assert same_bits(again.states[-1][key], whole.states[-1][key]), key
-    assert again.epochs[-1].losses == whole.epochs[-1].losses
-
-
-def losing_rank_1(step_number: int) -> Callable[..., Any]:
-    whole, made = Stepper.step, []
-
-    def step(stepper: Stepper, *arguments: Any) -> Any:
-        if stepper._comm.rank == 1:
-            made.append(None)
-            if len(made) == step_number:
-                raise OSError("the host is gone")
-        return whole(stepper, *arguments)
-
-    return step
+    require_resumed_as_whole(config, moment)
 
 
 @pytest.mark.parametrize("then", [2, 4])
-def test_survivors_go_on_from_the_last_commit(
-    digits: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: int
-) -> None:
+def test_survivors_go_on_from_the_last_commit(digits: Path, alone: Path, tmp_path: Path, then: int) -> None:
     """Of three ranks one is lost. Two have larger slices and take them in micro-batches, four have not."""
     config = toy_config(digits, tmp_path, commit_every=2, elastic=True)
-    memories = [Memory() for _ in range(3)]
-
-    def elastic(kept: Memory, comm: Communicator) -> dict[str, Any]:
-        start = lambda: Run(config, tmp_path / "run", None)  # noqa: E731
-        return train(elastic_run(start, kept, comm), comm)  # type: ignore[arg-type]
-
-    (tmp_path / "run" / "weights").mkdir(parents=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(Stepper, "step", losing_rank_1(5))
-        outcomes = world_outcomes(3, lambda comm: elastic(memories[comm.rank], comm))
-    assert [type(outcome) for outcome in outcomes] == [RankLostError, OSError, RankLostError]
-    newest = max(memories, key=lambda memory: memory.order)
-    kept = [memories[2], memories[0], Memory(), Memory()][:then]
-    for memory in kept:  # what `Kept.agree` does
-        memory.keep(copy.deepcopy(newest.content or {}), newest.order)
-    run_world(then, lambda comm: elastic(kept[comm.rank], comm))
-    assert [row["step"] for row in steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    lose_a_rank(config, tmp_path / "run", then)
     if then == 4:
         assert largest_loss_difference(tmp_path / "run", alone) < 1e-9
         assert weight_difference(tmp_path / "run", alone) < 1e-9
