@@ -25,12 +25,14 @@ def doctor_main(argv: Sequence[str]) -> int:
         folders = default_folders(args.project, args.cache_dir)
         questions = Questions(args.data or "", folders, args.timeout)
         interface = plan.checked_interface(args.interface)
+        if args.torch and len(given) > 1:
+            notes.append("agents meet at the host of `launch --torch`: losing it ends the job")
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         from rich.console import Console
 
         with Console(stderr=True).status("") as status:
-            found = examine(given, questions, interface, status.update)
+            found = examine(given, questions, interface, status.update, over_torch=args.torch)
         if args.json:
             print(json.dumps(found.as_json(), indent=2))
         else:
@@ -53,6 +55,7 @@ def _doctor_parser() -> Parser:
     p.add_argument("--project", default="runs/train", metavar="DIR", help="folder of the run folders")
     p.add_argument("--cache-dir", dest="cache_dir", metavar="DIR", help="folder of the index and image cache")
     p.add_argument("--interface", metavar="IF", help="network interface of the job that is tried")
+    p.add_argument("--torch", action="store_true", help="for jobs over torch, which need no Horovod")
     p.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for each host's answer")
     p.add_argument("--json", action="store_true", help="everything that was found, for scripts")
     return p

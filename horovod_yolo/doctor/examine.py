@@ -46,22 +46,24 @@ def examine(
     questions: Questions,
     interface: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    *,
+    over_torch: bool = False,
 ) -> Examination:
-    """Look at hosts from here; ``tell`` is told what is being done.
+    """Look at hosts from here, for jobs over Horovod or torch; ``tell`` is told what is being done.
 
     Raises:
         UserError: there is no ssh here.
     """
     tell(f"asking {len(hosts)} host{'s' if len(hosts) > 1 else ''}")
     reports = ask(hosts, questions)
-    found = rules.findings(reports)
+    found = rules.findings(reports, over_torch=over_torch)
     tell("trying the links")
     network = try_out([report for report in reports if report.complete], questions.seconds)
     found += network_rules.findings(network)
     trial = None
     if not any(finding.blocks for finding in found):
         tell("running an allreduce")
-        trial = try_allreduce(hosts, interface, questions.seconds)
+        trial = try_allreduce(hosts, interface, questions.seconds, over_torch=over_torch)
         found += network_rules.of_trial(trial)
     return Examination(tuple(reports), network, trial, tuple(found))
 

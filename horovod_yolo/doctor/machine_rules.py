@@ -89,6 +89,15 @@ def disks(reports: Sequence[Report]) -> Iterator[Finding]:
             yield _full(report, found)
 
 
+def run_folder(reports: Sequence[Report]) -> Iterator[Finding]:
+    """One folder for the runs, which all hosts see: after the loss of a rank any of them may be rank 0's."""
+    seen = {r.host: f["run"]["identity"] for r, f in hosts_with(reports, "disks") if f["run"] is not None}
+    if len(set(seen.values())) > 1:
+        what = "the folder for runs is not one that all hosts share"
+        fix = "name one with --project: a run that lost a rank goes on from its checkpoint"
+        yield Finding(tuple(seen), "run-folder", what, fix)
+
+
 def _out_of_files(space: Facts) -> bool:
     return space["files"] is not None and space["files"] < FREE_FILES
 

@@ -213,12 +213,13 @@ def _space(path: str) -> Facts | None:
     while not place.exists() and place != place.parent:
         place = place.parent
     try:
-        space, device = os.statvfs(place), place.stat().st_dev
+        space, found = os.statvfs(place), place.stat()
     except OSError:
         return None
     return {
         "path": path,
-        "device": device,
+        "device": found.st_dev,
+        "identity": f"{found.st_ino} {space.f_blocks}",  # the same on hosts that share it
         "total": space.f_blocks * space.f_frsize,
         "free": space.f_bavail * space.f_frsize,
         "files": space.f_favail if space.f_files else None,  # None: this kind does not count them

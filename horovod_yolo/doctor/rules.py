@@ -11,10 +11,20 @@ from horovod_yolo.doctor.findings import Finding, merged
 Rule = Callable[[Sequence[Report]], Iterable[Finding]]
 
 
-def findings(reports: Sequence[Report]) -> list[Finding]:
-    """What is wrong with the hosts themselves, the graver first; the same thing on several hosts is one."""
-    found = [finding for rule in RULES for finding in rule(reports)]
-    return merged(found)
+def findings(reports: Sequence[Report], *, over_torch: bool = False) -> list[Finding]:
+    """What is wrong with the hosts themselves, the graver first; the same thing on several hosts is one.
+
+    Args:
+        reports: of the hosts.
+        over_torch: for jobs that do without Horovod, and may start lost ranks anew on any host.
+    """
+    rules = (*RULES, machine_rules.run_folder) if over_torch else RULES
+    found = [finding for rule in rules for finding in rule(reports)]
+    return merged(one for one in found if not (over_torch and one.kind in OF_HOROVOD))
+
+
+# The last: Gloo asks for a host's own name where it is not told a card.
+OF_HOROVOD = {"horovod", "horovod-missing", "horovod-torch", "nccl", "own-name"}
 
 
 RULES: tuple[Rule, ...] = (

@@ -33,7 +33,7 @@ ROWS = {
     "GPUs": ("gpu", "slots"),
     "driver": ("driver",),
     "data": ("data-missing", "data-differs"),
-    "free for runs": ("disk",),
+    "free for runs": ("disk", "run-folder"),
     "  for caches": ("disk",),
     "  in /tmp": ("disk",),
     "/dev/shm": ("shm",),

@@ -8,8 +8,9 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch import network, plan
 from horovod_yolo.launch.hostfile import Host
+from horovod_yolo.launch.torch_job import TorchJob
 
 MOST_OUTPUT = 1 << 20  # bytes
 _PREFIX = re.compile(r"^\[[\d,]+\]<std(?:out|err)>:\s?")
@@ -41,22 +43,25 @@ class Trial:
     output: str = ""  # of a job that failed
 
 
-def try_allreduce(hosts: Sequence[Host], interface: str | None, seconds: float) -> Trial:
-    """A rank on each host, two on a host alone, sum a tensor over Gloo's launcher."""
+def try_allreduce(
+    hosts: Sequence[Host], interface: str | None, seconds: float, *, over_torch: bool = False
+) -> Trial:
+    """A rank on each host, two on a host alone, sum a tensor over Gloo's launcher, or torch's."""
     taking_part = tuple(Host(host.name, 1 if len(hosts) > 1 else 2) for host in hosts)
     ranks = sum(host.slots for host in taking_part)
+    launcher: plan.Launcher = "torch" if over_torch else "horovodrun-gloo"
     try:
         job = plan.LaunchPlan(
-            launcher="horovodrun-gloo",
-            tool=plan.tool("horovodrun-gloo"),
+            launcher=launcher,
+            tool=plan.tool(launcher),
             hosts=taking_part,
             program=(*plan.module_command("horovod_yolo.doctor.trial_rank"), f"{seconds:.0f}"),
             interface=interface or network.find_interface(taking_part)[0],
             folder=plan.spelled_out(Path.cwd()),
         )
+        code, output = (_run_over_torch if over_torch else _run)(job, seconds)
     except UserError as error:
         return Trial(ranks, error=str(error))
-    code, output = _run(job, seconds)
     lines = [_PREFIX.sub("", line) for line in output.splitlines()]
     found = next((result for line in lines if (result := _result(line)) is not None), None)
     if found is not None and code == 0:
@@ -64,6 +69,34 @@ def try_allreduce(hosts: Sequence[Host], interface: str | None, seconds: float) 
     said = [line.strip() for line in lines if line.strip() and not _NOISE.search(line)]
     why = f"no end within {seconds:.0f} s" if code is None else (said[-1] if said else f"exit code {code}")
     return Trial(ranks, error=why, output="\n".join(lines[-50:]))
+
+
+def _run_over_torch(job: plan.LaunchPlan, seconds: float) -> tuple[int | None, str]:
+    """As `_run`.
+
+    Raises:
+        UserError: the job cannot start.
+    """
+    environment = {"OMP_NUM_THREADS": "1", **plan.environment(os.environ)}
+    output, expired = bytearray(), threading.Event()
+
+    def keep(line: bytes, is_error: bool) -> None:
+        output.extend(line[: MOST_OUTPUT - len(output)])
+
+    with (
+        TorchJob(job.hosts, job.program, environment, interface=job.interface, write=keep) as started,
+        ExitStack() as at_the_end,
+    ):
+
+        def end() -> None:
+            expired.set()
+            started.kill()
+
+        timer = threading.Timer(seconds, end)
+        at_the_end.callback(timer.cancel)
+        timer.start()
+        code = started.wait()
+    return None if expired.is_set() else code, output.decode(errors="replace")
 
 
 def _run(job: plan.LaunchPlan, seconds: float) -> tuple[int | None, str]:

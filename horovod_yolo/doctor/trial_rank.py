@@ -9,7 +9,8 @@ import time
 
 import torch
 
-from horovod_yolo.distributed.horovod_backend import HorovodCommunicator
+from horovod_yolo.distributed.backends import connect
+from horovod_yolo.distributed.communicator import Communicator
 
 ELEMENTS = 1 << 18  # of float32: 1 MiB
 TIMES = 4  # the first one also makes connections
@@ -18,7 +19,7 @@ TIMES = 4  # the first one also makes connections
 def main(seconds: int) -> None:
     """Sum ones over all ranks, a few times; rank 0 prints the best time."""
     signal.alarm(seconds)  # where a host is cut off, the others do not wait for it for ever
-    comm = HorovodCommunicator()
+    comm = connect()
     device = _device(comm)
     times = []
     for i in range(TIMES):
@@ -35,7 +36,7 @@ def main(seconds: int) -> None:
     comm.close()
 
 
-def _device(comm: HorovodCommunicator) -> torch.device:
+def _device(comm: Communicator) -> torch.device:
     """A GPU on every rank, its own where NCCL wants that; else the CPU on every rank. *Collective.*"""
     gpus = torch.cuda.device_count()
     needed = comm.local_size if comm.one_rank_a_gpu else 1

@@ -221,7 +221,7 @@ def test_this_host_alone(four_hosts: Cluster, folder: Path, digits: Path) -> Non
 def test_hosts_by_address_from_one_that_takes_no_part(folder: Path, digits: Path) -> None:
     """Without root, in a folder whose name a shell would split, and each host's own name is 127.0.1.1.
 
-    Debian's installer writes it so; our Horovod keeps to the interface, and the allreduce shows it.
+    Debian's installer writes it so; our Horovod keeps to the interface, and so does torch as it is launched.
     """
     place = folder / "a b"
     data = place / "data"
@@ -232,7 +232,16 @@ def test_hosts_by_address_from_one_that_takes_no_part(folder: Path, digits: Path
         code, printed = doctor(
             cluster["host1"], folder, data / "data.yaml", "--hosts", named, user="trainer", cwd=place
         )
+        over_torch = doctor(
+            cluster["host1"],
+            folder,
+            data / "data.yaml",
+            *("--hosts", named, "--torch"),
+            user="trainer",
+            cwd=place,
+        )
     assert code == 0, printed
+    assert over_torch[0] == 0 and "losing it ends the job" in over_torch[1], over_torch[1]
     assert f"slowest link: {hosts[0]} and" in printed
     assert "over 2 ranks" in printed
 

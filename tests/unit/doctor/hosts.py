@@ -35,7 +35,7 @@ FACTS: dict[str, Any] = {
     },
     "gpus": {"gpus": [], "error": "", "infiniband": []},
     "disks": {
-        "run": {**SPACE, "path": "runs/train"},
+        "run": {**SPACE, "path": "runs/train", "identity": "7 1000"},
         "cache": {**SPACE, "path": "/cache"},
         "tmp": {**SPACE, "path": "/tmp"},
     },

@@ -78,6 +78,17 @@ def test_one_change(path: str, value: Any, kind: str, what: str) -> None:
     assert len(finding.fix) > 10 and "\n" not in str(finding)
 
 
+def test_jobs_over_torch_need_no_horovod_but_one_folder_for_runs() -> None:
+    reports = cluster()
+    change(reports[0], "packages.horovod", None)
+    change(reports[1], "network.own_address", "127.0.1.1")
+    assert findings(reports, over_torch=True) == []
+    change(reports[2], "disks.run.identity", "8 1000")
+    (finding,) = findings(reports, over_torch=True)
+    assert (finding.kind, finding.blocks) == ("run-folder", False) and len(finding.hosts) == 4
+    assert "run-folder" not in [one.kind for one in findings(reports)]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "kind", "what"),
     [
