@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, Literal, overload
 
 from horovod_yolo.assembly.anew import with_commits
+from horovod_yolo.assembly.calls import on_ranks_of
 from horovod_yolo.assembly.export import ExportOptions, export
 from horovod_yolo.assembly.exported import name_of_exported
 from horovod_yolo.assembly.given_weights import model_of_weights, with_model
@@ -27,17 +28,29 @@ from horovod_yolo.assembly.run import run_of_script
 from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
+from horovod_yolo.assembly.world import Wish, World, require_as_launched, world_to_start
 from horovod_yolo.config.keywords import (
     device_name,
     export_options,
+    portable,
     prediction_options,
     training_argv,
     validation_options,
 )
 from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.core.engines import ENGINES
+from horovod_yolo.core.errors import (
+    NonFiniteError,
+    RanksFailedError,
+    StoppedError,
+    UnwrittenError,
+    UserError,
+)
 from horovod_yolo.distributed.agreement import together
+from horovod_yolo.distributed.backends import VARIABLE
+from horovod_yolo.distributed.backends import engine as engine_set
+from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.export.formats import exported_kind
 from horovod_yolo.families import zoo
@@ -50,7 +63,7 @@ from horovod_yolo.process.stop import StopRequest
 
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
-__all__ = ["YOLO", "NonFiniteError", "StoppedError", "UnwrittenError", "UserError"]
+__all__ = ["YOLO", "NonFiniteError", "RanksFailedError", "StoppedError", "UnwrittenError", "UserError"]
 
 
 class YOLO:
@@ -80,8 +93,19 @@ class YOLO:
         else:
             self.name = name_of_exported(path) or model_of_weights(path)
 
-    def train(self, *, data: str | Path, **flags: Any) -> dict[str, Any]:
+    def train(
+        self,
+        *,
+        data: str | Path,
+        np: int | None = None,
+        hosts: str | None = None,
+        engine: str | None = None,
+        **flags: Any,
+    ) -> dict[str, Any]:
         """Train, from the weights where there are some, and go on with the best of the run. *Collective.*
+
+        Where ranks are asked for and no launcher has started any, they are started, as processes of their own
+        that do not run the caller's script, and end with the call. ``device=[0, 1]`` asks for a rank each.
 
         Called in the main thread it listens for requests to stop while it trains: SIGTERM, SIGUSR1 and
         SIGINT (Ctrl-C), of which a second SIGINT ends the process at once. Before and after, the script's
@@ -90,6 +114,10 @@ class YOLO:
 
         Args:
             data: a data.yaml.
+            np: ranks to start; under a launcher those that are there.
+            hosts: where they are started, ``"host1:4,host2:4"``: as many as slots, or ``np`` of them.
+            engine: what they talk through: ``"horovod"``, ``"torch"``, or auto, which is Horovod where it is
+                installed.
             flags: those of ``train.py`` with underscores: ``epochs=3, batch_size=8, cos_lr=True``, and
                 Ultralytics' ``batch, amp, val, plots``. ``hyp`` is a file or ``{"lr0": 0.02}``. None is as if
                 it was not given.
@@ -104,10 +132,20 @@ class YOLO:
             StoppedError: any rank was asked to stop; on all ranks alike, after the step in hand. ``saved``
                 tells whether ``train.py --resume`` has the checkpoint of that moment. Where the request came
                 after the last step, the run is complete.
+            RanksFailedError: of ranks that were started here, one failed by itself.
         """
+        asked_for = _Ranks(np, hosts, engine, flags.get("device"))
+        if world := asked_for.to_start():
+            self._settings({"cfg": self.name, **flags, "data": data})
+            return self._on_own_ranks(world, "train", {**flags, "data": data})
+        return self._train(asked_for, {**flags, "data": data})
+
+    def _train(self, asked_for: _Ranks, flags: dict[str, Any]) -> dict[str, Any]:
+        """As one of the ranks that are there. *Collective.*"""
         with join_as_script().on_ranks() as comm:
+            together(comm, asked_for.require_as_launched)
             start = with_model({"weights": str(self.weights)} if self.weights else {"cfg": self.name}, comm)
-            given, config = together(comm, lambda: self._settings({**start, **flags, "data": data}))
+            given, config = together(comm, lambda: self._settings({**start, **flags}))
             log_to_files(comm, config.log_dir, as_script=True)
             stop = StopRequest()
             with listening(stop) if current_thread() is main_thread() else nullcontext():
@@ -133,11 +171,28 @@ class YOLO:
         require_fitting_launch(config.elastic)
         return given, config
 
-    def val(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    def _on_own_ranks(self, world: World, call: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        model = str(self.weights or self.name)
+        returned: dict[str, Any]
+        returned, self.weights = on_ranks_of(world, model, call, portable(arguments))
+        return returned
+
+    def val(
+        self,
+        data: str | Path | None = None,
+        *,
+        np: int | None = None,
+        hosts: str | None = None,
+        engine: str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
         """Score the weights on ``data``, by default the set trained on. *Collective.*
 
         Args:
             data: a data.yaml.
+            np: as for `train`; ``hosts`` and ``engine`` likewise.
+            hosts: see there.
+            engine: see there.
             options: fields of `ValOptions`: ``imgsz=320, task="test"``, and Ultralytics' ``batch, conf, iou,
                 split``.
 
@@ -146,8 +201,14 @@ class YOLO:
 
         Raises:
             UserError: a mistake in the options or the data, or no weights yet.
+            RanksFailedError: of ranks that were started here, one failed by itself.
         """
+        asked_for = _Ranks(np, hosts, engine, options.get("device"))
+        if world := asked_for.to_start():
+            self._options(data, options)
+            return self._on_own_ranks(world, "val", {**options, "data": data})
         with join_as_script().on_ranks() as comm:
+            together(comm, asked_for.require_as_launched)
             evaluation, names = validate(together(comm, lambda: self._options(data, options)), comm)
         return metrics_of(evaluation, names)
 
@@ -217,6 +278,11 @@ class YOLO:
         """
         how, every = _looking(imgsz, options)
         local_rank = launcher().local_rank or 0
+        if isinstance(launcher(), Alone) and "," in device_name(device):
+            raise UserError(
+                f"device is {device!r:.60}, and predict looks with one",
+                fix="name one GPU, or use horovod-yolo predict --device 0,1",
+            )
         ready = ready_here(self._trained(), how, local_rank, device_name(device), head, str(data))
         results = look_here(ready, find_sources(source), every=every, live=stream)
         return results if stream else list(results)
@@ -248,6 +314,41 @@ class YOLO:
         if self.weights is None:
             raise UserError(f"{self.name} has no weights yet", fix="train it first, or open a best.pt")
         return self.weights
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """The arguments of a call that tell of ranks."""
+
+    np: int | None
+    hosts: str | None
+    engine: str | None
+    device: object
+
+    def to_start(self) -> World | None:
+        """The ranks that this process has to start; None where there are some, or it is to work alone."""
+        if not isinstance(launcher(), Alone):
+            return None
+        if self.engine is not None and self.engine not in ENGINES:
+            raise UserError(f"engine is {self.engine!r:.60}", fix=f"take one of {', '.join(ENGINES)}")
+        return world_to_start(self._wish(), self.engine or engine_set(), launcher())
+
+    def require_as_launched(self) -> None:
+        """Raise where a launcher has started other ranks than are asked for."""
+        require_as_launched(self._wish(), launcher())
+        if self.engine not in (None, engine_set()) and not isinstance(launcher(), Alone):
+            raise UserError(
+                f"engine is {self.engine!r:.60}, and the ranks have met already",
+                fix=f"set {VARIABLE} in the environment that Python starts with",
+            )
+
+    def _wish(self) -> Wish:
+        np, hosts = self.np, self.hosts
+        if np is not None and not isinstance(np, int):
+            raise UserError(f"np is {np!r:.60}", fix="it must be a number of ranks, such as 2")
+        if hosts is not None and not isinstance(hosts, str):
+            raise UserError(f"hosts is {hosts!r:.60}", fix='write them as "host1:4,host2:4"')
+        return Wish(np, hosts or "", device_name("" if self.device is None else self.device))
 
 
 def _looking(imgsz: int, options: dict[str, Any]) -> tuple[Looking, int]:

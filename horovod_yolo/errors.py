@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from horovod_yolo.core.errors import NonFiniteError, StoppedError, UnwrittenError, UserError
+from horovod_yolo.core.errors import (
+    NonFiniteError,
+    RanksFailedError,
+    StoppedError,
+    UnwrittenError,
+    UserError,
+)
 
-__all__ = ["NonFiniteError", "StoppedError", "UnwrittenError", "UserError"]
+__all__ = ["NonFiniteError", "RanksFailedError", "StoppedError", "UnwrittenError", "UserError"]

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "errors": {"core"},  # an old public name of what the api has
     "planner": {"core", "io", "config", "families.zoo", "models.detector", "distributed"},
-    "launch": {"core", "process"},
+    "launch": {"core", "process", "distributed.horovod_build", "distributed.launchers"},
     "launch.command": {"core", "process", "config", "launch"},
     "doctor": {"core", "launch"},
     "doctor.data_key": {"core", "data"},  # runs on the hosts that are looked at
@@ -62,6 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "io", "process", "config", *DETECTOR, "families.zoo", "distributed", "checkpoint"),
         *("export", "training", "evaluation", "prediction", "telemetry", "planner"),
     },
+    "assembly.world": {"core", "distributed", "launch"},
+    "assembly.calls": {"core", "launch", "assembly"},
     "api": {
         *("core", "process", "config", "metrics.scores", "families.zoo", "distributed", "models.suppression"),
         *("export.formats", "prediction", "assembly"),
@@ -77,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planner",
         "assembly",
     },
+    "cli.call": {"core", "process", "distributed", "assembly", "api"},  # a rank of a call of the api
 }
 MAY_IMPORT_HOROVOD = {
     "distributed/horovod_backend.py",

@@ -143,6 +143,11 @@ class Script:
                 leave_alone(self._comm, error)
             raise
 
+    def end(self, code: int) -> None:
+        """Leave the job. *Collective:* nobody leaves, and ends it, before rank 0 has spoken."""
+        self._comm.allgather_object(code)
+        self._comm.close()
+
     def uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Of several ranks, for ``sys.excepthook``: end this one, and with it the job."""
         if error is self._agreed:

@@ -31,7 +31,7 @@ def launch_main(argv: Sequence[str]) -> int:
             print("\n".join(_shown(plan)))
             return DONE
         from horovod_yolo.launch import supervise
-        from horovod_yolo.launch.plan import environment
+        from horovod_yolo.launch.plan import CALL, environment
 
         sys.stderr.flush()
         environ = environment(os.environ)
@@ -40,7 +40,7 @@ def launch_main(argv: Sequence[str]) -> int:
             return supervise.run_over_torch(plan, environ)
         if plan.folder:
             os.chdir("/")
-        stays = words[0] in ("train", "predict")
+        stays = words[0] in ("train", "predict", CALL)
         return supervise.run(plan, environ) if stays else _become(plan, environ)
 
     return guarded(run)

@@ -9,6 +9,7 @@ from typing import Any
 
 from horovod_yolo.assembly.elastic_job import on_elastic_ranks
 from horovod_yolo.assembly.job import log_to_files, on_ranks_until_stopped, require_fitting_launch
+from horovod_yolo.cli.own_ranks import on_own_ranks, without_wish
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
@@ -20,9 +21,15 @@ def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int
     """Train, on as many ranks as were launched; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     note_engine(argv)
+    code = on_own_ranks("train", argv, lambda: train_parser(prog))
+    return _train(argv, prog) if code is None else code
+
+
+def _train(argv: Sequence[str], prog: str) -> int:
+    """As one rank of those that were launched."""
 
     def parse() -> dict[str, Any]:
-        given = vars(train_parser(prog).parse_strictly(without_local_rank(argv)))
+        given = without_wish(vars(train_parser(prog).parse_strictly(without_local_rank(argv))))
         if given.get("resume", "auto") == "auto":
             config_from_flags({name: value for name, value in given.items() if name != "resume"})
         require_fitting_launch(given.get("elastic", False))

@@ -8,8 +8,9 @@ from dataclasses import fields
 from typing import Any, get_args
 
 from horovod_yolo.assembly.job import on_ranks
+from horovod_yolo.cli.own_ranks import on_own_ranks, without_wish
 from horovod_yolo.config import foreign
-from horovod_yolo.config.load import HEAD_HELP, Parser, add_label_flags, add_shared_flags
+from horovod_yolo.config.load import HEAD_HELP, Parser, add_label_flags, add_ranks_flags, add_shared_flags
 from horovod_yolo.config.schema import Precision
 from horovod_yolo.distributed.backends import note_engine
 
@@ -17,6 +18,8 @@ from horovod_yolo.distributed.backends import note_engine
 def val_main(argv: Sequence[str]) -> int:
     """Score a checkpoint on a data set, on as many ranks as were launched."""
     note_engine(argv)
+    if (code := on_own_ranks("val", argv, val_parser)) is not None:
+        return code
 
     def parse() -> Any:
         return _val_options(argv)
@@ -37,7 +40,16 @@ def val_main(argv: Sequence[str]) -> int:
 
 
 def _val_options(argv: Sequence[str]) -> Any:
-    from horovod_yolo.assembly.validate import SPLITS, ValOptions
+    from horovod_yolo.assembly.validate import ValOptions
+
+    given = without_wish(vars(val_parser().parse_strictly(argv)))
+    assert set(given) <= {f.name for f in fields(ValOptions)}
+    return ValOptions(**given)
+
+
+def val_parser() -> Parser:
+    """All flags. Defaults stay absent: they are those of `ValOptions`."""
+    from horovod_yolo.assembly.validate import SPLITS
 
     p = Parser(prog="horovod-yolo val", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     p.add_argument("--weights", required=True, help="best.pt or last.pt of a run")
@@ -46,6 +58,7 @@ def _val_options(argv: Sequence[str]) -> Any:
     p.add_argument("--task", choices=SPLITS, help="which split")
     p.foreign = foreign.OF_VALIDATION
     add_shared_flags(p)
+    add_ranks_flags(p)
     p.add_argument("--rect", action=argparse.BooleanOptionalAction, help="rectangular inputs, the default")
     p.add_argument("--conf-thres", dest="conf_thres", type=float)
     p.add_argument("--iou-thres", dest="iou_thres", type=float)
@@ -55,6 +68,4 @@ def _val_options(argv: Sequence[str]) -> Any:
     add_label_flags(p)
     p.add_argument("--cache-dir", dest="cache_dir")
     p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
-    given = vars(p.parse_strictly(argv))
-    assert set(given) <= {f.name for f in fields(ValOptions)}
-    return ValOptions(**given)
+    return p

@@ -10,7 +10,7 @@ from typing import Any
 from horovod_yolo.core.errors import UserError
 
 _LOGGERS = "leave it out: results.csv, steps.csv and TensorBoard events are written without it"
-_LAUNCH = "start several ranks with horovod-yolo launch, horovodrun or mpirun"
+_LAUNCH = "start several ranks with --np N, horovod-yolo launch, horovodrun, mpirun or torchrun"
 _HALF = "use --precision fp16"
 _SHARE = re.compile(r"0?\.\d+")  # of the GPU's memory
 _DEFAULT = "leave it out: it is how this trains anyway"
@@ -115,6 +115,7 @@ OF_PREDICTION_CALLS: Mapping[str, str] = {
     "--hide-conf": "say plot(conf=False)",
     "--line-thickness": "say plot(line_thickness=2)",
     "--line-width": "say plot(line_thickness=2)",
+    **dict.fromkeys(("--np", "--hosts"), "leave it out, or use horovod-yolo predict, which has it"),
     "--precision": "leave it out, or use half=True",
     "--verbose": "leave it out: nothing is printed",
 }

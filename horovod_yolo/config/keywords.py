@@ -8,6 +8,8 @@ from dataclasses import fields
 from os import PathLike
 from typing import Any
 
+import numpy
+
 from horovod_yolo.config.class_map import class_map
 from horovod_yolo.config.foreign import (
     OF_EXPORT,
@@ -23,7 +25,7 @@ from horovod_yolo.core.errors import UserError
 
 Renaming = Callable[[object], dict[str, object]]
 SHARED = frozenset(f.name for f in fields(Hyp))  # hyperparameters of all families
-_ENGINE = "set HOROVOD_YOLO_ENGINE in the environment that Python starts with"
+_OF_THE_LAUNCH = ("engine", "np", "hosts")  # arguments of the calls themselves
 
 
 def _as(name: str) -> Renaming:
@@ -88,9 +90,9 @@ def training_argv(
     Raises:
         UserError: a name that is no flag, whatever its value, or a value that no flag can have.
     """
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "engine")}
-    foreign = {**OF_TRAINING, "--engine": _ENGINE}
-    flags = renamed(given, TRAINING, actions, foreign, hyperparameters)
+    others = ("help", *_OF_THE_LAUNCH)
+    actions = {action.dest: action for action in parser._actions if action.dest not in others}
+    flags = renamed(given, TRAINING, actions, OF_TRAINING, hyperparameters)
     return [word for name, value in flags.items() for word in _words(actions[name], name, value)]
 
 
@@ -156,6 +158,34 @@ def prediction_options(given: Mapping[str, Any]) -> dict[str, Any]:
         elif not (_is_number(value) and 0 <= value <= 1):
             raise UserError(f"{name} is {value!r:.60}", fix="it must be between 0 and 1")
     return options
+
+
+def portable(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as JSON can hold them, for ranks that are other processes.
+
+    Raises:
+        UserError: a value that is an object of this process.
+    """
+    return {name: _portable(name, value) for name, value in given.items()}
+
+
+def _portable(name: str, value: object) -> object:
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, PathLike):
+        return str(value)
+    if name == "device":
+        return device_name(value)
+    if isinstance(value, (list, tuple)):
+        return [_portable(name, one) for one in value]
+    if isinstance(value, Mapping):
+        return {str(key): _portable(name, one) for key, one in value.items()}
+    if isinstance(value, numpy.generic):
+        return value.item()
+    raise UserError(
+        f"{name} is {type(value).__name__} {value!r:.60}, which other processes cannot be given",
+        fix="use text, numbers or a file; or start this script under a launcher, without np",
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -70,6 +70,7 @@ def nearest(word: str, known: Collection[str]) -> str:
 
 
 HEAD_HELP = "that detects: YOLO26 has one2one (usual, without suppression) and one2many (with)"
+DEVICE_HELP = "cpu, or GPU numbers such as 0 or 0,1 of each host"
 FREEZE_HELP = (
     "train no more: the first N layers, the layers listed (0 1 2), or what has these names (model.0)"
 )
@@ -87,6 +88,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--hyp", help="hyperparameters of the model's family, as in YOLOv5's hyp*.yaml")
     add("--epochs", type=int)
     add_shared_flags(p)
+    add_ranks_flags(p)
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
     _add_resume_flags(p)
     add("--cache", nargs="?", const="ram", choices=get_args(Cache))
@@ -165,7 +167,7 @@ def add_shared_flags(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help="square input size in pixels",
     )
-    p.add_argument("--device", type=foreign.device, help="cpu, or GPU numbers such as 0 or 0,1 of this host")
+    p.add_argument("--device", type=foreign.device, help=DEVICE_HELP)
     add_engine_flag(p)
 
 
@@ -176,6 +178,13 @@ class _NotedEarlier(argparse.Action):
         """Keep nothing."""
 
 
+def add_ranks_flags(p: argparse.ArgumentParser) -> None:
+    """How many ranks a command starts without a launcher, and where."""
+    ranks = "ranks to start, without a launcher; default: one, or as many as --device names"
+    p.add_argument("--np", type=int, metavar="N", help=ranks)
+    p.add_argument("--hosts", metavar="LIST", help="start the ranks there: host1:4,host2:4")
+
+
 def add_engine_flag(p: argparse.ArgumentParser) -> None:
     """What ranks talk through. `distributed.backends.note_engine` has read it before the ranks met."""
     p.add_argument(
@@ -183,7 +192,7 @@ def add_engine_flag(p: argparse.ArgumentParser) -> None:
         choices=ENGINES,
         action=_NotedEarlier,
         default=argparse.SUPPRESS,
-        help="what ranks talk through; auto: torch under torchrun, else Horovod",
+        help="what ranks talk through; auto: torch under torchrun or without Horovod, else Horovod",
     )
 
 

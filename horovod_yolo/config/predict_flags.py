@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from horovod_yolo.config import foreign
-from horovod_yolo.config.load import HEAD_HELP, Parser, add_engine_flag
+from horovod_yolo.config.load import DEVICE_HELP, HEAD_HELP, Parser, add_engine_flag, add_ranks_flags
 from horovod_yolo.config.schema import Precision
 from horovod_yolo.core.errors import UserError
 
@@ -52,6 +52,7 @@ def _add_search_flags(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--head", help=HEAD_HELP)
     add_engine_flag(p)
+    add_ranks_flags(p)
     add("--data", help="data.yaml, for an exported file that does not name its classes")
     add(
         *("--imgsz", "--img", "--img-size"),
@@ -81,7 +82,7 @@ def _add_search_flags(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="look in three sizes, once mirrored: slower",
     )
-    add("--device", type=foreign.device, help="cpu, or GPU numbers such as 0 or 0,1 of this host")
+    add("--device", type=foreign.device, help=DEVICE_HELP)
     add("--precision", choices=get_args(Precision))
     add("--half", action="store_true", help="--precision fp16, for GPUs")
     add("--vid-stride", dest="vid_stride", type=int, metavar="N", help="of N images of a video, look at one")

@@ -33,6 +33,10 @@ class UnwrittenError(RuntimeError):
     """A run came to its end, but something that must outlast it is not on the disk."""
 
 
+class RanksFailedError(RuntimeError):
+    """Ranks that a call from Python had started ended otherwise than together. What they said was printed."""
+
+
 class StoppedError(RuntimeError):
     """The job was asked to stop, and all ranks agreed on it. Not a fault.
 

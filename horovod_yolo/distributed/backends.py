@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.horovod_build import horovod_built_with
 from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.distributed.launchers.launcher import Launcher
@@ -54,6 +55,13 @@ def engine(environ: Mapping[str, str] = os.environ) -> str:
     if wanted not in ENGINES:
         raise UserError(f"engine {wanted!r}", where=VARIABLE, fix=f"take one of {', '.join(ENGINES)}")
     return wanted
+
+
+def engine_without_launcher(wanted: str) -> str:
+    """What ranks talk through that we start ourselves: auto is Horovod where it is installed, else torch."""
+    if wanted != "auto":
+        return wanted
+    return "torch" if horovod_built_with() is None else "horovod"
 
 
 def note_engine(argv: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch.elastic import Elastic
 from horovod_yolo.launch.hostfile import Host
 
+CALL = "horovod_yolo.cli.call"  # the program of ranks that a call from Python starts
 Launcher = Literal["horovodrun-gloo", "horovodrun-mpi", "mpirun", "torch"]
 
 # horovodrun over Gloo puts the environment on ssh's command line, where `ps` shows it to everyone.
@@ -156,6 +157,8 @@ def program(words: Sequence[str]) -> tuple[str, ...]:
         raise UserError("nothing to launch", fix="write it after `--`, such as `-- train --data data.yaml`")
     if words[0] in ("train", "val", "predict"):
         return (*module_command("horovod_yolo.cli"), *words)
+    if words[0] == CALL:
+        return (*module_command(CALL), *words[1:])
     if Path(words[0]).suffix != ".py":
         raise UserError("is neither train, val, predict nor a Python script", where=words[0])
     if not Path(words[0]).is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -123,6 +124,13 @@ def _hangs_up(stream: TextIO) -> bool:
 def _end_with_this_process() -> None:
     """In the launcher: SIGTERM when this process is gone, however that happened."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_with_parent(parent: int) -> None:
+    """SIGTERM to this process when its parent is gone, however that happens; the parent's number is known."""
+    _end_with_this_process()
+    if os.getppid() != parent:  # it was quicker
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _echo(job: subprocess.Popen[bytes]) -> list[int]:

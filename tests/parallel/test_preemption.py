@@ -43,8 +43,10 @@ def arguments(data: Path, folder: Path, name: str) -> list[str | Path]:
     ]  # fmt: skip
 
 
-def wait_until(job: subprocess.Popen[str], ready: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 120
+def wait_until(
+    job: subprocess.Popen[str], ready: Callable[[], bool], what: str, seconds: float = 120
+) -> None:
+    deadline = time.monotonic() + seconds
     while not ready():
         assert job.poll() is None, job.communicate()[0]
         assert time.monotonic() < deadline, f"never: {what}"

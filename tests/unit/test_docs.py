@@ -25,6 +25,7 @@ from horovod_yolo.config.predict_flags import predict_flags
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.families import zoo
+from horovod_yolo.launch.hostfile import parse_hosts
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = sorted(
@@ -77,6 +78,7 @@ def slug(heading: str) -> str:
 TRAIN_COMMANDS = [(name, words) for name, words in commands() if "train.py" in words]
 WITH_HOSTS = [words for _, words in TRAIN_COMMANDS if "-H" in words]
 TRAIN_TABLE = "Flags of `train.py` and `horovod-yolo train`"
+OF_RANKS = {"--engine": ENGINES[0], "--np": NO_DEFAULT, "--hosts": NO_DEFAULT}
 VAL_TABLE = "Flags of `horovod-yolo val`"
 
 
@@ -87,7 +89,7 @@ def test_every_flag_of_training_is_documented_and_no_other() -> None:
 
 def test_defaults_of_training_are_those_of_the_code() -> None:
     documented = {row[0]: default for row, default in table(TRAIN_TABLE).items()}
-    expected = {"--data": "required", "--hyp": NO_DEFAULT, "--resume": NO_DEFAULT, "--engine": ENGINES[0]}
+    expected = {"--data": "required", "--hyp": NO_DEFAULT, "--resume": NO_DEFAULT, **OF_RANKS}
     for f in fields(TrainConfig):
         expected.setdefault("--" + f.name.replace("_", "-"), as_cell(f.default))
     assert documented == expected
@@ -126,7 +128,7 @@ def test_every_flag_of_validation_is_documented_with_its_default() -> None:
         re.findall(r"--[a-z][a-z-]*", shown.stdout)
     ) - {"--help"}
     expected = {"--" + f.name.replace("_", "-"): as_cell(f.default) for f in fields(ValOptions)}
-    expected |= {"--weights": "required", "--engine": ENGINES[0]}
+    expected |= {"--weights": "required", **OF_RANKS}
     assert {row[0]: default for row, default in documented.items()} == expected
 
 
@@ -140,8 +142,10 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize(("document", "words"), TRAIN_COMMANDS, ids=lambda value: str(value)[:60])
 def test_commands_that_train_are_accepted(document: str, words: list[str]) -> None:
     given = vars(train_parser().parse_strictly(words[words.index("train.py") + 1 :]))
+    ranks, hosts = given.pop("np", 1), given.pop("hosts", "localhost")
+    assert parse_hosts(hosts)
     if "resume" not in given:
-        ranks = int(words[words.index("-np") + 1]) if "-np" in words else 1
+        ranks = int(words[words.index("-np") + 1]) if "-np" in words else ranks
         config_from_flags(given).check_world(ranks)
 
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from horovod_yolo.config.keywords import prediction_options, training_argv, validation_options
+from horovod_yolo.config.keywords import (
+    portable,
+    prediction_options,
+    training_argv,
+    validation_options,
+)
 from horovod_yolo.config.load import config_from_flags, train_parser
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
@@ -124,3 +130,13 @@ def test_options_of_validation_and_prediction() -> None:
     for wrong in ({"conf": 3}, {"iou_thres": "x"}, {"stream": False}, *wrong_counts):
         with pytest.raises(UserError):
             prediction_options(wrong)
+
+
+def test_what_other_processes_can_be_given() -> None:
+    given = {"data": Path("d.yaml"), "device": [0, torch.device("cuda:1")], "freeze": (0, 1), "hyp": None}
+    given |= {"lr": np.float32(0.5), "class_map": {"dog": "Hund"}, "cos_lr": True}
+    portably = {"data": "d.yaml", "device": "0,1", "freeze": [0, 1], "hyp": None}
+    assert portable(given) == portably | {"lr": 0.5, "class_map": {"dog": "Hund"}, "cos_lr": True}
+    for value, words in ((len, "builtin_function_or_method"), ([torch.zeros(1)], "Tensor"), (b"", "bytes")):
+        with pytest.raises(UserError, match=f"hyp is {words} .*, which other processes cannot be given"):
+            portable({"hyp": value})
