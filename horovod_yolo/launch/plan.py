@@ -42,7 +42,10 @@ _SHELLS_OF_ANOTHER_GRAMMAR = {"fish", "nu", "xonsh", "elvish", "pwsh"}
 # hands no input on, by which ranks over Gloo get the job's secret and their command.
 _REMOTE_SHELL, _WITHOUT_INPUT = "OMPI_MCA_plm_rsh_agent", "kubexec.sh"
 # A launcher around this one left these; they would tell the ranks a wrong place.
-_OF_A_RANK = re.compile(r"HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|GLOO_RENDEZVOUS_.*|CONTROLLER)")
+_OF_A_RANK = re.compile(
+    r"HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|GLOO_RENDEZVOUS_.*|CONTROLLER)"
+    r"|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|TORCHELASTIC_.*"
+)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*(,[A-Za-z0-9_][A-Za-z0-9_.:@-]*)*")
 

@@ -113,6 +113,7 @@ SECRETS = {
 def test_secrets_and_the_rank_of_an_outer_job_stay_here() -> None:
     kept = {"HOME": "/root", "TOKENIZERS_PARALLELISM": "0", "HOROVOD_GLOO_TIMEOUT_SECONDS": "60"}
     outer = {"HOROVOD_RANK": "1", "HOROVOD_LOCAL_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1"}
+    outer |= {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "a"}
     assert plan.environment({**SECRETS, **kept, **outer}) == {**kept, "PATH": str(plan.scripts())}
 
 
