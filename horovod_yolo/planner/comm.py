@@ -57,10 +57,10 @@ def sizes_up_to(largest: int) -> list[int]:
     return [*sizes, max(largest // FLOAT32_BYTES, 1) * FLOAT32_BYTES]
 
 
-def link_of(times: Sequence[tuple[float, float]], ranks: int) -> Link:
-    """The link between neighbours of a ring that would take these times."""
+def link_of(times: Sequence[tuple[float, float]], ranks: int, hosts: int) -> Link:
+    """The link between neighbours of a ring that would take these times: see `ring_link`."""
     base, slope = latency_and_slope([size for size, _ in times], [seconds for _, seconds in times])
-    return ring_link(ranks, base, slope)
+    return ring_link(ranks, hosts, base, slope)
 
 
 def wait_for(device: torch.device) -> None:

@@ -51,9 +51,13 @@ def fastest(size: float, world: World, algorithms: tuple[str, ...] = ALGORITHMS)
     return min(((name, allreduce_s(name, size, world)) for name in algorithms), key=lambda found: found[1])
 
 
-def ring_link(ranks: int, base_s: float, s_per_byte: float) -> Link:
-    """The link between neighbours of a ring on which an allreduce of S bytes takes base_s + S s_per_byte."""
-    return Link(base_s / (2 * (ranks - 1)), 2 * (ranks - 1) / ranks / s_per_byte)
+def ring_link(ranks: int, hosts: int, base_s: float, s_per_byte: float) -> Link:
+    """The link between neighbours of a ring on which an allreduce of S bytes takes base_s + S s_per_byte.
+
+    Between ranks where there is one host; else between hosts, and inside them latency counts for nothing.
+    """
+    passed = hosts if hosts > 1 else ranks
+    return Link(base_s / (2 * (passed - 1)), 2 * (ranks - 1) / ranks / s_per_byte)
 
 
 def _ring(size: float, world: World) -> float:

@@ -32,7 +32,7 @@ class CommFile:
     @property
     def link(self) -> Link:
         """Between neighbours."""
-        return link_of(self.allreduce, self.ranks)
+        return link_of(self.allreduce, self.ranks, self.hosts)
 
 
 @dataclass(frozen=True)

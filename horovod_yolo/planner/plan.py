@@ -160,8 +160,11 @@ def predicted_step(
 
 
 def measured_world(comm: CommFile) -> World:
-    """The ranks of a measurement, as one ring of equal links."""
-    return World(comm.ranks, 1, comm.link, comm.link)
+    """The ranks of a measurement, as the ring that its link was fitted by."""
+    link = comm.link
+    if comm.hosts == 1:
+        return World(1, comm.ranks, link, link)
+    return World(comm.hosts, comm.ranks // comm.hosts, link, replace(link, latency_s=0.0))
 
 
 def _calibration(files: Sequence[StepFile]) -> Calibration:

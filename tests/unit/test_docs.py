@@ -173,7 +173,7 @@ def test_commands_that_plan_and_measure_are_accepted() -> None:
     used = set()
     for _, words in commands():
         if "horovod-yolo" in words:
-            kind, *rest = words[words.index("horovod-yolo") + 1 :]
+            kind, *rest = words[words.index("--" if "launch" in words else "horovod-yolo") + 1 :]
             if kind in ("plan", "bench"):
                 kind, *rest = [kind, *rest] if kind == "plan" else rest
                 found[kind].parse_strictly(rest)

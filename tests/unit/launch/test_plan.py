@@ -84,6 +84,7 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = plan.module_command("horovod_yolo.cli")
     assert plan.program(["train", "--data", "d"]) == (*ours, "train", "--data", "d")
     assert plan.program(["val"]) == (*ours, "val")
+    assert plan.program(["bench", "comm"]) == (*ours, "bench", "comm")
     assert plan.program(["my script.py", "-x", "--"]) == (sys.executable, "my script.py", "-x", "--")
 
 
@@ -91,7 +92,7 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "message"),
     [
         ([], "nothing to launch. write it after `--`"),
-        (["eval", "--gt", "x"], "eval: is neither train, val, predict nor a Python script"),
+        (["eval", "--gt", "x"], "eval: is neither train, val, predict, bench nor a Python script"),
         (["--data", "d"], "--data: is neither"),
         (["none.py"], "none.py: no such file"),
     ],

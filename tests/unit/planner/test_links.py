@@ -75,7 +75,7 @@ def test_small_messages_of_many_ranks_take_the_tree() -> None:
 def test_a_link_is_found_again_from_the_times_of_its_ring(ranks: int) -> None:
     sizes = [256.0, 4096.0, 1e6, 3e7]
     times = [allreduce_s("ring", size, World(ranks, 1, NETWORK, NETWORK)) for size in sizes]
-    found = ring_link(ranks, *latency_and_slope(sizes, times))
+    found = ring_link(ranks, ranks, *latency_and_slope(sizes, times))
     assert found.latency_s == pytest.approx(NETWORK.latency_s)
     assert found.bytes_per_s == pytest.approx(NETWORK.bytes_per_s)
 

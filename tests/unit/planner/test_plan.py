@@ -13,7 +13,8 @@ from horovod_yolo import cli
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.planner import assume
 from horovod_yolo.planner.devices import device
-from horovod_yolo.planner.links import Link
+from horovod_yolo.planner.fit import Calibration
+from horovod_yolo.planner.links import Link, allreduce_s
 from horovod_yolo.planner.measured import write
 from horovod_yolo.planner.plan import Plan, Question, make_plan, measured_world, predicted_step
 from horovod_yolo.planner.show import plan_json, plan_lines
@@ -71,6 +72,14 @@ def test_a_measured_step_is_predicted_where_it_was_measured() -> None:
     assert make_plan(CPUS, [STEP]).step.value == pytest.approx(STEP.step_s, rel=0.02)
 
 
+@pytest.mark.parametrize(("ranks", "hosts"), [(2, 2), (8, 2), (4, 1)])
+def test_measured_sums_are_those_of_the_world_made_of_them(ranks: int, hosts: int) -> None:
+    times = tuple((size, 0.003 + size * 1e-7) for size in (256.0, 1e5, 1e7))
+    world = measured_world(replace(COMM, ranks=ranks, hosts=hosts, allreduce=times))
+    assert world.ranks == ranks and world.hosts == hosts
+    assert [allreduce_s("ring", size, world) for size, _ in times] == pytest.approx([s for _, s in times])
+
+
 def test_several_steps_calibrate_computation_and_network() -> None:
     """Times made by the model with factors on both are found again on a link that was not measured."""
     files = []
@@ -79,9 +88,7 @@ def test_several_steps_calibrate_computation_and_network() -> None:
         world = measured_world(comm)
         slower = replace(STEP.compute.scaled(1.3), update_s=1.3 * STEP.compute.update_s)
         link = world.network.scaled(1.2)
-        step = predicted_step(
-            slower, STEP.groups, replace(world, network=link), 1, type(make_plan(CPUS, [STEP]).calibration)()
-        )
+        step = predicted_step(slower, STEP.groups, replace(world, network=link), 1, Calibration())
         files.append(replace(STEP, comm=comm, step_s=step.step_s))
     plan = make_plan(replace(CPUS, bandwidth=5e6, latency=1e-3), files)
     assert plan.calibration.compute == pytest.approx(1.3, rel=0.03)
