@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from horovod_yolo.doctor import network_rules, rules
+from horovod_yolo.doctor import network_rules, rules, software_rules
 from horovod_yolo.doctor.collect import Questions, Report, ask
 from horovod_yolo.doctor.findings import Finding
 from horovod_yolo.doctor.links import Network, try_out
@@ -23,6 +23,7 @@ class Examination:
     network: Network
     trial: Trial | None
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()  # what cannot work, though nothing is wrong
 
     @property
     def healthy(self) -> bool:
@@ -34,6 +35,7 @@ class Examination:
         return {
             "healthy": self.healthy,
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "notes": list(self.notes),
             "hosts": {report.host: _without_name(report) for report in self.reports},
             "reaches": [dataclasses.asdict(reach) for reach in self.network.reaches],
             "bits_per_s": _nested(self.network.bits),
@@ -65,7 +67,7 @@ def examine(
         tell("running an allreduce")
         trial = try_allreduce(hosts, interface, questions.seconds, over_torch=over_torch)
         found += network_rules.of_trial(trial)
-    return Examination(tuple(reports), network, trial, tuple(found))
+    return Examination(tuple(reports), network, trial, tuple(found), tuple(software_rules.notes(reports)))
 
 
 def _without_name(report: Report) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from horovod_yolo.doctor.collect import Report
 from horovod_yolo.doctor.findings import Finding, differing, hosts_with, odd_ones, one, package_facts
+from horovod_yolo.launch.transport import lacks
 
 
 def python(reports: Sequence[Report]) -> Iterator[Finding]:
@@ -51,6 +52,13 @@ def horovod(reports: Sequence[Report]) -> Iterator[Finding]:
     yield from differing({h: str(f["version"]) for h, f in built.items()}, "horovod", "Horovod", rebuild)
     backends = {h: " + ".join(f["backends"]) or "nothing" for h, f in built.items() if f["extension"]}
     yield from differing(backends, "horovod", "Horovod has", rebuild)
+
+
+def notes(reports: Sequence[Report]) -> Iterator[str]:
+    """What the hosts' Horovod cannot do, as it was built; where they differ, that is a finding."""
+    built = {tuple(f["backends"]) for f in package_facts(reports, "horovod").values() if f["extension"]}
+    if len(built) == 1 and (why := lacks(*built)):
+        yield why
 
 
 def code(reports: Sequence[Report]) -> Iterator[Finding]:

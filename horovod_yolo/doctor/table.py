@@ -177,6 +177,7 @@ def _conclusions(examination: Examination) -> list[RenderableType]:
         )
     elif trial is None:
         lines.append(Text("allreduce: not tried, a job could not start"))
+    lines += [Text(f"note: {note}") for note in examination.notes]
     for finding in examination.findings:
         where = ", ".join(finding.hosts[:8]) + (" ..." if len(finding.hosts) > 8 else "")
         head = Text(f"{where}: " if where else "", style="bold")

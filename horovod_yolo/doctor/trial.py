@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.launch import network, plan
+from horovod_yolo.launch import network, plan, transport
 from horovod_yolo.launch.hostfile import Host
 from horovod_yolo.launch.torch_job import TorchJob
 
@@ -46,11 +46,11 @@ class Trial:
 def try_allreduce(
     hosts: Sequence[Host], interface: str | None, seconds: float, *, over_torch: bool = False
 ) -> Trial:
-    """A rank on each host, two on a host alone, sum a tensor over Gloo's launcher, or torch's."""
+    """A rank on each host, two on a host alone, sum a tensor, launched as training is, or over torch."""
     taking_part = tuple(Host(host.name, 1 if len(hosts) > 1 else 2) for host in hosts)
     ranks = sum(host.slots for host in taking_part)
-    launcher: plan.Launcher = "torch" if over_torch else "horovodrun-gloo"
     try:
+        launcher = "torch" if over_torch else transport.chosen(None, elastic=False)[0]
         job = plan.LaunchPlan(
             launcher=launcher,
             tool=plan.tool(launcher),

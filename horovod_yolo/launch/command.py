@@ -12,11 +12,9 @@ from pathlib import Path
 from horovod_yolo.config.load import Parser, train_parser
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.launch import elastic, hostfile, network, plan
+from horovod_yolo.launch import elastic, hostfile, network, plan, transport
 from horovod_yolo.launch.hostfile import Host
 from horovod_yolo.process.environment import check_numbers
-
-_WAYS = {"gloo": "horovodrun-gloo", "mpi": "horovodrun-mpi", "mpirun": "mpirun", "torch": "torch"}
 
 
 def parser() -> Parser:
@@ -31,9 +29,8 @@ def parser() -> Parser:
     hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="a host a line: see hostfiles/README.md")
     p.add_argument("--np", "-np", dest="ranks", type=int, metavar="N", help="ranks; default: all slots")
     how = p.add_mutually_exclusive_group()
-    for flag, launcher in _WAYS.items():
-        how.add_argument(f"--{flag}", dest="launcher", action="store_const", const=launcher)
-    p.set_defaults(launcher="horovodrun-gloo")
+    for launcher, flag in transport.FLAGS.items():
+        how.add_argument(flag, dest="launcher", action="store_const", const=launcher)
     p.add_argument(
         "--elastic", action="store_true", help="ranks may come and go, -np are there to begin with"
     )
@@ -84,6 +81,8 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
         UserError: a mistake in either.
     """
     given, notes = network.merged(given_hosts(args))
+    args.launcher, unusual = transport.chosen(args.launcher, elastic=args.elastic)
+    notes += [unusual] if unusual else []
     ranks, words = _elastic(args, given, words)
     hosts = plan.fit(given, args.ranks) if ranks is None else given
     program = plan.program(words)
@@ -169,9 +168,9 @@ def _elastic(
                 raise UserError("goes with --elastic only", where=flag)
         return None, words
     if args.launcher != "horovodrun-gloo":
-        flag = next(flag for flag, launcher in _WAYS.items() if launcher == args.launcher)
-        other = ", or use --max-restarts" if flag == "torch" else ""
-        raise UserError("needs horovodrun over Gloo", where="--elastic", fix=f"leave --{flag} out{other}")
+        flag = transport.FLAGS[args.launcher]
+        other = ", or use --max-restarts" if flag == "--torch" else ""
+        raise UserError("needs horovodrun over Gloo", where="--elastic", fix=f"leave {flag} out{other}")
     if not words or words[0] != "train":
         plan.program(words)  # no program at all is the first thing to say
         raise UserError("is for train only", where="--elastic", fix=f"launch {words[0]} without it")

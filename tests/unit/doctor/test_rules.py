@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from horovod_yolo.doctor.collect import Report
 from horovod_yolo.doctor.findings import Finding, merged, size
 from horovod_yolo.doctor.rules import findings
+from horovod_yolo.doctor.software_rules import notes
+from horovod_yolo.launch.transport import WITHOUT_GLOO
 from tests.unit.doctor.hosts import GPU, change, cluster, report, with_gpus
 
 
@@ -110,6 +112,17 @@ def test_gpus_without_nccl() -> None:
     for one in reports:
         change(one, "packages.horovod.backends", ["Gloo"])
     assert kinds(reports) == [(("host1", "host2", "host3", "host4"), "nccl")]
+
+
+def test_what_horovod_cannot_do_is_a_note() -> None:
+    reports = cluster()
+    assert not list(notes(reports))
+    for one in reports:
+        change(one, "packages.horovod.backends", ["MPI"])  # as conda-forge builds it
+    assert not kinds(reports)
+    assert list(notes(reports)) == [WITHOUT_GLOO]
+    change(reports[0], "packages.horovod.backends", ["MPI", "Gloo"])
+    assert kinds(reports) and not list(notes(reports))
 
 
 FAILED: list[tuple[dict[str, Any], str, str]] = [

@@ -12,7 +12,7 @@ import pytest
 
 from horovod_yolo import cli
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.launch import elastic, network, plan
+from horovod_yolo.launch import elastic, network, plan, transport
 
 SAFE = "-P " if sys.version_info >= (3, 11) else ""
 PYTHON = sys.executable
@@ -66,6 +66,18 @@ def test_a_dry_run_prints_the_command(
     shown = capsys.readouterr()
     assert shown.out == f"/venv/bin/{command} /venv/bin/python {SAFE}-m horovod_yolo.cli {shlex.join(job)}\n"
     assert shown.err == ""
+
+
+def test_without_gloo_ranks_are_started_over_mpi(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transport, "horovod_built_with", lambda: ("MPI",))
+    assert cli.main(["launch", "--hosts", "localhost:2", "--dry-run", "--", "val"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("/venv/bin/horovodrun --mpi ")
+    assert shown.err == f"note: {transport.WITHOUT_GLOO}. Ranks are started with --mpi\n"
+    assert cli.main(["launch", "--elastic", "--hosts", "localhost:2", "--", "train"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --elastic: {transport.WITHOUT_GLOO}. ")
 
 
 ELASTIC = "--blacklist-cooldown-range 10 60 --elastic-timeout {} --gloo-timeout-seconds 30"
