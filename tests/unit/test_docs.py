@@ -228,3 +228,26 @@ def test_python_examples_are_python(document: Path) -> None:
 def test_the_main_documents_are_there() -> None:
     named = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "quickstart.md", "config.md", "distributed.md"}
     assert named <= {document.name for document in DOCS}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "counts as precision 0; in YOLOv5 it counts as 1",
+        "YOLOv5's lags: it has that of the epoch before",
+        "border between two cells counts once",
+        "plus half a stride, in whole strides",
+        "reads up to 5 points higher where its lists of detections are cut off",
+        "Equal to YOLOv5, and stricter",
+    ],
+)
+def test_where_numbers_differ_from_yolov5s_is_told(told: str) -> None:
+    text = (REPO / "docs/migrate_from_yolov5.md").read_text()
+    assert told in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "part", ["What is trusted", "Files from strangers", "What listens where", "How to report"]
+)
+def test_the_page_on_security_has_its_parts(part: str) -> None:
+    assert f"## {part}" in (REPO / "docs/security.md").read_text()

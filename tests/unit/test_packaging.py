@@ -156,6 +156,7 @@ def test_the_demo_takes_the_hyperparameters_of_the_models_family(model: str) -> 
     flags = vars(train_parser().parse_strictly(words[words.index("train.py") + 1 :]))
     config = settings_of({**flags, "hyp": str(REPO / flags["hyp"])})
     assert config.cfg == model and config.hyp.fliplr == 0
+    assert config.device == "cpu", "or two ranks of a machine with one GPU would be refused over NCCL"
 
 
 def test_make_test_leaves_the_slow_tests_out() -> None:

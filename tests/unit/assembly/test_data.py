@@ -1,4 +1,4 @@
-"""What is said of validation before training begins."""
+"""What a run makes of its annotations before training begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from horovod_yolo.assembly.data import say_what_counts
+from horovod_yolo.assembly.model import new_model
 from horovod_yolo.data.annotations import Annotations, Record
+
+from .test_run import settings
 
 
 def image(name: str, objects: int, crowds: int) -> Record:
@@ -30,3 +33,22 @@ def test_images_with_more_objects_than_detections_count_are_told(
         assert len(caplog.messages) == lines
         assert caplog.messages[0] == f"validation counts up to {most} detections an image"
     assert caplog.messages[1] == "1 images have more than 4 objects (up to 5): not all of them can be found"
+
+
+def test_anchors_are_not_fitted_on_crowds(tmp_path: Path) -> None:
+    """Large regions beside objects that the usual anchors do not fit, as crowds and as objects."""
+
+    def anchors(large: int, *, crowds: bool) -> list[object]:
+        rng = np.random.default_rng(0)
+        wh = np.concatenate([rng.uniform(2, 3, (60, 2)), rng.uniform(500, 600, (large, 2))]).astype(
+            np.float32
+        )
+        crowd = (np.arange(len(wh)) >= 60) & crowds
+        classes, boxes_xyxy = np.zeros(len(wh), np.int64), np.concatenate([np.zeros_like(wh), wh], 1)
+        record = Record("a", 640, 640, classes, boxes_xyxy, crowd, wh.prod(1), "a")
+        model = new_model(settings(tmp_path, imgsz=640), Annotations.of(tmp_path, ["a"], [record]))
+        return model.head.state_dict()["anchors"].flatten().tolist()
+
+    small = anchors(0, crowds=True)
+    assert anchors(40, crowds=True) == small
+    assert anchors(40, crowds=False) != small
