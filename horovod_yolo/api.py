@@ -2,8 +2,8 @@
 
 A script that calls this may be launched on several ranks, as ``train.py`` is; `YOLO.train` and `YOLO.val`
 are then *collective*. What they raise is raised on all ranks alike, and a script may catch it: `UserError`
-(a mistake in flags, files or data), `StoppedError`, `NonFiniteError`, `UnwrittenError`. A rank that fails by
-itself, also in the script's own lines, says so and ends the job.
+(a mistake in flags, files or data), `StoppedError`, `NonFiniteError`, `MemoryShortError`, `UnwrittenError`.
+A rank that fails by itself, also in the script's own lines, says so and ends the job.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.core.errors import (
+    MemoryShortError,
     NonFiniteError,
     RanksFailedError,
     StoppedError,
@@ -63,7 +64,15 @@ from horovod_yolo.process.stop import StopRequest
 
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
-__all__ = ["YOLO", "NonFiniteError", "RanksFailedError", "StoppedError", "UnwrittenError", "UserError"]
+__all__ = [
+    "YOLO",
+    "MemoryShortError",
+    "NonFiniteError",
+    "RanksFailedError",
+    "StoppedError",
+    "UnwrittenError",
+    "UserError",
+]
 
 
 class YOLO:
@@ -128,6 +137,7 @@ class YOLO:
         Raises:
             UserError: a mistake in the flags or the data.
             NonFiniteError: training diverged.
+            MemoryShortError: a rank lacks memory, also for half as many images at a time.
             UnwrittenError: the run is over, but not all of it is on the disk.
             StoppedError: any rank was asked to stop; on all ranks alike, after the step in hand. ``saved``
                 tells whether ``train.py --resume`` has the checkpoint of that moment. Where the request came

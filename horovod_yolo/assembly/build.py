@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import BatchNorm2d
 
 from horovod_yolo.assembly.auto_optimizer import kept_choice, with_optimizer
 from horovod_yolo.assembly.data import Data
 from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
+from horovod_yolo.assembly.fitting import fitted, passes_of, passes_of_evaluation
 from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
@@ -31,7 +30,6 @@ from horovod_yolo.data.sampler import StepSampler, rect_shapes
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.evaluation.evaluator import Evaluator
 from horovod_yolo.families.zoo import Recipe, recipe_of
 from horovod_yolo.losses.criterion import Criterion
@@ -42,6 +40,7 @@ from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback
 from horovod_yolo.training.loop import Trainer
 from horovod_yolo.training.optimizers import make_optimizer
+from horovod_yolo.training.passes import Passes
 from horovod_yolo.training.restore import set_state
 from horovod_yolo.training.schedule import Schedule
 from horovod_yolo.training.step import Stepper
@@ -137,9 +136,9 @@ def build_evaluator(
     precision: Precision,
     stop: StopRequest,
     model: Detector,
-    micro_batches: int,
+    first_size: int,
 ) -> Evaluator:
-    """What scores the model after each epoch of a run."""
+    """What scores the model after each epoch of a run, which began on ``first_size`` ranks."""
     recipe = recipe_of(model.name)
     loader = build_evaluation_loader(
         annotations,
@@ -160,7 +159,7 @@ def build_evaluator(
         stop=stop,
         thresholds=Thresholds(iou=recipe.iou_of_validation),
         fitness_weights=recipe.fitness,
-        micro_batches=micro_batches,
+        micro_batches=passes_of_evaluation(config, comm.size, first_size),
     )
 
 
@@ -218,12 +217,12 @@ def build_stepper(
     comm: Communicator,
     precision: Precision,
     stop: StopRequest,
-    micro_batches: int = 1,
+    passes: Passes | None = None,
 ) -> Stepper:
-    """Optimizer, gradient exchange and scaler around a model. *Collective.*"""
-    if config.sync_bn:
-        synchronise_batch_norm(model, comm)
-    slow_statistics(model, micro_batches)
+    """Optimizer, gradient exchange and scaler around a model. *Collective.*
+
+    ``passes`` is how a slice goes through it; None for at once.
+    """
     decay = config.hyp.weight_decay * config.batch_size * config.accumulate / config.hyp.nbs
     plain = make_optimizer(
         config.optimizer, model, lr=config.hyp.lr0, momentum=config.hyp.momentum, decay=decay
@@ -247,28 +246,8 @@ def build_stepper(
         comm=comm,
         sync_bn=config.sync_bn,
         stop=stop,
-        micro_batches=micro_batches,
+        passes=passes or Passes(math.ceil(config.batch_size / comm.size)),
     )
-
-
-def micro_batches(batch: int, ranks: int, first_size: int) -> int:
-    """How many micro-batches a rank's slice is split into: none larger than a slice on the first ranks.
-
-    Args:
-        batch: the global one.
-        ranks: of now.
-        first_size: ranks when the run began. A rank's memory is known to hold a slice of then.
-    """
-    return math.ceil(math.ceil(batch / ranks) / math.ceil(batch / first_size))
-
-
-def slow_statistics(model: Detector, micro_batches: int) -> None:
-    """Let batch norm's running statistics move as far in all micro-batches of a step as without them."""
-    if micro_batches == 1:  # to the last bit, which the formula does not give
-        return
-    for module in model.modules():
-        if isinstance(module, BatchNorm2d) and module.momentum is not None:
-            module.momentum = 1 - (1 - module.momentum) ** (1 / micro_batches)
 
 
 def wire_type(
@@ -322,7 +301,7 @@ def build_trainer(
     ``first_size`` is the number of ranks that an elastic run began on.
     """
     stop = stop or StopRequest()
-    split = partial(micro_batches, ranks=comm.size, first_size=first_size or comm.size)
+    first_size = first_size or comm.size
     device = agreed_device(config.device, comm)
     precision = choose_precision(config.precision, device)
     weights = None if resumed else _weights(config, data.spec, comm)
@@ -335,7 +314,9 @@ def build_trainer(
     model.to(device, precision.of_weights)
     ema, criterion = Ema(model), build_criterion(model, config)
     tuned = with_optimizer(config, len(data.train), model.num_classes, resumed)
-    stepper = build_stepper(tuned, model, criterion, comm, precision, stop, split(config.batch_size))
+    passes = passes_of(config, comm.size, first_size, resumed)
+    stepper = build_stepper(tuned, model, criterion, comm, precision, stop, passes)
+    config = fitted(config, stepper, comm, data.train)
     transform, sampler = build_training_data(config, data.train, comm, model)
     trainer = Trainer(
         config=config,
@@ -347,9 +328,7 @@ def build_trainer(
         transform=transform,
         sampler=sampler,
         loader=Loader(transform, sampler, workers=config.workers, pin_memory=pinned(device)),
-        evaluator=build_evaluator(
-            config, data.val, criterion, comm, precision, stop, model, split(config.evaluation_batch_size)
-        ),
+        evaluator=build_evaluator(config, data.val, criterion, comm, precision, stop, model, first_size),
         callbacks=callbacks,
         progress=Progress(),
         early_stopping=EarlyStopping(),

@@ -9,6 +9,7 @@ from typing import Any
 from horovod_yolo.assembly.ending import MISTAKE
 from horovod_yolo.assembly.world import World
 from horovod_yolo.core.errors import (
+    MemoryShortError,
     NonFiniteError,
     RanksFailedError,
     StoppedError,
@@ -19,7 +20,7 @@ from horovod_yolo.launch.child import Ended, Job
 from horovod_yolo.launch.plan import CALL
 
 _RAISED: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (UserError, NonFiniteError, UnwrittenError)
+    kind.__name__: kind for kind in (UserError, NonFiniteError, MemoryShortError, UnwrittenError)
 }
 
 
@@ -33,7 +34,7 @@ def on_ranks_of(world: World, model: str, call: str, arguments: dict[str, Any]) 
         arguments: of it, as JSON can hold them.
 
     Raises:
-        UserError, NonFiniteError, UnwrittenError, StoppedError: as the method, in one process.
+        UserError, NonFiniteError, MemoryShortError, UnwrittenError, StoppedError: as in one process.
         RanksFailedError: a rank failed by itself, or was killed.
         KeyboardInterrupt: a second one, which ends the ranks at once.
     """

@@ -43,7 +43,7 @@ def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run
         renew(data=data.digests)
 
     def keep(state: dict[str, Any]) -> None:
-        renew(state=copied(state))
+        renew(state=copied(state), config=state["config"])  # which may have passes that fit by now
         kept.check_hosts()
 
     kept.lock = kept.lock or RunLock(content["lock"])

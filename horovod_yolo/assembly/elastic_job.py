@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from horovod_yolo.assembly.ending import FAULT, STOPPED, end_at_once, leave_on_request, refused
 from horovod_yolo.assembly.job import get_to_know, part_of, share_cores
-from horovod_yolo.core.errors import NonFiniteError, UserError
+from horovod_yolo.core.errors import MemoryShortError, NonFiniteError, UserError
 from horovod_yolo.distributed.backends import connect
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.process import logs
@@ -69,7 +69,7 @@ def _saved_at_a_mistake(comm: Any, kept: Any, work: Callable[[], None]) -> None:
 
     try:
         work()
-    except (UserError, NonFiniteError):
+    except (UserError, NonFiniteError, MemoryShortError):
         if comm.rank == 0 and kept.content and kept.content["state"]:
             save_at_last(Path(kept.content["folder"]), kept.content["state"])
         raise

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from horovod_yolo.core.errors import (
     DataWorkerError,
+    MemoryShortError,
     NonFiniteError,
     Request,
     StoppedError,
@@ -28,6 +29,7 @@ from horovod_yolo.core.errors import (
     UnwrittenError,
     UserError,
 )
+from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.text import plain
 from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import launcher
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("horovod_yolo")
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
-AGREED = (UserError, NonFiniteError, UnwrittenError, StoppedError)  # all ranks raise these together
+# All ranks raise these together.
+AGREED = (UserError, NonFiniteError, MemoryShortError, UnwrittenError, StoppedError)
 SECONDS_OF_THE_FIRST = 3.0  # for a launcher to see that a rank has left
 _ending = threading.Lock()
 
@@ -47,7 +50,7 @@ def end_of(error: Exception) -> tuple[int, str]:
     """Exit code and words for how all ranks ended."""
     if isinstance(error, StoppedError):
         return STOPPED if error.saved else FAULT, f"stopped on request {error}"
-    if isinstance(error, NonFiniteError):
+    if isinstance(error, (NonFiniteError, MemoryShortError)):
         return FAULT, f"training stopped: {error}"
     return MISTAKE if isinstance(error, UserError) else FAULT, f"error: {error}"
 
@@ -154,12 +157,14 @@ def leave_alone(comm: Communicator, error: Exception) -> NoReturn:
 
 def advice(error: Exception) -> str | None:
     """What to lower where memory was short."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's
-        return f"the GPU is out of memory: lower --batch-size or --imgsz ({_first_line(error)})"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's on a CPU
-        lower = "lower --batch-size, --imgsz or --workers, or leave out --cache ram"
-        return f"this host is out of memory: {lower} ({_first_line(error)})"
-    return None
+    words = shortage(error)
+    if words is None:
+        return None
+    which, _, said = words.partition(" (")
+    lower = "--batch-size, --micro-batch or --imgsz"
+    if which.startswith("this host"):
+        lower = "--batch-size, --micro-batch, --imgsz or --workers, or leave out --cache ram"
+    return f"{which}: lower {lower} ({said}"
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,34 @@ from horovod_yolo.assembly.run_folder import versions, write_json
 from horovod_yolo.core.errors import UnwrittenError
 from horovod_yolo.training.events import Callback
 from horovod_yolo.training.loop import Trainer
+from horovod_yolo.training.pace import Pace
+
+log = logging.getLogger(__name__)
 
 
-def results_of(trainer: Trainer) -> dict[str, Any]:
-    """The content of ``results.json``."""
+def time_spent(trainer: Trainer) -> dict[str, Any]:
+    """What the time of this job's training went into, over all ranks. *Collective.*
+
+    Returns:
+        For ``results.json``; nothing where there was no training.
+    """
+    gathered = trainer.comm.allgather_object((trainer.spent, socket.gethostname()))
+    spent, hosts = zip(*gathered, strict=True)
+    if not any(each.total for each in spent):
+        return {}
+    pace = Pace.of(spent)
+    words = pace.words(hosts[pace.rank])
+    log.info("%s", words)
+    return {
+        "bound_by": pace.bound,
+        "time_shares": dict(pace.shares),
+        "pace_of_rank": pace.rank,
+        "advice": words,
+    }
+
+
+def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``results.json``, with what `time_spent` found."""
     progress, model = trainer.progress, trainer.stepper.model
     terms = trainer.stepper.criterion.terms
     return {
@@ -30,6 +56,7 @@ def results_of(trainer: Trainer) -> dict[str, Any]:
         "train": {f"{term}_loss": progress.last_losses.get(term, 0.0) for term in terms},
         "images_per_s": progress.images / progress.wall_s if progress.wall_s else 0.0,
         "wall_s": progress.wall_s,
+        **spent,
         "exit": 0,
         "versions": versions(),
     }

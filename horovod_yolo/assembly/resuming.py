@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_yolo.assembly.settings import given_hyp
+from horovod_yolo.config.schema import AUTO
 from horovod_yolo.core.errors import UserError
 
 # Of this job; the results stay the same. That labels are read as the same data is seen by its digest.
@@ -44,7 +45,9 @@ def settings_here(state: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
         elif name == "hyp":
             if asdict(given_hyp(value, str(state["model_name"]))) != saved["hyp"]:
                 raise UserError(f"--hyp {value} differs from the run's", where="--resume", fix="leave it out")
-        elif name == "precision" and value in ("auto", precision):
+        elif name == "micro_batch":
+            saved[name] = saved.get(name) or value if value == AUTO else value
+        elif (name == "precision" and value in ("auto", precision)) or _is_nominal(name, value, saved):
             continue
         elif name not in NAMES_OF_RUN and _plain(value) != _saved(saved, name):
             raise UserError(
@@ -53,6 +56,11 @@ def settings_here(state: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
                 fix="leave the flag out, or start a new run from its weights with --weights",
             )
     return {**saved, "precision": precision}
+
+
+def _is_nominal(name: str, value: Any, saved: dict[str, Any]) -> bool:
+    """Whether it is ``--batch-size auto`` of a run that has that batch."""
+    return name == "batch_size" and value == AUTO and saved[name] == round(saved["hyp"]["nbs"])
 
 
 def _saved(saved: dict[str, Any], name: str) -> Any:

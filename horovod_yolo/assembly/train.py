@@ -14,7 +14,7 @@ from horovod_yolo.assembly.data_state import data_state, require_same_data
 from horovod_yolo.assembly.device import arithmetic, precision_name
 from horovod_yolo.assembly.hand_on import host_id
 from horovod_yolo.assembly.labels import label_rules
-from horovod_yolo.assembly.results import finish, results_of
+from horovod_yolo.assembly.results import finish, results_of, time_spent
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.assembly.run_folder import discard_if_empty, write_config
 from horovod_yolo.checkpoint import resume
@@ -42,6 +42,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     Raises:
         UserError: a mistake in the settings or the data, on all ranks alike.
         NonFiniteError: training diverged, on all ranks alike.
+        MemoryShortError: a rank lacks memory, also for half as many images at a time; on all ranks alike.
         UnwrittenError: the run is over, but not all of it is on the disk; on all ranks alike.
         StoppedError: ``stop`` was asked for on any rank; all ranks alike, and the checkpoint is written.
         TakenError: on rank 0: another job has taken the run over.
@@ -85,18 +86,21 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     trainer.about |= {"data": of_data, "precision": precision_name(run.config.precision, device)}
     if comm.rank == 0 and not run.config.noplots:
         callbacks.append(_report_writer(run, trainer, data))
+    begun_with = trainer.config
     if comm.rank == 0:
-        _try_config(run.folder, trainer.config)
+        _try_config(run.folder, begun_with)
     try:
         with arithmetic(run.config.precision, deterministic=run.config.deterministic):
             trainer.fit()
+        spent = time_spent(trainer)
         checkpointer.wait()
         if comm.broadcast_object(checkpointer.nothing_owed):
             words = f"after the last step; --resume {run.folder} writes the results and the report"
             stop.alone_from_here(words)
-        results = results_of(trainer)
+        results = results_of(trainer, spent)
         unwritten = finish(run.folder, callbacks, results) if comm.rank == 0 else None
-        if comm.rank == 0 and not (run.folder / "config.yaml").exists():
+        changed = trainer.config != begun_with or not (run.folder / "config.yaml").exists()
+        if comm.rank == 0 and changed:
             _try_config(run.folder, trainer.config)
     except StoppedError:
         checkpointer.wait()

@@ -13,6 +13,7 @@ _LOGGERS = "leave it out: results.csv, steps.csv and TensorBoard events are writ
 _LAUNCH = "start several ranks with --np N, horovod-yolo launch, horovodrun, mpirun or torchrun"
 _HALF = "use --precision fp16"
 _SHARE = re.compile(r"0?\.\d+")  # of the GPU's memory
+_CHOSEN = ("-1", "auto")  # by memory
 _DEFAULT = "leave it out: it is how this trains anyway"
 _DEFAULT_LOOK = "leave it out: it is how this works anyway"
 
@@ -128,12 +129,29 @@ def instead(flag: str, foreign: Mapping[str, str]) -> str | None:
 
 def batch_size(text: str) -> int:
     """Type of ``--batch-size``: images, neither YOLOv5's -1 nor Ultralytics' share of a memory."""
-    if text.lower() in ("-1", "auto") or _SHARE.fullmatch(text):
+    if text.lower() in _CHOSEN or _SHARE.fullmatch(text):
         raise argparse.ArgumentTypeError(
-            f"{text}, a batch size that is chosen by memory, is not supported: give the images of a step "
+            f"{text}, a batch size that is chosen by memory, is not supported: give the images of a batch "
             "over all ranks, such as 16 times their number"
         )
     return int(text)
+
+
+def batch_size_or_auto(text: str) -> int | str:
+    """`batch_size` of training: YOLOv5's -1 and ``auto`` are the nominal batch, in passes that fit."""
+    if _SHARE.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text}, a share of the memory, is not supported: use auto, a batch of 64 in passes that fit"
+        )
+    return number_or_auto(text)
+
+
+def number_or_auto(text: str) -> int | str:
+    """A whole number, or ``auto``, which YOLOv5 writes -1."""
+    try:
+        return "auto" if text.lower() in _CHOSEN else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither a whole number nor auto") from None
 
 
 class OneSize(argparse.Action):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from horovod_yolo.config import foreign
 from horovod_yolo.config.class_map import class_map
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.schema import (
+    AUTO,
     Cache,
     Compression,
     OptimizerName,
@@ -87,7 +88,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--head", help=HEAD_HELP)
     add("--hyp", help="hyperparameters of the model's family, as in YOLOv5's hyp*.yaml")
     add("--epochs", type=int)
-    add_shared_flags(p)
+    _add_batch_flags(p)
     add_ranks_flags(p)
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
     _add_resume_flags(p)
@@ -129,6 +130,17 @@ def train_parser(prog: str = "train.py") -> Parser:
     return p
 
 
+def _add_batch_flags(p: argparse.ArgumentParser) -> None:
+    add_shared_flags(p, batch_size=foreign.batch_size_or_auto)
+    p.add_argument(
+        "--micro-batch",
+        dest="micro_batch",
+        type=foreign.number_or_auto,
+        metavar="N",
+        help="images of a rank that go through the network at once; auto: as many as fit each rank's memory",
+    )
+
+
 def row_or_name(text: str) -> int | str:
     """Type of ``--freeze``: a number of layers or of a layer, or a name in the model."""
     return int(text) if re.fullmatch(r"[+-]?\d+", text.strip(), re.ASCII) else text
@@ -149,12 +161,17 @@ def _add_resume_flags(p: argparse.ArgumentParser) -> None:
     )
 
 
-def add_shared_flags(p: argparse.ArgumentParser) -> None:
-    """The flags that ``train`` and ``val`` have alike, with what others write there."""
+def add_shared_flags(
+    p: argparse.ArgumentParser, batch_size: Callable[[str], Any] = foreign.batch_size
+) -> None:
+    """The flags that ``train`` and ``val`` have alike, with what others write there.
+
+    ``batch_size`` is the type of that flag.
+    """
     p.add_argument(
         *("--batch-size", "--batch"),
         dest="batch_size",
-        type=foreign.batch_size,
+        type=batch_size,
         metavar="N",
         help="images of a batch, total over all ranks",
     )
@@ -288,6 +305,8 @@ def config_from_flags(given: dict[str, Any], hyp: Hyp | None = None) -> TrainCon
     given["hyp"] = hyp or Hyp()
     if (smoothing := getattr(hyp, "label_smoothing", None)) is not None:
         given.setdefault("label_smoothing", smoothing)
+    if given.get("batch_size") == AUTO:
+        given = {"micro_batch": AUTO, **given, "batch_size": round(given["hyp"].nbs)}
     if "freeze" in given:
         given["freeze"] = tuple(given["freeze"])
     return TrainConfig(**given)

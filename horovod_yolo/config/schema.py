@@ -21,7 +21,9 @@ Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16", "fp64"]  # fp64: to 
 # One number: as many first rows of the model's table of layers; several: these rows; or names in the model.
 Freeze = tuple[int, ...] | tuple[str, ...]
 ScaleLr = Literal["none", "linear", "sqrt"]
+MicroBatch = int | Literal["auto"]
 
+AUTO: Literal["auto"] = "auto"
 STEPS_BETWEEN_ELASTIC_COMMITS = 10
 
 
@@ -41,6 +43,7 @@ class TrainConfig:
     head: str = ""  # that detects, of a model with several; "": the model's usual one
     epochs: int = 300
     batch_size: int = 16
+    micro_batch: MicroBatch = 0  # images of a rank in a pass; 0: its whole share; auto: as many as fit
     imgsz: int = 640
     rect: bool = False
     cache: Cache = "none"
@@ -95,6 +98,8 @@ class TrainConfig:
             0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "from 0 to under 1"
         )
         _require(self.seed < 1 << 64, "--seed", self.seed, "under 2 to the power of 64, as torch needs it")
+        sound = self.micro_batch == AUTO or (isinstance(self.micro_batch, int) and self.micro_batch >= 0)
+        _require(sound, "--micro-batch", self.micro_batch, "auto, or 0 or more")
         self._check_freeze()
         _require(self.elastic_wait > 0, "--elastic-wait", self.elastic_wait, "seconds, above 0")
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")

@@ -29,6 +29,10 @@ class NonFiniteError(RuntimeError):
     """Training diverged: too many steps in a row had infinite or NaN gradients."""
 
 
+class MemoryShortError(RuntimeError):
+    """A rank has too little memory for a step, also with half as many images at a time."""
+
+
 class UnwrittenError(RuntimeError):
     """A run came to its end, but something that must outlast it is not on the disk."""
 

@@ -19,7 +19,6 @@ Boxes are float32. Their format is part of the name: ``boxes_xyxy`` are corners 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -100,27 +99,36 @@ class Batch:
     letterboxes: Sequence[Letterbox]  # B of them; meaningful in validation only
     lost: Sequence[LostImage] = ()  # met while it was made
     replaced: int = 0  # of the B, those that show another image because their own is lost
+    first: int = 0  # place of the first of them in the global batch
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
     def split(self, count: int) -> list[Batch]:
-        """The batch as ``count`` micro-batches whose sizes differ by one at most; some may be empty."""
+        """The batch as ``count`` micro-batches whose sizes differ by one at most; some may be empty.
+
+        The k-th has every ``count``-th image of the *global* batch, from its k-th on: over all ranks it is
+        the same images whatever the number of ranks.
+        """
         if count == 1:
             return [self]
-        cuts = [len(self) * k // count for k in range(count + 1)]
-        return [self._run(first, last) for first, last in itertools.pairwise(cuts)]
+        return [self._every(count, (k - self.first) % count) for k in range(count)]
 
-    def _run(self, first: int, last: int) -> Batch:
-        of = self.targets
-        inside = (of.image >= first) & (of.image < last)
-        targets = Targets(of.image[inside] - first, of.classes[inside], of.boxes_xywhn[inside])
+    def without_images(self) -> Batch:
+        """What a rank has that has no share in the global batch."""
+        return self._every(1, len(self))
+
+    def _every(self, step: int, start: int) -> Batch:
+        """Every ``step``-th image, from ``start`` on."""
+        of, places = self.targets, self.targets.image - start
+        inside = (places >= 0) & (places % step == 0)
+        targets = Targets(places[inside] // step, of.classes[inside], of.boxes_xywhn[inside])
         return replace(
             self,
-            images=self.images[first:last],
+            images=self.images[start::step],
             targets=targets,
-            indices=self.indices[first:last],
-            letterboxes=self.letterboxes[first:last],
+            indices=self.indices[start::step],
+            letterboxes=self.letterboxes[start::step],
         )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess, active_children
 from typing import Any
@@ -40,6 +40,7 @@ class _Request:
     keys: list[SampleKey]
     height: int
     width: int
+    first: int  # place of the first of them in the global batch
 
 
 class _Batches(Dataset[Batch]):
@@ -59,7 +60,7 @@ class _Batches(Dataset[Batch]):
                 samples.append(self._sample_fn(key))
             except ImageError as error:
                 unmade.append(LostImage(str(error.path), error.reason))
-        return collate(samples, request.height, request.width, unmade)
+        return replace(collate(samples, request.height, request.width, unmade), first=request.first)
 
 
 class _Requests(Sampler[_Request]):
@@ -73,7 +74,8 @@ class _Requests(Sampler[_Request]):
     def __iter__(self) -> Iterator[_Request]:
         epoch, start = self.epoch, self.start
         for batch in range(start, self.plan.batches_per_epoch):
-            yield _Request(self.plan.rank_keys(epoch, batch), *self.plan.shape_of(batch))
+            first = self.plan.first_place(epoch, batch)
+            yield _Request(self.plan.rank_keys(epoch, batch), *self.plan.shape_of(batch), first)
 
 
 def _as_it_is(item: Any) -> Any:

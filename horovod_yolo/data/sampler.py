@@ -143,6 +143,13 @@ class StepSampler:
     def rank_keys(self, epoch: int, batch: int) -> list[SampleKey]:
         """This rank's samples of a step, in order. Empty when there are fewer images than ranks."""
         indices = self.global_indices(epoch, batch)
-        start, stop = (len(indices) * r // self.size for r in (self.rank, self.rank + 1))
+        start, stop = (self._start(len(indices), rank) for rank in (self.rank, self.rank + 1))
         height, width = self.shape_of(batch)
         return [SampleKey(epoch, int(i), height, width) for i in indices[start:stop]]
+
+    def first_place(self, epoch: int, batch: int) -> int:
+        """The place of the first of them among those of all ranks."""
+        return self._start(self.images_in(epoch, batch), self.rank)
+
+    def _start(self, images: int, rank: int) -> int:
+        return images * rank // self.size

@@ -30,11 +30,24 @@ class GradientExchange(Protocol):
     def expect(self, backward_passes: int) -> None:
         """Announce how many backward passes add up to the next step."""
 
+    def abandon(self) -> None:
+        """Leave off before the last backward pass is over: zeros go for what has not been sent.
+
+        The other ranks send and wait as ever; `finish` is due here too, and what it gives is of no use.
+        """
+
     def finish(self) -> None:
         """Wait until every gradient is the sum over ranks. *Collective.*"""
 
     def stepping(self) -> AbstractContextManager[None]:
         """Inside, ``optimizer.step()`` does not exchange gradients a second time."""
+
+
+class Sums(Protocol):
+    """Sums over the ranks, and nothing else."""
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
+        """Start summing a tensor over ranks, as `Communicator.allreduce_sum`. *Collective.*"""
 
 
 class Communicator(Protocol):

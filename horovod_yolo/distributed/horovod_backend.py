@@ -214,7 +214,23 @@ class _HorovodExchange:
     def expect(self, backward_passes: int) -> None:
         self._optimizer.set_backward_passes_per_step(backward_passes)
 
+    def abandon(self) -> None:
+        """Send zeros for the groups that have not left, as Horovod's hooks would.
+
+        By itself it would send the gradients of such a group one by one, the other ranks theirs as a group.
+        """
+        handles, counts = self._optimizer._handles, self._optimizer._group_counts
+        for group in [group for group in counts if group not in handles]:
+            for parameter in group:
+                parameter.grad = torch.zeros_like(parameter)
+                handles.pop(parameter, None)
+            handles[group] = self._optimizer._grouped_allreduce_grad_async(group)
+            counts[group] = 0
+
     def finish(self) -> None:
+        # What a GPU still computes is no wait for others.
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.current_stream().synchronize()
         with self._comm.waiting():
             for handle, _ in self._optimizer._handles.values():
                 if handle is not None:

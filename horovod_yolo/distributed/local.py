@@ -33,6 +33,9 @@ class NoExchange:
     def expect(self, backward_passes: int) -> None:
         """Nothing to prepare."""
 
+    def abandon(self) -> None:
+        """Nothing to send."""
+
     def finish(self) -> None:
         """Nothing to wait for."""
 

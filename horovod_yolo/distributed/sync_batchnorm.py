@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.communicator import Communicator, Sums
 from horovod_yolo.models.batch_norm import BatchNorm2d, statistics, wide
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, comm: Communicator, name: str
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, comm: Sums, name: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count = x.numel() // x.shape[1] if x.numel() else 0
         local = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
@@ -62,7 +62,7 @@ class _Normalise(torch.autograd.Function):
 class SyncBatchNorm2d(BatchNorm2d):
     """`BatchNorm2d` whose training statistics are those of all ranks' images together."""
 
-    def __init__(self, source: nn.BatchNorm2d, comm: Communicator, name: str) -> None:
+    def __init__(self, source: nn.BatchNorm2d, comm: Sums, name: str) -> None:
         super().__init__(source.num_features, source.eps, source.momentum)
         self.weight, self.bias = source.weight, source.bias
         self.running_mean, self.running_var = source.running_mean, source.running_var
@@ -82,7 +82,7 @@ class SyncBatchNorm2d(BatchNorm2d):
         return result
 
 
-def synchronise_batch_norm(model: nn.Module, comm: Communicator) -> None:
+def synchronise_batch_norm(model: nn.Module, comm: Sums) -> None:
     """Replace every `BatchNorm2d` of ``model`` in place; parameters and buffers stay the same objects.
 
     Those that are fixed stay: they see no batch.

@@ -248,6 +248,12 @@ class _TorchExchange:
             group.work = dist.all_reduce(group.message, group=self._ranks, async_op=True)
         self._sent += 1
 
+    def abandon(self) -> None:
+        """Have zeros sent for the groups that have not left."""
+        for group in self._groups[self._sent :]:
+            for parameter in group.parameters:
+                parameter.grad = None
+
     def finish(self) -> None:
         """Wait until every gradient is the sum over ranks. *Collective.*"""
         while self._sent < len(self._groups):

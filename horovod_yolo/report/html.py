@@ -70,6 +70,7 @@ def write_report(
     sections = [
         _cards({name: metrics[name] for name in _METRICS if name in metrics}, "metrics"),
         _cards({title: given[key] for key, title in _FACTS.items() if key in given}, "facts"),
+        _line(results.get("advice", "")),
         *(_figure(title, path) for title, path in images if path.is_file()),
         _class_table(metrics.get("per_class") or (), names),
         _epoch_table(rows),
@@ -126,6 +127,10 @@ def _cards(values: Mapping[str, Any], kind: str) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{_number(value, name)}</dd></div>" for name, value in values.items()
     )
     return f'<dl class="{kind}">{cards}</dl>' if cards else ""
+
+
+def _line(text: str) -> str:
+    return f"<p>{escape(text)}</p>" if text else ""
 
 
 def _figure(title: str, path: Path) -> str:

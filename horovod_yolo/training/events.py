@@ -31,6 +31,7 @@ class StepResult:
     skipped: bool
     stop: bool = False  # a rank was asked to stop; all see it in the same step
     replaced: int = 0  # of the images, those that stand for a lost one
+    redone: bool = False  # in smaller passes, because a rank ran out of memory
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport, StepResult
 from horovod_yolo.training.optimizers import apply_rates
+from horovod_yolo.training.pace import Spent
 from horovod_yolo.training.schedule import Schedule, Window
 from horovod_yolo.training.step import Stepper
 
@@ -64,8 +65,13 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
     metrics: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)  # what checkpoints say of the run beside
+    passes: int = field(init=False)  # a slice, of the run; where it goes on on fewer ranks may need more
+    spent: Spent = field(default_factory=Spent)  # by this rank, in whole epochs since the job began
     mended_epochs: int = 0  # after which ranks had other weights than rank 0
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
+
+    def __post_init__(self) -> None:
+        self.passes = self.stepper.passes.count
 
     def fit(self) -> None:
         """Train to the end. *Collective.*
@@ -73,6 +79,7 @@ class Trainer:
         Raises:
             StoppedError: a rank was asked to stop; everything is committed. On all ranks alike.
             NonFiniteError: training diverged, on all ranks alike.
+            MemoryShortError: a rank lacks memory, also for half as many images at a time; on all ranks alike.
         """
         progress = self.progress
         closed_early = progress.batch > 0 and progress.closed_step == progress.step
@@ -115,6 +122,9 @@ class Trainer:
             apply_rates(self.stepper.optimizer, rates)
             result = self.stepper.step(batches, self._scales(epoch, window))
             replaced += result.replaced
+            if result.redone:
+                self.passes = self.stepper.passes.count
+                self.config = replace(self.config, micro_batch=self.stepper.passes.images)
             self._require_images(replaced, epoch, window, result)
             self._advance(window, result)
             for callback in self.callbacks:
@@ -126,13 +136,15 @@ class Trainer:
                 self.progress.wall_s += time.perf_counter() - start
                 raise StoppedError("in an epoch")
         seconds, data_wait = time.perf_counter() - start, self.loader.wait_s
+        comm_wait = self.comm.wait_s - waited
         self.progress.wall_s += seconds
+        self.spent += Spent(seconds, data_wait, comm_wait)
         self._close_epoch(
             rates=rates,
             images=self.progress.epoch_images - images_before,
             seconds=seconds,
             data_wait_s=data_wait,
-            comm_wait_s=self.comm.wait_s - waited,
+            comm_wait_s=comm_wait,
         )
 
     def commit(self, best: bool) -> None:
@@ -175,7 +187,7 @@ class Trainer:
             variant=self.stepper.model.variant,
             names=self.names,
         )
-        return {**state, **self.about}
+        return {**state, **self.about, "passes": self.passes}
 
     def close(self) -> None:
         """End the data workers and what else runs beside training, also in the middle of a run."""

@@ -32,6 +32,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.progress = Progress(**state["progress"])
     trainer.early_stopping = EarlyStopping(**state["early_stopping"])
     trainer.metrics = state["metrics"]
+    trainer.passes = state.get("passes", trainer.passes)
     torch.set_rng_state(state["rng"]["torch"])
 
 

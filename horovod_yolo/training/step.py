@@ -3,11 +3,16 @@
 A *window* is the run of global batches whose gradients add up to one step; a rank holds its slice of
 each. Whatever the number of ranks, the sum of their gradients is the gradient of the window, because
 the loss divides by counts that were summed over ranks first.
+
+A rank that runs out of memory in a step goes on without images: the others must not wait for it. Before the
+optimizer all ranks know of it, undo what the step did, and do it again with half as many images in a pass.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,16 +23,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from horovod_yolo.core.errors import NonFiniteError
+from horovod_yolo.core.errors import MemoryShortError, NonFiniteError
+from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Batch
+from horovod_yolo.distributed.agreement import agree
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange
+from horovod_yolo.distributed.rejoining import RejoiningSums
+from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.events import StepResult
+from horovod_yolo.training.passes import KeptBuffers, Momenta, Passes, Window, give_back
 
+log = logging.getLogger(__name__)
 LARGEST_GRADIENT_NORM = 10.0
+_LOWER = "Lower --imgsz, choose a smaller model, or go on with --resume and a smaller --micro-batch"
 MOST_SKIPS_IN_A_ROW = 25  # a gradient scaler that starts at 65536 may need a dozen to settle
 
 
@@ -46,9 +58,9 @@ class Stepper:
         comm: Communicator,
         sync_bn: bool,
         stop: StopRequest,
-        micro_batches: int = 1,
+        passes: Passes,
     ) -> None:
-        """``micro_batches``: in which a slice goes through the network, as many on every rank."""
+        """With ``sync_bn`` the model's batch norms are replaced by those of all ranks."""
         self.model = model
         self.criterion = criterion
         self.optimizer = optimizer
@@ -59,8 +71,18 @@ class Stepper:
         self._comm = comm
         self._sync_bn = sync_bn
         self._stop = stop
-        self.micro_batches = micro_batches
         self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._sums = RejoiningSums(comm)  # of a batch, before the gradients are complete
+        if sync_bn:
+            synchronise_batch_norm(model, self._sums)
+        self._buffers, self._momenta = KeptBuffers(model), Momenta(model)
+        self._lacks: list[str] = []  # memory on this rank, in the step under way
+        self.split(passes)
+
+    def split(self, passes: Passes) -> None:
+        """Let slices go through the network in so many passes from now on, as many on every rank."""
+        self.passes = passes
+        self._momenta.slow_down(passes.count)
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> StepResult:
         """Run one window. *Collective.*
@@ -71,45 +93,120 @@ class Stepper:
 
         Raises:
             NonFiniteError: infinite or NaN gradients many times in a row, on all ranks alike.
+            MemoryShortError: a rank lacks memory, also for half as many images a pass; on all ranks alike.
         """
-        self._exchange.expect(len(scales) * self.micro_batches)
-        terms = self.criterion.terms
-        sums = torch.zeros(len(terms) + 2, dtype=torch.float64, device=self.precision.device)
-        for scale in scales:
-            batch = next(batches).to(self.precision.device, non_blocking=True)
-            sums += self._forward_backward(_resized(batch, scale, max(self.model.strides)))
-        grad_norm = self._finish_gradients()
+        window = Window(batches, scales)
+        sums, lack = self._gradients(window)
+        redone = lack is not None
+        if lack is not None:
+            self._halve_passes(lack)
+            sums, lack = self._gradients(window)
+        if lack is not None:
+            raise MemoryShortError(f"{lack}, also with {self.passes.images} images in a pass. {_LOWER}")
+        grad_norm = self._clip_gradients()
         with self._exchange.stepping():
             skipped = self._update(grad_norm)
         self.optimizer.zero_grad()
-        asked = sums.new_tensor([self._stop.asked])
-        sums = self._comm.allreduce_sum(torch.cat((sums, asked)), "losses").wait()
-        *losses, images, replaced, stop = sums.tolist()
+        terms = self.criterion.terms
+        *losses, images, replaced, stop = sums
         means = {term: loss / max(images, 1.0) for term, loss in zip(terms, losses, strict=True)}
-        return StepResult(means, int(images), grad_norm, skipped, stop > 0, int(replaced))
+        return StepResult(means, int(images), grad_norm, skipped, stop > 0, int(replaced), redone)
 
-    def _forward_backward(self, batch: Batch) -> Tensor:
+    def lack_of_memory(self, batch: Batch, scale: float) -> str | None:
+        """What a rank lacks to train on a batch in one pass, and which rank; None: nothing. *Collective.*
+
+        It is tried with two passes, as the second finds the gradients of the first. Nothing is changed by it.
+        """
+        passes, self.passes = self.passes, Passes(len(batch))
+        try:
+            _, lack = self._gradients(Window(iter((batch, batch)), (scale, scale)))
+        finally:
+            self.passes = passes
+        if lack is None:
+            self._undo()
+        return lack
+
+    def _gradients(self, window: Window) -> tuple[list[float], str | None]:
+        """Give the parameters the gradients of a window, summed over the ranks. *Collective.*
+
+        Returns:
+            Sums over ranks and images: loss terms, images, those that stand for a lost one, requests to stop.
+            And which memory was too small on which rank: then nothing is changed, and there are no gradients.
+        """
+        self._lacks.clear()
+        self._buffers.keep()
+        self._exchange.expect(len(window) * self.passes.count)
+        sums = torch.zeros(len(self.criterion.terms) + 2, dtype=torch.float64, device=self.precision.device)
+        for batch, scale in window:
+            sums += self._share(batch, scale)
+        if self._lacks:
+            self._exchange.abandon()
+        self._exchange.finish()
+        told = sums.new_tensor([self._stop.asked, len(self._lacks)])
+        *of_all, lacking = self._comm.allreduce_sum(torch.cat((sums, told)), "losses").wait().tolist()
+        if not lacking:
+            return of_all, None
+        self._undo()
+        return of_all, agree(self._comm, next(iter(self._lacks), None))
+
+    def _share(self, batch: Batch, scale: float) -> Tensor:
+        """`_forward_backward`, or this rank's part in the others' where it lacks memory. *Collective.*"""
+        self._sums.begin()
+        if not self._lacks:
+            try:
+                return self._forward_backward(batch.to(self.precision.device, non_blocking=True), scale)
+            except Exception as error:
+                lack = None if isinstance(error, self._comm.lost_errors) else shortage(error)
+                if lack is None:
+                    raise
+                self._lacks.append(lack)
+                traceback.clear_frames(error.__traceback__)  # which hold what was computed
+            give_back(self.precision.device)
+            self._sums.begin_again()
+        nothing = batch.without_images().to(self.precision.device)
+        return torch.zeros_like(self._forward_backward(nothing, scale, follows=True))
+
+    def _undo(self) -> None:
+        self.optimizer.zero_grad()
+        self._buffers.restore()
+        give_back(self.precision.device)
+
+    def _halve_passes(self, lack: str) -> None:
+        smaller = self.passes.halved()
+        if smaller is None:
+            raise MemoryShortError(f"{lack} for a single image. {_LOWER}")
+        log.info(
+            "%s: the step is done again, and the run goes on, with %d images in a pass instead of %d; %s",
+            *(lack, smaller.images, self.passes.images, what_batch_norm_sees(smaller, self._sync_bn)),
+        )
+        self.split(smaller)
+
+    def _forward_backward(self, batch: Batch, scale: float = 1.0, follows: bool = False) -> Tensor:
         """This rank's share of a batch: (T + 2,) loss terms, each times the global images; own images; those
         of them that stand for a lost one.
+
+        Where it only ``follows`` the others no gradient is kept, and no hook is told of one.
         """
-        micro_batches = batch.split(self.micro_batches)
-        matches, kept = self._match(micro_batches)
-        counting = self._comm.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")
+        micro_batches = batch.split(self.passes.count)
+        matches, kept = self._match(micro_batches, scale)
+        counting = self._sums.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")
         totals: dict[str, Tensor] = {}
         terms = []
         for micro_batch, matched, predictions in zip(micro_batches, matches, kept, strict=True):
             if predictions is None:
-                predictions = self._forward(micro_batch)
+                predictions = self._forward(micro_batch, scale)
             totals = totals or by_name(self.criterion, counting.wait())  # they travelled meanwhile
             loss = self.criterion(predictions, matched, totals)
-            # In the last one Horovod's hooks start to send each gradient in here, as soon as it is complete.
-            self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+            if follows:
+                torch.autograd.grad(loss.total, self._trained, allow_unused=True)
+            else:  # in the last pass hooks start to send each gradient in here, as soon as it is complete
+                self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
             terms.append(loss.terms.double())
         self.model.train()
         counted = totals[IMAGES].new_tensor([len(batch), batch.replaced])
         return torch.cat((torch.stack(terms).sum(dim=0) * totals[IMAGES], counted))
 
-    def _match(self, micro_batches: Sequence[Batch]) -> tuple[list[Any], list[Any]]:
+    def _match(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[Any], list[Any]]:
         """The matches of each micro-batch, and its predictions where they were made for that and can be kept.
 
         The normalisers of all micro-batches must be known before the first of their losses. Where matching
@@ -117,29 +214,29 @@ class Stepper:
         then they are made without a graph here, and once more for the loss.
         """
         if not self.criterion.matching_needs_predictions:
-            return [self._matched(one, None) for one in micro_batches], [None] * len(micro_batches)
+            return [self._matched(one, scale, None) for one in micro_batches], [None] * len(micro_batches)
         if len(micro_batches) == 1:
-            predictions = self._forward(micro_batches[0])
-            return [self._matched(micro_batches[0], predictions)], [predictions]
+            predictions = self._forward(micro_batches[0], scale)
+            return [self._matched(micro_batches[0], scale, predictions)], [predictions]
         with torch.no_grad(), _buffers_kept(self.model):
-            matches = [self._matched(one, self._forward(one)) for one in micro_batches]
+            matches = [self._matched(one, scale, self._forward(one, scale)) for one in micro_batches]
         return matches, [None] * len(micro_batches)
 
     @torch.no_grad()
-    def _matched(self, batch: Batch, predictions: Any) -> Any:
-        height, width = batch.images.shape[2:]
-        return self.criterion.match(batch.targets, (height, width), predictions)
+    def _matched(self, batch: Batch, scale: float, predictions: Any) -> Any:
+        size = _size(batch, scale, max(self.model.strides))
+        return self.criterion.match(batch.targets, size, predictions)
 
-    def _forward(self, batch: Batch) -> Any:
+    def _forward(self, batch: Batch, scale: float) -> Any:
+        batch = _resized(batch, scale, max(self.model.strides))
         self.model.train()
         if len(batch) == 0 and not self._sync_bn:
             self.model.eval()  # batch norm has no statistics of nothing; all gradients will be zero
         with self.precision.autocast():
             return self.model(self.precision.images(batch))
 
-    def _finish_gradients(self) -> float:
-        """Wait for the ranks' sum, then clip. The norm is the same on every rank."""
-        self._exchange.finish()
+    def _clip_gradients(self) -> float:
+        """The norm that the gradients had. It is the same on every rank."""
         self.scaler.unscale_(self.optimizer)  # after the exchange: all ranks see the same inf
         norm = nn.utils.clip_grad_norm_(self._trained, LARGEST_GRADIENT_NORM)
         return float(norm)
@@ -168,11 +265,29 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
         buffer.copy_(kept)
 
 
+def what_batch_norm_sees(passes: Passes, sync_bn: bool) -> str:
+    """What changes with the number of passes."""
+    if sync_bn:
+        return (
+            f"batch norm sees one of the {passes.count} passes of all ranks at a time, not the global batch"
+        )
+    return f"batch norm sees {passes.images} images at a time, not the rank's {passes.share}"
+
+
+def _size(batch: Batch, factor: float, stride: int) -> tuple[int, int]:
+    """(H, W) of the images when they are scaled, to a multiple of ``stride``."""
+    height, width = batch.images.shape[2:]
+    if factor == 1:
+        return height, width
+    height, width = (max(round(side * factor / stride), 1) * stride for side in (height, width))
+    return height, width
+
+
 def _resized(batch: Batch, factor: float, stride: int) -> Batch:
     """The batch with its images scaled to a multiple of ``stride``; targets are relative and stay."""
     if factor == 1:
         return batch
-    size = [max(round(side * factor / stride), 1) * stride for side in batch.images.shape[2:]]
+    size = _size(batch, factor, stride)
     images = batch.images.float()
     images = F.interpolate(images, size, mode="bilinear") if len(batch) else images.new_zeros((0, 3, *size))
     return replace(batch, images=images)

@@ -26,6 +26,7 @@ def check_contract(comm: Communicator) -> None:
     comm.broadcast_tensors(tensors)
     assert tensors["b"].tolist() == [0.0, 0.0] and tensors["a"].item() == 0
     _check_gradients(comm)
+    _check_abandoned_gradients(comm)
     assert comm.wait_s >= 0
 
 
@@ -48,6 +49,31 @@ def _check_gradients(comm: Communicator) -> None:
                 optimizer.step()
             optimizer.zero_grad()
         assert all((weight == -(2 * ranks + 3 * comm.size)).all() for weight in weights.values())
+
+
+def _check_abandoned_gradients(comm: Communicator) -> None:
+    """The last rank leaves off in the middle of its last pass: all end the step, the next one is whole."""
+    ranks, last = sum(range(1, comm.size + 1)), comm.rank == comm.size - 1
+    for name, group_mb, done in (("one", 1.0, 1), ("own", 0.0, 1), ("none", 0.0, 0), ("most", 0.0, 2)):
+        weights = {key: nn.Parameter(torch.zeros(3, 2)) for key in ("a", "b", "c")}
+        named = [(f"left.{name}.{key}", weight) for key, weight in weights.items()]
+        plain = torch.optim.SGD(weights.values(), lr=1.0)
+        optimizer, exchange = comm.exchange_gradients(plain, named, wire=None, group_mb=group_mb)
+        exchange.expect(2)
+        torch.stack(list(weights.values())).sum().backward()
+        reached = list(weights.values())[-done if done else 3 :] if last else list(weights.values())
+        for weight in reached:
+            weight.sum().backward()
+        if last:
+            exchange.abandon()
+        exchange.finish()
+        optimizer.zero_grad()
+        exchange.expect(1)
+        torch.stack([weight * (comm.rank + 1) for weight in weights.values()]).sum().backward()
+        exchange.finish()
+        assert all((weight.grad == ranks).all() for weight in weights.values())
+        with exchange.stepping():
+            optimizer.step()
 
 
 def check_objects(comm: Communicator) -> None:

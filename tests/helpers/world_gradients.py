@@ -48,6 +48,12 @@ class GradientSums:
         self._expected = backward_passes
         self._seen = dict.fromkeys(self._trained, 0)
 
+    def abandon(self) -> None:
+        """Let zeros leave at `finish` for what has not left."""
+        for name, parameter in self._trained.items():
+            if name not in self._sent:
+                parameter.grad = None
+
     @torch.no_grad()
     def finish(self) -> None:
         """Make every gradient the sum over ranks, first to last. *Collective.*"""

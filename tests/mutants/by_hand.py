@@ -20,17 +20,31 @@ class ByHand(NamedTuple):
 BY_HAND = (
     ByHand(
         "horovod_yolo/training/step.py",
-        'counting = self._comm.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")',
+        'counting = self._sums.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")',
         "own = count(self.criterion, matches, len(batch))\n"
-        '        self._comm.allreduce_sum(own, "normalisers").wait()\n'
+        '        self._sums.allreduce_sum(own, "normalisers").wait()\n'
         '        counting = type("Own", (), {"wait": lambda self: own})()',
         "tests/unit/training",
     ),
     ByHand(
         "horovod_yolo/training/step.py",
-        "        self._exchange.finish()\n        self.scaler.unscale_(self.optimizer)",
-        "        self.scaler.unscale_(self.optimizer)\n        self._exchange.finish()",
+        "        self._exchange.finish()\n",
+        "        self.scaler.unscale_(self.optimizer)\n"
+        "        self.scaler.unscale_ = lambda _: None\n"
+        "        self._exchange.finish()\n",
         "tests/unit/training",
+    ),
+    ByHand(
+        "horovod_yolo/training/step.py",
+        "        self._buffers.restore()\n",
+        "",
+        "tests/unit/training/test_out_of_memory.py",
+    ),
+    ByHand(
+        "horovod_yolo/training/step.py",
+        "self._sums.begin_again()",
+        "self._sums.begin()",
+        "tests/unit/training/test_out_of_memory.py",
     ),
     ByHand(
         "horovod_yolo/training/ema.py",

@@ -15,13 +15,15 @@ from torch import nn
 
 from horovod_yolo.assembly import data
 from horovod_yolo.assembly import train as training
-from horovod_yolo.assembly.build import build_trainer, micro_batches, slow_statistics
+from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import KnownData, build_data
+from horovod_yolo.assembly.fitting import passes_of
 from horovod_yolo.assembly.run import Elastic, Run
 from horovod_yolo.assembly.train import train
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed import elastic as worlds
 from horovod_yolo.training.loop import Trainer
+from horovod_yolo.training.passes import Momenta
 from tests.helpers.runs import checkpoint, steps
 
 from .test_run import COMM, settings
@@ -40,17 +42,17 @@ from .test_run import COMM, settings
         (3, 4, 1, 3),
     ],
 )
-def test_no_micro_batch_is_larger_than_the_first_slices(
-    batch: int, first: int, now: int, expected: int
+def test_no_pass_is_larger_than_the_first_slices(
+    digits: Path, batch: int, first: int, now: int, expected: int
 ) -> None:
-    assert micro_batches(batch, now, first) == expected
+    assert passes_of(settings(digits, batch_size=batch), now, first, None).count == expected
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_statistics_move_as_far_in_micro_batches_as_without_them(count: int) -> None:
     split, images = nn.Sequential(nn.BatchNorm2d(3, momentum=0.1)), torch.randn(2, 3, 4, 4)
     whole = nn.BatchNorm2d(3, momentum=0.1)
-    slow_statistics(split, count)
+    Momenta(split).slow_down(count)
     whole(images)
     for _ in range(count):
         split(images)

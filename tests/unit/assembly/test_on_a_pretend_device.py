@@ -20,8 +20,10 @@ from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.data.read import read_image
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.prediction.predict import predict_images
 from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.passes import Passes
 from tests.helpers.pretend_device import NAME, Log, PretendTensor, pretend_device
 from tests.helpers.runs import checkpoint, largest_loss_difference, same_bits
 from tests.helpers.short_runs import ALONE, make_trainer, random_batch, settings, trained
@@ -166,6 +168,28 @@ def test_a_step_waits_for_the_device_a_known_number_of_times(log: Log, digits: P
         stepper.step(iter([random_batch(2, 64, classes=10, seed=seed)]), [1.0])
     assert 0 < len(log.waits) <= WAITS_OF_A_STEP[precision], Counter(log.waits)
     assert 0 < len(log.copies_to_device) <= COPIES_OF_A_STEP, Counter(log.copies_to_device)
+
+
+def test_passes_are_found_that_fit_the_devices_memory_and_a_run_keeps_them(
+    log: Log, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 6 images, 4 fit: two passes, as if that had been asked for."""
+    whole, flags = Detector.forward, {"batch_size": 6, "precision": "fp32"}
+
+    def limited(self: Detector, images: Tensor) -> Any:
+        if images.device.type == NAME and len(images) > 4:
+            raise torch.OutOfMemoryError("device out of memory")
+        return whole(self, images)
+
+    told = make_trainer(settings(digits, NAME, micro_batch=4, **flags))
+    monkeypatch.setattr(Detector, "forward", limited)
+    found = make_trainer(settings(digits, NAME, micro_batch="auto", **flags))
+    assert (found.stepper.passes, found.config.micro_batch) == (Passes(6, 2), 4)
+    for trainer in (told, found):
+        trainer.stepper.step(iter([random_batch(6, 64, classes=10)]), [1.0])
+    state = copied(found.state())
+    assert same_bits(state["model"], copied(told.state())["model"])
+    assert (state["config"]["micro_batch"], state["passes"]) == (4, 2)
 
 
 def test_no_page_is_locked_for_what_is_no_gpu(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,29 @@ def test_a_class_map_may_be_added_to_where_the_data_has_other_names_now() -> Non
     assert added["class_map"] == {"a": "b", "c": "e", "f": "g"}
 
 
+@pytest.mark.parametrize(
+    ("ran_with", "given", "expected"),
+    [
+        (0, {}, 0),
+        (6, {}, 6),
+        (6, {"micro_batch": "auto"}, 6),
+        (0, {"micro_batch": "auto"}, "auto"),
+        (6, {"micro_batch": 2}, 2),
+    ],
+)
+def test_the_size_of_a_pass_is_kept_unless_another_one_is_given(
+    ran_with: int, given: dict[str, Any], expected: int | str
+) -> None:
+    state = state_of(micro_batch=ran_with, batch_size=64)
+    assert settings_here(state, given)["micro_batch"] == expected
+    assert settings_here(state, {**given, "batch_size": "auto"})["batch_size"] == 64
+
+
+def test_a_batch_of_auto_is_the_nominal_one_and_no_other() -> None:
+    with pytest.raises(UserError, match="--batch-size auto differs from the run's 16"):
+        settings_here(state_of(), {"batch_size": "auto"})
+
+
 def test_a_run_keeps_its_word_that_data_changed_for_one_job_only() -> None:
     state = state_of(data_changed=True)
     assert settings_here(state, {})["data_changed"] is False

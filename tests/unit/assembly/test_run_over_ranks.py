@@ -91,6 +91,20 @@ def test_several_ranks_agree_with_one(half_empty: Path, alone: Path, tmp_path: P
     expected = checkpoint(alone)["metrics"]["val_loss"]
     assert [result["metrics"]["val_loss"] for result in results] == [pytest.approx(expected, rel=1e-5)] * size
     assert [result["world_size"] for result in results] == [size] * size
+    for result in results:
+        assert result["bound_by"] == max(result["time_shares"], key=result["time_shares"].get)
+        assert sum(result["time_shares"].values()) == pytest.approx(1)
+        assert result["advice"].startswith(f"bound by {result['bound_by']} (")
+
+
+def test_so_they_do_where_slices_go_through_in_as_many_passes(half_empty: Path, tmp_path: Path) -> None:
+    """Batch norm sees the same images in each of them, whatever the number of ranks."""
+    for size, images in ((1, 4), (2, 2)):
+        config = config_of(half_empty, tmp_path, micro_batch=images, epochs=1)
+        run_world(size, job(config, tmp_path / f"of {size}"))
+        assert checkpoint(tmp_path / f"of {size}")["passes"] == 4
+    assert largest_loss_difference(tmp_path / "of 1", tmp_path / "of 2") < 1e-9
+    assert weight_difference(tmp_path / "of 1", tmp_path / "of 2") < 1e-9
 
 
 def test_stopped_and_resumed_ends_with_the_bits_of_the_undisturbed_run(digits: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_names_are_checked_before_values(name: str, message: str, value: Any) ->
         ({"batch": 4, "batch_size": 4}, "batch and batch_size are one thing. give one of them"),
         ({"val": True, "noval": True}, "val and noval are one thing. give one of them"),
         ({"imgsz": (64, 96)}, "two sizes (--imgsz 64 96) are not supported"),
-        ({"batch": -1}, "-1, a batch size that is chosen by memory, is not supported"),
+        ({"batch": 0.5}, "0.5, a share of the memory, is not supported"),
         ({"device": True}, "device is True"),
         ({"device": -1}, "device -1 is not supported"),
         ({"device": "mps"}, "device mps is not supported"),

@@ -174,9 +174,10 @@ def test_wrong_flags_are_named(argv: list[str], message: str) -> None:
         ("--upload_dataset", "--upload_dataset is not supported"),
         ("--local_rank=0", "--local_rank is not supported. start several ranks with --np N"),
         ("--adam", "--adam is not supported. use --optimizer Adam"),
-        ("--batch -1", "-1, a batch size that is chosen by memory, is not supported: give the images"),
-        ("--batch=0.7", "0.7, a batch size that is chosen by memory, is not supported"),
-        ("--batch auto", "auto, a batch size that is chosen by memory, is not supported"),
+        ("--batch=0.7", "0.7, a share of the memory, is not supported: use auto"),
+        ("--batch 1.5", "1.5 is neither a whole number nor auto"),
+        ("--micro-batch all", "all is neither a whole number nor auto"),
+        ("--micro-batch -2", "--micro-batch is -2. it must be auto, or 0 or more"),
         ("--batch -2", "--batch-size is -2. it must be 1 or more"),
         ("--img 64 96", "two sizes (--img 64 96) are not supported. give one, --img 96"),
         ("--img 64 64", "two sizes (--img 64 64) are not supported. give one, --img 64"),
@@ -190,6 +191,27 @@ def test_flags_of_others_say_what_to_do_instead(line: str, message: str) -> None
         config_of("--data", "d.yaml", "--cfg", "yolov5n", *shlex.split(line))
     assert message in str(caught.value)
     assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "batch", "passes"),
+    [
+        ("", 16, 0),
+        ("--micro-batch 4", 16, 4),
+        ("--batch 96 --micro-batch auto", 96, "auto"),
+        ("--batch auto", 64, "auto"),
+        ("--batch-size=-1", 64, "auto"),
+        ("--batch -1 --micro-batch 8", 64, 8),
+    ],
+)
+def test_passes_are_given_or_looked_for_and_a_batch_of_minus_one_is_the_nominal_one(
+    line: str, batch: int, passes: int | str
+) -> None:
+    config = config_of("--data", "d.yaml", "--cfg", "yolov5n", *shlex.split(line))
+    assert (config.batch_size, config.micro_batch) == (batch, passes)
+    given = vars(train_parser().parse_strictly(["--data=d", "--cfg=yolov5n", *shlex.split(line)]))
+    nominal = config_from_flags(given, Hyp(nbs=48.0)).batch_size
+    assert nominal == (48 if batch == 64 else batch)
 
 
 def test_no_flag_is_ours_and_not_supported() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,16 +21,19 @@ def a_batch() -> Batch:
     )
 
 
+@pytest.mark.parametrize("first", [0, 7])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
-def test_micro_batches_are_the_batch_again(count: int) -> None:
-    batch = a_batch()
+def test_micro_batches_are_the_batch_again(count: int, first: int) -> None:
+    batch = replace(a_batch(), first=first)
     pieces = batch.split(count)
     assert len(pieces) == count
     sizes = [len(piece) for piece in pieces]
     assert max(sizes) - min(sizes) <= 1
-    assert torch.cat([piece.images for piece in pieces]).equal(batch.images)
-    assert torch.cat([piece.indices for piece in pieces]).equal(batch.indices)
-    assert tuple(box for piece in pieces for box in piece.letterboxes) == batch.letterboxes
+    for k, piece in enumerate(pieces):
+        places = [i for i in range(5) if (first + i) % count == k]
+        assert piece.images.equal(batch.images[places])
+        assert piece.indices.equal(batch.indices[places])
+        assert piece.letterboxes == tuple(batch.letterboxes[i] for i in places)
     for piece in pieces:
         for image, number, box in zip(
             piece.targets.image, piece.targets.classes, piece.targets.boxes_xywhn, strict=True
@@ -37,3 +42,10 @@ def test_micro_batches_are_the_batch_again(count: int) -> None:
             assert box.equal(batch.targets.boxes_xywhn[at])
             assert piece.indices[image] == batch.indices[batch.targets.image[at]]
     assert sum(len(piece.targets.classes) for piece in pieces) == 5
+
+
+def test_without_images_nothing_is_left_but_the_form() -> None:
+    nothing = a_batch().without_images()
+    assert nothing.images.shape == (0, 3, 1, 1) and len(nothing) == 0
+    assert nothing.targets.boxes_xywhn.shape == (0, 4) and not len(nothing.targets.image)
+    assert not len(nothing.indices) and nothing.letterboxes == ()

@@ -23,6 +23,7 @@ from horovod_yolo.families import zoo
 from horovod_yolo.losses.anchor_free import AnchorFreeCriterion
 from horovod_yolo.losses.criterion import by_name, count
 from horovod_yolo.models.detector import Detector
+from horovod_yolo.training.passes import Passes
 from tests.helpers.runs import checkpoint, largest_loss_difference, weight_difference
 from tests.helpers.tiny import tiny_batch
 from tests.helpers.tiny_free import KINDS, add_tiny_free, criterion_of
@@ -149,7 +150,7 @@ def test_accumulation_and_micro_batches_add_up(name: str) -> None:
     whole, split = (
         make_stepper(model, criterion=criterion) for model, criterion in zip(models, criteria, strict=True)
     )
-    split.micro_batches = 7
+    split.split(Passes(7, 7))
     for window in windows:
         first, second = (s.step(iter(window), [1.0] * len(window)) for s in (whole, split))
         assert second.losses == pytest.approx(first.losses, rel=1e-9)

@@ -20,6 +20,7 @@ from horovod_yolo.families.zoo import build_model
 from horovod_yolo.losses.criterion import by_name, count
 from horovod_yolo.models.detector import Detector, published_names
 from horovod_yolo.models.suppression import Thresholds
+from horovod_yolo.training.passes import Passes
 from tests.helpers.runs import checkpoint, largest_loss_difference, steps, weight_difference
 from tests.helpers.tiny import tiny_batch
 from tests.helpers.toy_family import NAME, ToyCriterion, ToyHead, add_toy
@@ -138,7 +139,7 @@ def test_micro_batches_add_up_though_matching_needs_all_predictions_first(micro_
     windows = [[tiny_batch(5, 0)], [tiny_batch(6, 1), tiny_batch(4, 2)]]
     whole, split = frozen_norm(make_toy()), frozen_norm(make_toy())
     steppers = [make_stepper(model, criterion=criterion_of(model)) for model in (whole, split)]
-    steppers[1].micro_batches = micro_batches
+    steppers[1].split(Passes(7, micro_batches))
     for window in windows:
         first, second = (s.step(iter(window), [1.0] * len(window)) for s in steppers)
         assert second.losses == pytest.approx(first.losses, rel=1e-9)
@@ -150,7 +151,7 @@ def test_micro_batches_add_up_though_matching_needs_all_predictions_first(micro_
 def test_the_pass_that_counts_leaves_no_trace_in_the_running_statistics() -> None:
     model, plain = make_toy(), make_toy()
     stepper = make_stepper(model, criterion=criterion_of(model), lr=0.0)
-    stepper.micro_batches = 2
+    stepper.passes = Passes(8, 2)
     batch = tiny_batch(4, 0)
     stepper.step(iter([batch]), [1.0])
     for half in batch.split(2):

@@ -87,6 +87,11 @@ def test_the_page_says_which_head_gave_the_numbers(tmp_path: Path) -> None:
     assert "one2one" in Page(write_report(tmp_path, results(metrics=metrics), ROWS, [])).text
 
 
+def test_the_page_says_what_bound_the_run(tmp_path: Path) -> None:
+    line = "bound by data (61% of the time; compute 39%, network 0%): try more --workers"
+    assert line in Page(write_report(tmp_path, results(advice=line), ROWS, [])).text
+
+
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     picture = tmp_path / "results.png"
     plot_results(ROWS, picture)

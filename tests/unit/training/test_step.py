@@ -15,13 +15,13 @@ from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights
 from horovod_yolo.losses.assign import LevelMatch
 from horovod_yolo.losses.criterion import Criterion, Loss, by_name, count
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.optimizers import make_optimizer
+from horovod_yolo.training.passes import Passes
 from horovod_yolo.training.step import (
     LARGEST_GRADIENT_NORM,
     MOST_SKIPS_IN_A_ROW,
@@ -46,8 +46,6 @@ def make_stepper(
     wire: torch.dtype | None = None,
 ) -> Stepper:
     comm = comm or LocalCommunicator()
-    if sync_bn:
-        synchronise_batch_norm(model, comm)
     optimizer, exchange = comm.exchange_gradients(
         make_optimizer(name, model, lr=lr, momentum=0.9, decay=0.01),
         model.named_parameters(),
@@ -64,6 +62,7 @@ def make_stepper(
         comm=comm,
         sync_bn=sync_bn,
         stop=stop or StopRequest(),
+        passes=Passes(share=8),
     )
 
 
@@ -121,7 +120,7 @@ def test_micro_batches_of_a_slice_add_up_to_its_gradient(count: int) -> None:
     windows = [[tiny_batch(5, 0)], [tiny_batch(6, 1), tiny_batch(4, 2)]]
     whole, split = frozen_norm(tiny_detector()), frozen_norm(tiny_detector())
     steppers = make_stepper(whole), make_stepper(split)
-    steppers[1].micro_batches = count
+    steppers[1].split(Passes(6, count))
     for window in windows:
         first, second = (s.step(iter(window), [1.0] * len(window)) for s in steppers)
         assert second.losses == pytest.approx(first.losses, rel=1e-9)

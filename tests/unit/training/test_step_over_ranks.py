@@ -21,6 +21,7 @@ from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.events import StepResult
 from horovod_yolo.training.optimizers import apply_rates
+from horovod_yolo.training.passes import Passes
 from horovod_yolo.training.schedule import Schedule
 from horovod_yolo.training.step import MOST_SKIPS_IN_A_ROW, Stepper
 from tests.helpers.tiny import tiny_batch, tiny_criterion, tiny_detector
@@ -136,7 +137,7 @@ def test_musgd_rounds_to_bfloat16_and_stays_close(size: int) -> None:
 def test_so_it_is_where_slices_go_through_the_network_in_micro_batches(micro_batches: int) -> None:
     def make(model: Any, comm: Communicator) -> Stepper:
         stepper = make_stepper(frozen_norm(model), comm=comm)
-        stepper.micro_batches = micro_batches if comm.size > 1 else 1
+        stepper.split(Passes(8, micro_batches if comm.size > 1 else 1))
         return stepper
 
     compare(3, windows(), make)
