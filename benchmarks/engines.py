@@ -4,7 +4,7 @@
 
 Claim: the torch back end is no slower than DistributedDataParallel, and also sums normalisers and losses. On
 one host, and on two test hosts whose link has a rate and a delay one way (needs root and cc). On two cores
-about five minutes for the one, and twelve for the others.
+about five minutes for the one, and fifteen for the others.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     price, fusion = given.get("price_per_gpu_hour", 0.0), given.get("fusion_mb", 1.0)
     if not 0 <= price < float("inf"):
         raise UserError(f"--price-per-gpu-hour {price}", fix="give 0 or more")
-    if not 0 <= fusion <= 128:
-        raise UserError(f"--fusion-mb {fusion}", fix="give 0 to 128")
+    if not 0 < fusion <= 128:
+        raise UserError(f"--fusion-mb {fusion}", fix="give more than 0, up to 128")
     read: dict[str, Callable[[str, str], float]] = {
         "bandwidth": units.bandwidth,
         "latency": units.duration,

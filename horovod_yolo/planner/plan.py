@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.planner import assume, links
 from horovod_yolo.planner.devices import Device, device
@@ -38,7 +39,7 @@ class Question:
     price_per_gpu_hour: float | None = None
     allreduce: str = "auto"
     sync_bn: bool = False
-    fusion_mb: float = 25.0
+    fusion_mb: float | None = None  # of a group; None: as measured, else a run's default
     image_bytes: float = assume.IMAGE_BYTES
     cores_per_node: int | None = None
     storage_bandwidth: float | None = None  # of all nodes together
@@ -113,7 +114,9 @@ def make_plan(question: Question, measured: Sequence[Measured] = ()) -> Plan:
     comm_files += [found.comm for found in step_files if found.comm is not None]
     gpu = _gpu(question, known)
     precision = _precision(question, known, gpu)
-    work = workload(question.cfg, question.classes, question.imgsz, question.fusion_mb)
+    work = workload(
+        question.cfg, question.classes, question.imgsz, question.fusion_mb or TrainConfig.fusion_mb
+    )
     if known is not None:
         _require_same(question, known, precision, work)
     images = math.ceil(question.batch / question.ranks)
@@ -213,6 +216,11 @@ def _precision(question: Question, known: StepFile | None, gpu: Device | None) -
 
 def _require_same(question: Question, known: StepFile, precision: str, work: Workload) -> None:
     """Raise where the step was measured with other settings than are asked for."""
+    if question.fusion_mb is not None:
+        raise UserError(
+            f"--fusion-mb {question.fusion_mb:g}, but the groups of --from are those that were measured",
+            fix="leave it out, or measure with bench step --fusion-mb",
+        )
     for flag, asked, found in (
         ("--cfg", work.model, known.cfg),
         ("--img", work.imgsz, known.imgsz),
@@ -284,7 +292,9 @@ def _answer(parts: _Parts) -> Plan:
     window = replace(
         one, forward_s=question.windows * one.forward_s + (question.windows - 1) * one.backward_s
     )
-    small = parts.known.small_sums if parts.known else parts.work.small_sums(question.sync_bn)
+    small = parts.work.small_sums(question.sync_bn)
+    if parts.known is not None:  # measured with --sync-bn or without, and it may be asked for in addition
+        small = max(parts.known.small_sums, small)
     timed = {
         name: predicted_step(window, parts.groups, world, small, parts.factors, name)
         for name in (links.ALGORITHMS if question.allreduce == "auto" else (question.allreduce,))

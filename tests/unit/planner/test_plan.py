@@ -96,6 +96,12 @@ def test_several_steps_calibrate_computation_and_network() -> None:
     assert plan.links["between nodes"] == (Link(1e-3, 5e6), "given")
 
 
+def test_sums_of_batch_norm_are_asked_for_in_addition() -> None:
+    plain, synchronised = (make_plan(replace(CPUS, sync_bn=sync_bn), [STEP]) for sync_bn in (False, True))
+    sums = 2 * workload("yolov5n", 80, 64, 25.0).batch_norms
+    assert synchronised.exposed.value > plain.exposed.value + 0.9 * sums * 0.001 * plain.calibration.network
+
+
 def test_flags_go_before_measurements() -> None:
     assert make_plan(replace(CPUS, latency=0.5), [COMM, STEP]).links["between nodes"][0].latency_s == 0.5
 
@@ -156,6 +162,7 @@ def test_questions_without_an_answer(question: Question, message: str) -> None:
         ({"device": "h100"}, "--device h100, but the step was measured on 'cpu'"),
         ({"cfg": "yolov5s"}, "--cfg yolov5s, but the step was measured with yolov5n"),
         ({"imgsz": 96}, "--img 96, but the step was measured with 64"),
+        ({"fusion_mb": 8.0}, "--fusion-mb 8, but the groups of --from"),
         ({"precision": "bf16"}, "--precision bf16, but the step was measured with fp32"),
     ],
 )
@@ -213,7 +220,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("--gpus-per-node -1", "--gpus-per-node -1. give 1 or more"),
         ("--img 8", "--img 8. give 32 or more"),
         ("--price-per-gpu-hour nan", "--price-per-gpu-hour nan"),
-        ("--fusion-mb 1000", "--fusion-mb 1000.0. give 0 to 128"),
+        ("--fusion-mb 1000", "--fusion-mb 1000.0. give more than 0, up to 128"),
         ("--from none.json", "none.json: cannot be read"),
         ("--bandwith 1Gbit", "unknown argument --bandwith. did you mean --bandwidth"),
     ],
