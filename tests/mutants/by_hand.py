@@ -178,4 +178,22 @@ BY_HAND = (
         "activation=True)",
         "tests/unit/models/test_blocks.py",
     ),
+    ByHand(  # `int = torch.from_file` would go in
+        "horovod_yolo/export/script_vetting.py",
+        "            _require_kept(node)",
+        "            continue",
+        "tests/fuzz/test_exported_files.py",
+    ),
+    ByHand(  # a search for names, as it was once, is no parser
+        "horovod_yolo/export/script_vetting.py",
+        "            _require_call(node.func)",
+        '            _require_call(ast.parse("int").body[0].value if "torch ." in code else node.func)',
+        "tests/fuzz/test_exported_files.py",
+    ),
+    ByHand(
+        "horovod_yolo/export/of_others.py",
+        "rows[..., 5:] * rows[..., 4:5]",
+        "rows[..., 5:]",
+        "tests/unit/export/test_of_others.py",
+    ),
 )
