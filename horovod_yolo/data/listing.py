@@ -229,7 +229,7 @@ def _list_items(items: Sequence[str], spec: DataSpec, split: str) -> tuple[list[
             raise UserError(f"{item:.200} cannot be read: {reason}", where=spec.file, fix=fix) from error
         entries += found
         problems += bad
-    return entries, problems
+    return entries, [*dict.fromkeys(problems)]  # folders side by side may have one fault above them
 
 
 def _list_item(path: Path, spec: DataSpec, split: str, folders: Folders) -> tuple[list[Entry], list[Problem]]:

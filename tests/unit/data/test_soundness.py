@@ -158,6 +158,9 @@ def test_a_list_of_classes_beside_the_labels_that_says_otherwise_is_said(
         "0 is 'green' there, 'red' here; 1 is 'red' there, 'blue' here; "
         "2 is 'blue' there, 'green' here: names counts"
     ]
+    (tmp_path / "list.txt").write_text("images/0.png\n")
+    data.write_text(data.read_text().replace("train: images", "train: [images, list.txt]"))
+    assert sum("otherwise than names" in line for line in lines(data)) == 1
 
 
 def test_a_class_map_says_what_numbers_in_labels_are(tmp_path: Path, lines: Lines) -> None:
