@@ -65,7 +65,7 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
     metrics: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)  # what checkpoints say of the run beside
-    passes: int = field(init=False)  # a slice, of the run; where it goes on on fewer ranks may need more
+    passes: int = field(init=False)  # that the run makes of a slice; fewer ranks may have to make more
     spent: Spent = field(default_factory=Spent)  # by this rank, in whole epochs since the job began
     mended_epochs: int = 0  # after which ranks had other weights than rank 0
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
