@@ -13,6 +13,7 @@ from tests.helpers.ranks import REPOSITORY
 
 pytestmark = pytest.mark.slow
 SCRIPT = """
+import sys
 from horovod_yolo.api import YOLO
 flags = dict(imgsz=64, batch=14, max_steps=1, workers=0, device="cpu", noplots=True)
 results = YOLO("yolov5n").train(data=sys.argv[1], project=sys.argv[2], name="python", np=2, **flags)
@@ -29,12 +30,13 @@ def test_ranks_from_pip_alone(digits: Path, tmp_path: Path) -> None:
         (tools / name).chmod(0o755)
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CC", "CXX")}
     environ |= {"PATH": f"{tools}:{fresh / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environ |= {"TMPDIR": str(tmp_path)}  # torchrun leaves a folder there
 
     def run(*words: str | Path, seconds: float = 300) -> str:
         done = subprocess.run(
             [*map(str, words)],
             env=environ,
-            cwd=REPOSITORY,
+            cwd=tmp_path,  # not in the checkout: what is installed is used
             capture_output=True,
             text=True,
             timeout=seconds,
