@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.helpers import ranks
@@ -110,6 +111,7 @@ def test_passes_fit_the_smallest_rank_and_a_step_that_does_not_is_done_again(
     assert state["passes"] >= math.ceil(SHARE / config["micro_batch"])
 
 
+@pytest.mark.slow
 def test_a_second_lack_ends_all_ranks_with_one_line(digits: Path, tmp_path: Path) -> None:
     """Over Horovod, with sums in the middle of the pass that the rank has to leave."""
     (tmp_path / "failing.py").write_text(FAILING)
