@@ -26,7 +26,7 @@ from horovod_yolo.process.told import Told
 
 STARTER = "horovod_yolo.cli.started"
 _MISTAKE = b"error: "
-_OF_HOROVODRUN = re.compile(rb"^\[\d+\]<std(out|err)>:")  # before each line of one of several ranks
+_OF_HOROVODRUN = re.compile(rb"^\[[\d,]+\]<std(out|err)>:")  # before each line of one of several ranks
 
 
 @dataclass(frozen=True)
