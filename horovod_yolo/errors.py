@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from horovod_yolo.core.errors import (
+    MemoryShortError,
     NonFiniteError,
     RanksFailedError,
     StoppedError,
@@ -10,4 +11,11 @@ from horovod_yolo.core.errors import (
     UserError,
 )
 
-__all__ = ["NonFiniteError", "RanksFailedError", "StoppedError", "UnwrittenError", "UserError"]
+__all__ = [
+    "MemoryShortError",
+    "NonFiniteError",
+    "RanksFailedError",
+    "StoppedError",
+    "UnwrittenError",
+    "UserError",
+]

@@ -124,7 +124,11 @@ def _run(options: list[str]) -> int:
 
 
 def code_of(codes: set[int]) -> int:
-    """Of a host whose ranks failed with these: a mistake is told by one of them, a stop by all alike."""
+    """Of a host whose ranks failed with these: a mistake is told by one of them, a stop by all alike.
+
+    Those that the agent has ended with SIGTERM, since another had left before them, tell nothing.
+    """
+    codes = codes - {-signal.SIGTERM} or codes
     if _MISTAKE in codes:
         return _MISTAKE
     return _STOPPED if codes == {_STOPPED} else _FAULT

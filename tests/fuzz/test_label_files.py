@@ -182,7 +182,7 @@ def test_lists_of_images(tmp_path_factory: pytest.TempPathFactory, data: bytes) 
     file.write_bytes(data)
     rules = LabelRules()
     for read in (
-        lambda: yolo.list_file(file, folder, Folders(), rules),
+        lambda: yolo.list_file(file, folder, Folders(), ("a", "b"), rules),
         lambda: voc.list_file(file, Folders(), rules),
     ):
         try:

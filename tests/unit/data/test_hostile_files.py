@@ -47,7 +47,7 @@ READ = {
     "image": lambda p: [f(p) for f in (verify_image, image_size, read_image)],
     "yolo": lambda p: said(yolo.YoloLabels(p).read(["a"], 100, 100)),
     "voc": lambda p: said(voc.VocLabels(p).read(["a"], 100, 100)),
-    "list": lambda p: said((None, yolo.list_file(p, p.parent, Folders(), LabelRules())[1])),
+    "list": lambda p: said((None, yolo.list_file(p, p.parent, Folders(), ["a"], LabelRules())[1])),
     "coco": lambda p: str(len(coco.list_file(p, p.parent, "train", ["a"], Folders())[0])),
     "hyp": lambda p: str(load_hyp(str(p))),
     "set": set_of,

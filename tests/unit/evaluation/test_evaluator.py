@@ -48,7 +48,7 @@ def test_micro_batches_do_not_change_what_is_found(trainer: Trainer) -> None:
     whole, found_at_once = scored(1)
     assert sizes == [7]
     split, found = scored(3)
-    assert sizes == [2, 2, 3]
+    assert sizes == [3, 2, 2]  # every third image, from the first, the second and the third
     assert len(found) == 7
     for k, one in found_at_once.items():
         assert len(one) == 50, "the network finds something"
