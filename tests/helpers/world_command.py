@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 
 from horovod_yolo.assembly import job
+from horovod_yolo.cli import own_ranks
 from horovod_yolo.process import logs
 from horovod_yolo.process.stop import StopRequest
 from tests.helpers.world import WorldCommunicator, run_world
@@ -17,7 +18,8 @@ from tests.helpers.world import WorldCommunicator, run_world
 def exit_codes(size: int, command: Callable[[], int]) -> list[int]:
     """What ``command`` gives on each rank.
 
-    Left out is what is a process's own: handlers of signals, output and its format, the number of threads.
+    Left out is what is a process's own: handlers of signals, output and its format, the number of threads,
+    and that a process without a launcher looks whether it is to start ranks.
     """
     ranks: dict[threading.Thread, WorldCommunicator] = {}
 
@@ -32,6 +34,7 @@ def exit_codes(size: int, command: Callable[[], int]) -> list[int]:
         return command()
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_ranks, "_world_to_start", lambda *_: None)
         patch.setattr(job, "connect", connect)
         patch.setattr(job, "listening", deaf)
         patch.setattr(job, "outlive_lost_output", lambda: None)
