@@ -64,7 +64,7 @@ class TorchCommunicator:
         self.one_rank_a_gpu = _has_nccl()
         seconds = number(lateness.VARIABLE, lateness.SECONDS_OF_PATIENCE)
         self._lateness = Lateness(self.rank, self.size, store, seconds)
-        self._of_gradients = dist.new_group(timeout=_patience())
+        self.of_gradients: Any = dist.new_group(timeout=_patience())
         if local_rank is None or local_size is None:
             hosts = self.allgather_object(socket.gethostname())
             local_rank, local_size = hosts[: self.rank].count(hosts[self.rank]), hosts.count(hosts[self.rank])
@@ -157,10 +157,15 @@ class TorchCommunicator:
         """Sum gradients while ``backward()`` runs; the optimizer stays as it is. *Collective.*"""
         parameters = [parameter for _, parameter in named_parameters]
         groups = grouped(parameters, group_mb * 2**20)
-        return optimizer, _TorchExchange(groups, wire, self._of_gradients, self)
+        return optimizer, _TorchExchange(groups, wire, self)
 
     def close(self) -> None:
-        """Leave the job in order."""
+        """Leave the job in order.
+
+        A group's threads end with the last reference to it. Left to the end of the interpreter, one that
+        drops its last tensor then aborts the process.
+        """
+        self.of_gradients = None
         dist.destroy_process_group()
 
 
@@ -212,11 +217,9 @@ class _TorchExchange:
         self,
         groups: Sequence[Sequence[nn.Parameter]],
         wire: torch.dtype | None,
-        ranks: Any,
         comm: TorchCommunicator,
     ) -> None:
         self._comm = comm
-        self._ranks = ranks
         self._groups = [_Group(parameters, wire) for parameters in groups]
         self._passes = 1
         self._watched = False
@@ -245,7 +248,7 @@ class _TorchExchange:
         group = self._groups[self._sent]
         group.fill()
         with self._comm.waiting():
-            group.work = dist.all_reduce(group.message, group=self._ranks, async_op=True)
+            group.work = dist.all_reduce(group.message, group=self._comm.of_gradients, async_op=True)
         self._sent += 1
 
     def abandon(self) -> None:
