@@ -23,17 +23,16 @@ from tests.cluster.hosts import Cluster
 from tests.cluster.links import shaped
 
 RANKS = 2
-HOROVODRUN = [BIN / "horovodrun", "-np", RANKS, "-H", f"localhost:{RANKS}"]
-TORCHRUN = [BIN / "torchrun", "--standalone", "--no-python", "--nproc-per-node", RANKS]
+# Words of a launcher on this host, the flag of `horovod-yolo launch`, and what the rank does.
 WAYS = {
-    "Horovod over Gloo": ([*HOROVODRUN, "--gloo"], "--gloo", "ours"),
+    "Horovod over Gloo": (["horovodrun", "--gloo"], "--gloo", "ours"),
     "Horovod over MPI": (
-        [*HOROVODRUN, "--mpi", "--mpi-args=--oversubscribe --allow-run-as-root"],
+        ["horovodrun", "--mpi", "--mpi-args=--oversubscribe --allow-run-as-root"],
         "--mpi",
         "ours",
     ),
-    "torch over Gloo": (TORCHRUN, "--torch", "ours"),
-    "plain DistributedDataParallel": (TORCHRUN, "--torch", "ddp"),
+    "torch over Gloo": (["torchrun"], "--torch", "ours"),
+    "plain DistributedDataParallel": (["torchrun"], "--torch", "ddp"),
 }
 REFERENCE = "plain DistributedDataParallel"
 LINKS = [(200, 0), (100, 2), (50, 10)]  # Mbit/s, ms one way
@@ -41,22 +40,33 @@ STEPS_OF_A_LINK = 10
 Rates = dict[str, list[float]]
 
 
-def images_per_s(done: subprocess.CompletedProcess[str]) -> float:
+def images_per_s(said: str) -> float:
     """What rank 0 of a job says."""
-    found = re.search(r"images/s ([\d.]+)", done.stdout)
-    if done.returncode or found is None:
-        raise RuntimeError(f"{done.args}: {done.stdout}{done.stderr}")
+    found = re.search(r"images/s ([\d.]+)", said)
+    if found is None:
+        raise RuntimeError(said)
     return float(found[1])
 
 
-def on_one_host(launcher: list[Any], how: str, steps: int) -> float:
-    command = [*map(str, launcher), sys.executable, "benchmarks/engines_rank.py", how, str(steps)]
-    here = {**environment(), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    return images_per_s(
-        subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **here}, capture_output=True, text=True, check=False
-        )
-    )
+def job_here(way: str, words: list[Any], ranks: int = RANKS, **variables: str) -> str:
+    """What some ranks of `engines_rank.py` on this host print."""
+    return launched(way, ["benchmarks/engines_rank.py", *words], ranks, **variables)
+
+
+def launched(way: str, program: list[Any], ranks: int = RANKS, **variables: str) -> str:
+    """What some ranks of a Python program on this host print."""
+    launcher = WAYS[way][0]
+    if launcher[0] == "torchrun":
+        number = ["--standalone", "--no-python", "--nproc-per-node", ranks]
+    else:
+        number = ["-np", ranks, "-H", f"localhost:{ranks}"]
+    head = [BIN / launcher[0], *launcher[1:], *number]
+    command = [*map(str, head), sys.executable, *map(str, program)]
+    here = {**os.environ, **environment(), "PATH": f"{BIN}:{os.environ['PATH']}", **variables}
+    done = subprocess.run(command, cwd=ROOT, env=here, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
+    return re.sub(r"^\[\d[^\]]*\]<stdout>: ?", "", done.stdout, flags=re.MULTILINE)  # of horovodrun
 
 
 def on_two_hosts(cluster: Cluster, flag: str, how: str) -> float:
@@ -64,7 +74,7 @@ def on_two_hosts(cluster: Cluster, flag: str, how: str) -> float:
     hosts = ["--hosts", "host1:1,host2:1", "--interface", "eth0"]
     launch = [sys.executable, "-m", "horovod_yolo.cli", "launch", flag, *hosts, "--"]
     words = [*launch, str(ROOT / "benchmarks/engines_rank.py"), how, str(STEPS_OF_A_LINK)]
-    return images_per_s(cluster["host1"].run(words, env=environment(), cwd=ROOT, timeout=300))
+    return images_per_s(cluster["host1"].run(words, env=environment(), cwd=ROOT, timeout=300).stdout)
 
 
 def main() -> None:
@@ -82,8 +92,8 @@ def main() -> None:
 def compare_on_one_host(steps: int, turns: int) -> None:
     rates: Rates = {way: [] for way in WAYS}
     for _ in range(turns):
-        for way, (launcher, _, how) in WAYS.items():
-            rates[way].append(on_one_host(launcher, how, steps))
+        for way, (*_, how) in WAYS.items():
+            rates[way].append(images_per_s(job_here(way, [how, steps])))
             print(way, rates[way][-1], flush=True)
     facts = machine()
     publish("engines", {"machine": facts, "images_per_s": rates}, table_of(rates, facts))

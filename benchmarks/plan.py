@@ -89,11 +89,12 @@ def middle(found: list[StepFile]) -> StepFile:
         statistics.median(getattr(one.compute, part) for one in found)
         for part in ("forward_s", "backward_s", "update_s")
     ]
+    small_s = statistics.median(comm.small_sum_s or 0.0 for comm in comms)
     return replace(
         found[0],
         step_s=statistics.median(one.step_s for one in found),
         compute=Compute(*parts),
-        comm=replace(comms[0], allreduce=sums),
+        comm=replace(comms[0], allreduce=sums, small_sum_s=small_s),
     )
 
 
@@ -110,7 +111,8 @@ def compared(cases: dict[Link, StepFile]) -> list[dict[str, Any]]:
         comm = cases[link].comm
         assert comm is not None
         world = measured_world(comm)
-        return predicted_step(known.compute, known.groups, world, known.small_sums, factors).step_s
+        of_step = (known.compute, known.groups, world, known.small_sums, factors)
+        return predicted_step(*of_step, small_s=comm.small_sum_s).step_s
 
     factors = calibrate(
         lambda tried: [step_s(link, tried) for link in CALIBRATED], [one.step_s for one in three]

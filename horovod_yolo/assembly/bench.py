@@ -39,7 +39,7 @@ from horovod_yolo.distributed.communicator import Communicator, GradientExchange
 from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.local import LocalCommunicator, NoExchange
 from horovod_yolo.families import zoo
-from horovod_yolo.planner.comm import measure_allreduce, wait_for
+from horovod_yolo.planner.comm import measure_allreduce, measure_small_sum, wait_for
 from horovod_yolo.planner.measured import CommFile, StepFile
 from horovod_yolo.planner.timeline import Compute, Group
 from horovod_yolo.process.stop import StopRequest
@@ -289,7 +289,8 @@ def _comm_file(comm: Communicator, device: torch.device, largest: int, seconds: 
     """*Collective.*"""
     times = measure_allreduce(comm, device, largest, seconds)
     engine = type(comm).__name__.removesuffix("Communicator").lower()
-    return CommFile(_device_name(device), comm.size, _hosts(comm), engine, tuple(times), _about())
+    small_s = measure_small_sum(comm, device)
+    return CommFile(_device_name(device), comm.size, _hosts(comm), engine, tuple(times), _about(), small_s)
 
 
 def _hosts(comm: Communicator) -> int:

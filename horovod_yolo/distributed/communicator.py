@@ -82,6 +82,10 @@ class Communicator(Protocol):
         """Shorter types in which gradients can travel."""
 
     @property
+    def messages(self) -> Sums:
+        """Sums that travel as gradients do, whatever their size. Here small ones may take a shorter way."""
+
+    @property
     def lost_errors(self) -> tuple[type[Exception], ...]:
         """What a collective call raises where another rank is gone."""
 

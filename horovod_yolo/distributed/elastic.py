@@ -32,6 +32,7 @@ from horovod_yolo.distributed.horovod_backend import (
     allgather_object,
     broadcast_object,
     initialise,
+    leave,
 )
 from horovod_yolo.distributed.keepalive import connections, watch_connections
 
@@ -106,7 +107,7 @@ class Kept:
         over = threading.Event()
         threading.Thread(target=self._wait, args=(over,), daemon=True).start()
         try:
-            hvd.shutdown()
+            leave()
             gc.collect()  # the job's objects hold each other; the next world needs their memory
             while not self._hosts_changed.empty():  # the new world takes these in
                 self._hosts_changed.get()
@@ -194,7 +195,7 @@ def join(*, anew: bool = False) -> None:
             watch_connections()
             return
         except ValueError:  # Horovod does not say why; but it sets _GIVEN as soon as it has a number
-            hvd.shutdown()
+            leave()
             if anew and _environment(_GIVEN) == _UNSET:
                 raise RemovedError("the launcher has no place for this rank any more") from None
             log.warning("the ranks did not find each other; once more")

@@ -1,8 +1,14 @@
-"""Ranks that talk through Horovod: over MPI or Gloo on CPUs, NCCL on GPUs."""
+"""Ranks that talk through Horovod: over MPI or Gloo on CPUs, NCCL on GPUs.
+
+Small sums on CPUs do not wait for Horovod's queue (see `horovod_yolo.distributed.direct`): they go by MPI
+itself, or over connections of their own beside Horovod's Gloo. The first of them in each step is announced in
+the queue. So Horovod misses a rank that does not come to it, names it, and gives it up, as for its own sums.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pickle
 import time
@@ -17,11 +23,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.distributed.communicator import GradientExchange, Pending
+from horovod_yolo.distributed.communicator import GradientExchange, Pending, Sums
+from horovod_yolo.distributed.direct import (
+    Combine,
+    DirectSums,
+    GoneError,
+    Look,
+    SmallSum,
+    SocketSums,
+    suits,
+)
 from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.distributed.local import Ready
+from horovod_yolo.distributed.mpi_sums import MpiSums, UnfitError
+from horovod_yolo.process.interfaces import address_of, route_interface
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 SECONDS_BETWEEN_POLLS = (1e-4, 5e-3)  # at first, and at most
 POLLS_A_WAIT = 20  # a poll comes at most so late: the wait so far, divided by this
@@ -30,6 +48,7 @@ POLLS_A_WAIT = 20  # a poll comes at most so late: the wait so far, divided by t
 # labels of its part from a slow disk.
 NAMED_AFTER, ENDED_AFTER = "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
 DEFAULTS = {NAMED_AFTER: "30", ENDED_AFTER: "600"}
+INTERFACE, RENDEZVOUS = "HOROVOD_GLOO_IFACE", "HOROVOD_GLOO_RENDEZVOUS_ADDR"  # as horovodrun tells its ranks
 MOST_BYTES_AT_ONCE = 1 << 28  # of objects, all ranks' together: MPI counts with C's int
 
 
@@ -39,6 +58,16 @@ def initialise() -> None:
     for name, value in DEFAULTS.items():
         os.environ[name] = os.environ.get(name) or value  # Horovod takes an empty one for 0
     hvd.init()
+
+
+_open: list[DirectSums] = []
+
+
+def leave() -> None:
+    """The opposite of `initialise`. Ranks that wait for a small sum with this one learn of it."""
+    while _open:
+        _open.pop().close()
+    hvd.shutdown()
 
 
 class HorovodCommunicator:
@@ -58,6 +87,10 @@ class HorovodCommunicator:
         self.local_size: int = hvd.local_size()
         self.one_rank_a_gpu = bool(hvd.nccl_built())
         self.wait_s = 0.0
+        self._announced: int | None = None  # handle of the last announcement of a small sum
+        self._announce = True  # the next one
+        self._said = False  # that this rank waits for long, for the small sum under way
+        self._direct = _direct_sums(self.rank, self.size, self.local_size == self.size, self._look)
 
     @classmethod
     def join(cls, launched: Launcher) -> HorovodCommunicator:
@@ -76,25 +109,80 @@ class HorovodCommunicator:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for other ranks."""
+        """Count the time inside, where Horovod's queue is used, as waiting for other ranks."""
         start = time.perf_counter()
+        self._announce = True
         try:
+            if self._direct is not None:
+                self._direct.settle()
             yield
+        except GoneError as error:
+            raise self._lost(error) from error
         finally:
             self.wait_s += time.perf_counter() - start
 
+    @property
+    def messages(self) -> Sums:
+        """Sums in Horovod's queue, also small ones."""
+        return _Queue(self)
+
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing a tensor over ranks. *Collective.*"""
-        return self._allreduce(tensor, name, hvd.Sum)
+        return self._allreduce(tensor, name, hvd.Sum, torch.add)
 
     def allreduce_max(self, tensor: Tensor, name: str) -> Pending:
         """Start looking for the largest value at each place. *Collective.*"""
-        return self._allreduce(tensor, name, hvd.Max)
+        return self._allreduce(tensor, name, hvd.Max, torch.maximum)
 
-    def _allreduce(self, tensor: Tensor, name: str, op: Any) -> Pending:
+    def _allreduce(self, tensor: Tensor, name: str, op: Any, combine: Combine) -> Pending:
+        if self.size == 1 or self._direct is None or not suits(tensor):
+            return self.in_queue(tensor, name, op)
+        if self._announce:
+            self._tell_queue()
+        with self.small():
+            return _Small(self._direct.start(tensor, name, combine), self)
+
+    def in_queue(self, tensor: Tensor, name: str, op: Any) -> Pending:
+        """Start an operation of Horovod's own. *Collective.*"""
         if self.size == 1:
             return Ready(tensor)
         return _Handle(hvd.allreduce_async(tensor, name=name, op=op), self)
+
+    def _tell_queue(self) -> None:
+        """Announce the small sums that follow; the last announcement has arrived long ago."""
+        if self._announced is not None:
+            _result(self._announced)
+        self._announced = hvd.allreduce_async(torch.zeros(1), name="small sums", op=hvd.Sum)
+        self._announce = False
+
+    @contextmanager
+    def small(self) -> Iterator[None]:
+        """Count the time inside, where a small sum is under way, as waiting for other ranks."""
+        start, self._said = time.perf_counter(), False
+        try:
+            yield
+        except (GoneError, HorovodInternalError) as error:
+            raise self._lost(error) from error
+        finally:
+            self.wait_s += time.perf_counter() - start
+
+    def _lost(self, error: Exception) -> HorovodInternalError:
+        """Ends the connections for small sums: others wait for this rank there, and must not for ever."""
+        if self._direct is not None:
+            self._direct.close()
+        return HorovodInternalError(str(error))
+
+    def _look(self, waited_s: float, whom: str) -> None:
+        """Of a rank that waits for a small sum: say so after long, and raise where others are given up."""
+        if self._announced is not None and hvd.poll(self._announced):
+            announced, self._announced = self._announced, None
+            hvd.synchronize(announced)
+        named, ended = float(os.environ[NAMED_AFTER]), float(os.environ[ENDED_AFTER])
+        if 0 < ended < waited_s:
+            raise GoneError(f"{whom} has not come to a sum for {waited_s:.0f} s")
+        if self._announced is None and 0 < named < waited_s and not self._said:  # else Horovod says it
+            self._said = True
+            log.warning("late: %s; this one has waited for its part of a sum for %.0f s", whom, waited_s)
 
     def allgather_object(self, value: T) -> list[T]:
         """Everyone's value, by rank. *Collective.*"""
@@ -137,7 +225,37 @@ class HorovodCommunicator:
 
     def close(self) -> None:
         """Leave the job in order."""
-        hvd.shutdown()
+        leave()
+
+
+def _direct_sums(rank: int, size: int, on_one_host: bool, look: Look) -> DirectSums | None:
+    """How small sums travel beside Horovod; None where they have to travel in its queue. *Collective.*"""
+
+    def everyones(value: Any) -> list[Any]:
+        return allgather_object(value, "direct")
+
+    if size == 1:
+        return None
+    sums: DirectSums
+    try:
+        if hvd.mpi_enabled():
+            sums = MpiSums.beside_horovod(rank, size, everyones, look)
+        else:
+            sums = SocketSums.connect(rank, size, _own_address(on_one_host), everyones, look)
+    except (OSError, UnfitError) as error:
+        if rank == 0:
+            log.warning("small sums, as of --sync-bn, wait in Horovod's queue: %s", error)
+        return None
+    _open.append(sums)
+    return sums
+
+
+def _own_address(on_one_host: bool) -> str:
+    """Of this host, where the ranks reach each other: on its interface for Horovod's Gloo."""
+    interface = "lo" if on_one_host else os.environ.get(INTERFACE)
+    if not interface:
+        interface = route_interface(os.environ.get(RENDEZVOUS, "")) or "lo"
+    return address_of(interface) or "127.0.0.1"
 
 
 def allgather_object(value: T, name: str) -> list[T]:
@@ -204,6 +322,26 @@ class _Handle:
     def wait(self) -> Tensor:
         with self._comm.waiting():
             return _result(self._handle)
+
+
+class _Queue:
+    """Sums that travel as gradients do."""
+
+    def __init__(self, comm: HorovodCommunicator) -> None:
+        self._comm = comm
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
+        return self._comm.in_queue(tensor, name, hvd.Sum)
+
+
+class _Small:
+    def __init__(self, pending: SmallSum, comm: HorovodCommunicator) -> None:
+        self._pending = pending
+        self._comm = comm
+
+    def wait(self) -> Tensor:
+        with self._comm.small():
+            return self._pending.wait()
 
 
 class _HorovodExchange:

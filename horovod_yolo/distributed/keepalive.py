@@ -33,12 +33,17 @@ def watch_connections() -> int:
     for found in _established():
         try:
             with socket.socket(fileno=os.dup(found.fd)) as connection:
-                for level, option, value in _OPTIONS:
-                    connection.setsockopt(level, option, value)
+                let_break(connection)
         except OSError:  # a thread of Horovod's has closed it meanwhile
             continue
         count += 1
     return count
+
+
+def let_break(connection: socket.socket) -> None:
+    """Let a TCP connection break after 15 s of silence."""
+    for level, option, value in _OPTIONS:
+        connection.setsockopt(level, option, value)
 
 
 def connections() -> set[tuple[object, object]]:

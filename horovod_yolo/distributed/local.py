@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_yolo.distributed.communicator import GradientExchange, Pending
+from horovod_yolo.distributed.communicator import GradientExchange, Pending, Sums
 from horovod_yolo.distributed.launchers.launcher import Launcher
 
 T = TypeVar("T")
@@ -60,6 +60,11 @@ class LocalCommunicator:
     def join(cls, launched: Launcher) -> LocalCommunicator:
         """Nobody else to find."""
         return cls()
+
+    @property
+    def messages(self) -> Sums:
+        """This rank's tensors themselves."""
+        return self
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """The tensor itself."""

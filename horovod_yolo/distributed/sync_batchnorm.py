@@ -35,27 +35,39 @@ class _Normalise(torch.autograd.Function):
         mean64, square64 = (total[:-1] / n).chunk(2)
         var64 = (square64 - mean64.square()).clamp(min=0)
         mean, var = mean64.to(weight), var64.to(weight)
-        inv_std = (var64 + eps).rsqrt().to(weight)
-        ctx.save_for_backward(x, weight, mean, inv_std, n)
-        ctx.comm, ctx.name = comm, name
+        ctx.save_for_backward(x, weight, mean, var, n)
+        ctx.comm, ctx.name, ctx.eps = comm, name, eps
         y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, var, n)
         return y, mean, var, n
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inv_std, n = ctx.saved_tensors
-        dims, shape = (0, 2, 3), (1, -1, 1, 1)
-        x_hat = (wide(x) - mean.view(shape)) * inv_std.view(shape)
-        grad_y = wide(grad_y)
-        grad_bias = grad_y.sum(dims)
-        grad_weight = (grad_y * x_hat).sum(dims)
+        x, weight, mean, var, n = ctx.saved_tensors
+        if x.numel():  # (C,) each, over this rank's pixels; none of the gradient by the input
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                grad_y, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+            )
+        else:
+            grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
         local = torch.cat((grad_bias, grad_weight)).double()
         total = ctx.comm.allreduce_sum(local, ctx.name + ".backward").wait()
+        if not x.numel():
+            return torch.zeros_like(x), grad_weight, grad_bias, None, None, None
         mean_grad, mean_grad_x_hat = (total / n).to(weight).chunk(2)
-        grad_x = (weight * inv_std).view(shape) * (
-            grad_y - mean_grad.view(shape) - x_hat * mean_grad_x_hat.view(shape)
+        inv_std = (var.double() + ctx.eps).rsqrt().to(weight)
+        scale = weight * inv_std
+        # scale (grad_y - mean_grad - x_hat mean_grad_x_hat), in two passes: the first is batch norm's kernel
+        grad_x = F.batch_norm(
+            wide(x),
+            mean,
+            torch.ones_like(var),
+            weight=-scale * inv_std * mean_grad_x_hat,
+            bias=-scale * mean_grad,
+            training=False,
+            eps=0.0,
         )
+        grad_x.addcmul_(wide(grad_y), scale.view(1, -1, 1, 1))
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
 
 

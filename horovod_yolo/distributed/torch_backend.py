@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from horovod_yolo.core.errors import UnmetError
 from horovod_yolo.distributed import lateness
-from horovod_yolo.distributed.communicator import GradientExchange, Pending
+from horovod_yolo.distributed.communicator import GradientExchange, Pending, Sums
 from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.keepalive import watch_connections
 from horovod_yolo.distributed.lateness import Lateness
@@ -108,6 +108,11 @@ class TorchCommunicator:
         finally:
             self._lateness.go()
             self.wait_s += time.perf_counter() - start
+
+    @property
+    def messages(self) -> Sums:
+        """All sums travel alike."""
+        return self
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing a tensor over ranks. *Collective.*"""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.communicator import Communicator, Sums
 from horovod_yolo.planner.fit import latency_and_slope
 from horovod_yolo.planner.links import Link, ring_link
 
@@ -16,12 +16,13 @@ FLOAT32_BYTES = 4
 SMALLEST_BYTES = 256
 GROWTH = 8  # of the sizes, from one to the next
 FEWEST, MOST = 3, 60  # sums of a size
+SMALL_BYTES, SMALL_SUMS = 2048, 30  # as of batch norm
 
 Times = list[tuple[int, float]]  # bytes, seconds
 
 
 def measure_allreduce(comm: Communicator, device: torch.device, largest: int, seconds: float) -> Times:
-    """Sum float32 numbers over the ranks, in messages from 256 bytes on, one after the other. *Collective.*
+    """Sum float32 numbers as gradients are, in messages from 256 bytes on, one after the other. *Collective.*
 
     Args:
         comm: two ranks or more.
@@ -36,15 +37,20 @@ def measure_allreduce(comm: Communicator, device: torch.device, largest: int, se
     found: Times = []
     left = seconds
     for size in sizes:
-        first = _timed(comm, device, size, 1)[0]
+        first = _timed(comm, comm.messages, device, size, 1)[0]
         share = left / (len(sizes) - len(found))
         repeats = int(min(max(share / first, FEWEST), MOST))
         if len(found) >= FEWEST and first * FEWEST > left:
             break
-        taken = _timed(comm, device, size, repeats)
+        taken = _timed(comm, comm.messages, device, size, repeats)
         left -= sum(taken) + first
         found.append((size, float(np.median(taken))))
     return found
+
+
+def measure_small_sum(comm: Communicator, device: torch.device) -> float:
+    """Seconds of a sum of a few numbers, as batch norm makes them. *Collective.*"""
+    return float(np.median(_timed(comm, comm, device, SMALL_BYTES, SMALL_SUMS)))
 
 
 def sizes_up_to(largest: int) -> list[int]:
@@ -69,13 +75,13 @@ def wait_for(device: torch.device) -> None:
         getattr(torch, device.type).synchronize(device)
 
 
-def _timed(comm: Communicator, device: torch.device, size: int, repeats: int) -> list[float]:
+def _timed(comm: Communicator, sums: Sums, device: torch.device, size: int, repeats: int) -> list[float]:
     """Seconds of each of some sums, the mean over ranks. *Collective.*"""
     message = torch.ones(size // FLOAT32_BYTES, device=device)
     taken = torch.zeros(repeats, dtype=torch.float64)
     for number in range(repeats):
         begun = time.perf_counter()
-        comm.allreduce_sum(message, f"bench {size}").wait()
+        sums.allreduce_sum(message, f"bench {size}").wait()
         wait_for(device)
         taken[number] = time.perf_counter() - begun
     summed = comm.allreduce_sum(taken.to(device), f"bench times {repeats}").wait()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,16 @@ class CommFile:
     engine: str
     allreduce: tuple[tuple[float, float], ...]  # bytes, seconds
     about: dict[str, Any] = field(default_factory=dict)  # versions and the like, for people
+    small_sum_s: float | None = None  # of a few numbers, which may take a shorter way than gradients
 
     @property
     def link(self) -> Link:
         """Between neighbours."""
         return link_of(self.allreduce, self.ranks, self.hosts)
+
+    def small_sum_over(self, ranks: int) -> float | None:
+        """`small_sum_s` with another number of ranks, in whose logarithm it grows."""
+        return self.small_sum_s and self.small_sum_s * math.log2(ranks) / math.log2(self.ranks)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,12 @@ class StepFile:
     loader_images_per_s: float | None  # of one core; None where it was not measured
     comm: CommFile | None  # of the same ranks; None for one rank
     about: dict[str, Any] = field(default_factory=dict)
+
+
+def small_sum_s(files: Sequence[CommFile], nodes: int, ranks: int) -> float | None:
+    """Seconds of a small sum over ranks on one node or several, as last measured there."""
+    fitting = [found for found in files if (found.hosts > 1) == (nodes > 1)]
+    return fitting[-1].small_sum_over(ranks) if fitting else None
 
 
 Measured = CommFile | StepFile
@@ -116,7 +128,9 @@ def _comm(content: Mapping[str, Any]) -> CommFile:
     if ranks < 2 or len({size for size, _ in times}) < 2:
         raise ValueError("it needs two ranks and two sizes")
     texts = (str(content["device"]), str(content["engine"]))
-    return CommFile(texts[0], ranks, hosts, texts[1], times, dict(content["about"]))
+    small = content.get("small_sum_s")
+    small_s = None if small is None else _positive(small)
+    return CommFile(texts[0], ranks, hosts, texts[1], times, dict(content["about"]), small_s)
 
 
 def _step(content: Mapping[str, Any]) -> StepFile:

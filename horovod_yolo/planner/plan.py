@@ -13,7 +13,7 @@ from horovod_yolo.planner import assume, links
 from horovod_yolo.planner.devices import Device, device
 from horovod_yolo.planner.fit import Calibration, calibrate
 from horovod_yolo.planner.links import Link, World
-from horovod_yolo.planner.measured import CommFile, Measured, StepFile
+from horovod_yolo.planner.measured import CommFile, Measured, StepFile, small_sum_s
 from horovod_yolo.planner.timeline import Compute, Group, StepTime, step_time
 from horovod_yolo.planner.workload import Workload, workload
 
@@ -124,11 +124,10 @@ def make_plan(question: Question, measured: Sequence[Measured] = ()) -> Plan:
     world, of_links = _world(question, gpu, comm_files)
     factors = _calibration(step_files)
     groups = _groups(known, work, precision, gpu)
-    return _answer(
-        _Parts(
-            question, precision, gpu, work, known, compute, basis, world, of_links, factors, groups, images
-        )
-    )
+    given = question.bandwidth is not None or question.latency is not None  # not the links of the files
+    small_s = None if given else small_sum_s(comm_files, question.nodes, question.ranks)
+    parts = (question, precision, gpu, work, known, compute, basis, world, of_links, factors, groups, images)
+    return _answer(_Parts(*parts, small_s))
 
 
 class _Parts(NamedTuple):
@@ -144,6 +143,7 @@ class _Parts(NamedTuple):
     factors: Calibration
     groups: tuple[Group, ...]
     images: int
+    small_s: float | None
 
 
 def predicted_step(
@@ -153,13 +153,15 @@ def predicted_step(
     small_sums: int,
     factors: Calibration,
     algorithm: str = "ring",
+    small_s: float | None = None,
 ) -> StepTime:
-    """The model: a step whose gradients travel by one algorithm."""
+    """The model: a step whose gradients travel by one algorithm; small sums likewise, or in `small_s`."""
 
     def seconds(size: float) -> float:
         return factors.network * links.allreduce_s(algorithm, size, world)
 
-    return step_time(compute.scaled(factors.compute), groups, seconds, small_sums=small_sums)
+    small_s = small_s and factors.network * small_s
+    return step_time(compute.scaled(factors.compute), groups, seconds, small_sums=small_sums, small_s=small_s)
 
 
 def measured_world(comm: CommFile) -> World:
@@ -179,7 +181,8 @@ def _calibration(files: Sequence[StepFile]) -> Calibration:
     def predicted(factors: Calibration) -> list[float]:
         return [
             predicted_step(
-                found.compute, found.groups, measured_world(comm), found.small_sums, factors
+                *(found.compute, found.groups, measured_world(comm), found.small_sums, factors),
+                small_s=comm.small_sum_s,
             ).step_s
             for found, comm in cases
         ]
@@ -296,7 +299,7 @@ def _answer(parts: _Parts) -> Plan:
     if parts.known is not None:  # measured with --sync-bn or without, and it may be asked for in addition
         small = max(parts.known.small_sums, small)
     timed = {
-        name: predicted_step(window, parts.groups, world, small, parts.factors, name)
+        name: predicted_step(window, parts.groups, world, small, parts.factors, name, parts.small_s)
         for name in (links.ALGORITHMS if question.allreduce == "auto" else (question.allreduce,))
     }
     algorithm = min(timed, key=lambda name: timed[name].step_s)

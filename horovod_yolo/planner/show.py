@@ -87,6 +87,8 @@ def comm_lines(found: CommFile) -> list[str]:
     for size, seconds in found.allreduce:
         bus = 2 * (found.ranks - 1) / found.ranks * size / seconds
         lines.append(f"{size:>12.0f} {seconds_text(seconds):>12} {bus * 8 / 1e6:>11.1f} Mbit/s")
+    if found.small_sum_s is not None:
+        lines.append(f"a sum of a few numbers: {seconds_text(found.small_sum_s)}")
     return [*lines, f"as a ring: {link_text(found.link)}"]
 
 

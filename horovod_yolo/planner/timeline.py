@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+SMALL_BYTES = 64.0  # of a sum of a few numbers
+
 
 @dataclass(frozen=True)
 class Group:
@@ -47,7 +49,7 @@ def step_time(
     allreduce: Callable[[float], float],
     *,
     small_sums: int = 0,
-    small_bytes: float = 64.0,
+    small_s: float | None = None,
 ) -> StepTime:
     """A step of all ranks.
 
@@ -56,13 +58,13 @@ def step_time(
         groups: in the order in which they leave.
         allreduce: seconds for so many bytes.
         small_sums: sums of a few numbers that all ranks wait for (losses, batch norm).
-        small_bytes: of each of these.
+        small_s: seconds of each of these; None where they travel as gradients do.
     """
     end = network = 0.0  # from the start of the backward pass
     for group in groups:
         seconds = allreduce(group.size)
         end = max(end, group.ready * compute.backward_s) + seconds
         network += seconds
-    waited = small_sums * allreduce(small_bytes)
+    waited = small_sums * (allreduce(SMALL_BYTES) if small_s is None else small_s)
     exposed = max(end - compute.backward_s, 0.0) + waited
     return StepTime(compute.step_s + exposed, network + waited, exposed)

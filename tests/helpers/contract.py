@@ -24,6 +24,7 @@ def check_contract(comm: Communicator) -> None:
     assert 0 <= comm.local_rank < comm.local_size <= comm.size
     _check_sums(comm)
     _check_maxima(comm)
+    _check_small_sums(comm)
     check_objects(comm)
     tensors = {"b": torch.full((2,), float(comm.rank)), "a": torch.tensor(comm.rank)}
     comm.broadcast_tensors(tensors)
@@ -102,6 +103,23 @@ def _check_sums(comm: Communicator) -> None:
     assert total.dtype == torch.int64 and total.tolist() == [BIG * comm.size, -sum(ranks)]
     assert comm.allreduce_sum(torch.zeros(0), "sum.empty").wait().shape == (0,)
     assert comm.allreduce_sum(torch.tensor(1.0), "sum.scalar").wait().item() == comm.size
+
+
+def _check_small_sums(comm: Communicator) -> None:
+    """As of batch norm: some under way over other calls, waited for in any order; all have the same bits."""
+    own = torch.randn(257, generator=torch.Generator().manual_seed(comm.rank), dtype=torch.float64)
+    large = torch.full((50_000,), float(comm.rank))
+    pending = [comm.allreduce_sum(own * factor, f"small.{factor}") for factor in (1, 2, 3)]
+    pending.append(comm.allreduce_sum(large, "small.large"))
+    assert comm.allgather_object(comm.rank) == list(range(comm.size))
+    whole, three, two, one = (sum_.wait() for sum_ in reversed(pending))
+    assert (whole == sum(range(comm.size))).all()
+    torch.testing.assert_close(two + one, three)
+    torch.testing.assert_close(comm.messages.allreduce_sum(own, "small.message").wait(), one)
+    again = comm.allreduce_sum(own, "small.1")
+    found = comm.allgather_object((one.tolist(), two.tolist()))
+    assert all(of_rank == found[0] for of_rank in found)
+    assert torch.equal(again.wait(), one)
 
 
 def _check_maxima(comm: Communicator) -> None:

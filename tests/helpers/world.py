@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_yolo.distributed.communicator import GradientExchange, Pending
+from horovod_yolo.distributed.communicator import GradientExchange, Pending, Sums
 from tests.helpers.world_gradients import GradientSums
 from tests.helpers.world_turns import (
     Call,
@@ -77,6 +77,11 @@ class WorldCommunicator:
         self.calls = turns.ranks[rank].calls
         self._turns = turns
         self._under_way: set[str] = set()
+
+    @property
+    def messages(self) -> Sums:
+        """All sums travel alike."""
+        return self
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing over ranks, first to last, in the tensor's own type."""

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from horovod_yolo.cli import train_main
 from horovod_yolo.distributed.launchers.found import launcher
+from horovod_yolo.distributed.sync_batchnorm import SyncBatchNorm2d
 from horovod_yolo.training.step import Stepper
 from horovod_yolo.assembly.ending import leave
 
@@ -33,9 +34,17 @@ faults = {
     "exception": lambda: [][1],
     "memory": lambda: torch.empty(1 << 50),
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "killed in batch norm": lambda: setattr(SyncBatchNorm2d, "forward", forward),
     "late": lambda: time.sleep(600),
 }
 whole, steps = Stepper.step, []
+normalise, layers = SyncBatchNorm2d.forward, []
+
+def forward(*arguments):
+    layers.append(None)
+    if len(layers) == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return normalise(*arguments)
 
 def step(*arguments):
     steps.append(None)
@@ -54,7 +63,8 @@ if __name__ == "__main__":
     ("launcher", "fault", "words"),
     [
         ("gloo", "memory", FAILED + "this host is out of memory: lower --batch-size"),
-        ("gloo", "killed", "Process 1 exit with status code 137"),
+        ("gloo", "killed in batch norm", "Process 1 exit with status code 137"),
+        pytest.param("mpirun", "killed in batch norm", "exited on signal 9", marks=pytest.mark.slow),
         ("mpirun", "exception", FAILED + "IndexError\\('list index out of range'\\)"),
         ("torchrun", "killed", "rank 0 on .*: another rank left or does not answer"),
         pytest.param("torchrun", "exception", FAILED + "IndexError", marks=pytest.mark.slow),
@@ -67,8 +77,8 @@ def test_a_rank_that_fails_ends_the_job_and_names_itself(
 ) -> None:
     script, moment = tmp_path / "faulty.py", tmp_path / "moment"
     script.write_text(FAULTY)
-    workers = f"--workers={int(fault == 'killed')}"  # nobody tells those of a killed rank to end
-    flags = ["--cfg=yolov5n", "--img=64", "--batch=4", workers, "--noplots"]
+    workers = f"--workers={int('killed' in fault)}"  # nobody tells those of a killed rank to end
+    flags = ["--cfg=yolov5n", "--img=64", "--batch=4", "--sync-bn", workers, "--noplots"]
     folders = ["--data", digits, "--project", tmp_path, "--log-dir", tmp_path / "logs"]
     job = ranks.start([script, tmp_path, fault, *flags, *folders], 2, launcher, **STALL)
     deadline = time.monotonic() + 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,19 @@ STEP = StepFile(
 )
 
 
-@pytest.mark.parametrize("found", [COMM, STEP])
+@pytest.mark.parametrize("found", [COMM, STEP, replace(COMM, small_sum_s=2e-5)])
 def test_what_is_written_is_read(found: Any, tmp_path: Path) -> None:
     write(found, tmp_path / "a.json")
     assert read(tmp_path / "a.json") == found
+
+
+def test_small_sums_were_not_always_measured(tmp_path: Path) -> None:
+    content = json.loads(as_json(replace(COMM, small_sum_s=2e-5)))
+    del content["small_sum_s"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert read(tmp_path / "a.json") == COMM
+    assert COMM.small_sum_over(8) is None
+    assert replace(COMM, small_sum_s=2e-5).small_sum_over(8) == pytest.approx(6e-5)
 
 
 def changed(**values: Any) -> str:

@@ -102,6 +102,18 @@ def test_sums_of_batch_norm_are_asked_for_in_addition() -> None:
     assert synchronised.exposed.value > plain.exposed.value + 0.9 * sums * 0.001 * plain.calibration.network
 
 
+def test_small_sums_that_were_measured_by_themselves() -> None:
+    """They go another way than gradients do; over links that are given they are not known."""
+    own = replace(STEP, comm=replace(COMM, small_sum_s=1e-5), step_s=make_plan(CPUS, [STEP]).step.value)
+    asked = replace(CPUS, sync_bn=True)
+    sums = 2 * workload("yolov5n", 80, 64, 25.0).batch_norms
+    alike = make_plan(asked, [STEP])
+    saved = alike.exposed.value - make_plan(asked, [own]).exposed.value
+    assert saved == pytest.approx(sums * 0.001 * alike.calibration.network, rel=0.1)
+    given = replace(asked, latency=0.001, bandwidth=1e7)
+    assert make_plan(given, [own]).exposed.value > sums * 0.001 * make_plan(given, [own]).calibration.network
+
+
 def test_flags_go_before_measurements() -> None:
     assert make_plan(replace(CPUS, latency=0.5), [COMM, STEP]).links["between nodes"][0].latency_s == 0.5
 

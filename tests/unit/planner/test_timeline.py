@@ -25,5 +25,10 @@ def test_small_sums_are_waited_for() -> None:
     assert found.step_s == pytest.approx(3.5 + 1.14)
 
 
+def test_small_sums_may_take_a_shorter_way() -> None:
+    found = step_time(COMPUTE, [Group(1, 1.0)], lambda size: 0.5, small_sums=100, small_s=0.001)
+    assert (found.step_s, found.network_s) == (pytest.approx(3.5 + 0.6), pytest.approx(0.6))
+
+
 def test_without_a_network_only_computation_is_left() -> None:
     assert step_time(COMPUTE, [Group(1e9, 1.0)], lambda size: 0.0, small_sums=3).step_s == 3.5
