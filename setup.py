@@ -71,7 +71,7 @@ setup(
     install_requires=[
         "torch>=2.1",
         "numpy>=1.24",
-        "opencv-python-headless>=4.8",
+        "opencv-python-headless>=4.11",
         "albumentations>=2.0",
         "PyYAML>=6",
         "rich>=13",

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from horovod_yolo.assembly.auto_optimizer import kept_choice, with_optimizer
@@ -81,7 +82,8 @@ def build_training_data(
         shape=shapes,
         order=order,
     )
-    load = image_loader(annotations, config.cache, config.cache_dir)
+    largest = np.atleast_2d(shapes).max(0).tolist()
+    load = image_loader(annotations, config.cache, config.cache_dir, (largest[0], largest[1]))
     return TrainTransform(annotations, load, params, config.seed, order), sampler
 
 

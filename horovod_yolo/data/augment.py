@@ -2,36 +2,35 @@
 
 Every random number of a sample comes from one generator keyed by (seed, epoch, index), so a sample
 is the same whichever worker or rank makes it, and after a resume. What happens, in order: mosaic (or
-letterbox), random perspective, mixup, CutMix, the albumentations set, HSV, flips. The set of
+letterbox), random perspective, mixup, CutMix, the albumentations set, HSV, flips. Where nothing comes between
+drawing and HSV, each picture changes its colours while it is drawn (`tiles`). The set of
 augmentations and their defaults are those of YOLOv5's ``hyp.scratch-low``; families of models may want
 them otherwise (`AugmentParams`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Floats, Image, Ints, Letterbox, LostImage, SampleKey
 from horovod_yolo.data.annotations import Annotations, Record
-from horovod_yolo.data.colours import albumentations_set, change_hsv
+from horovod_yolo.data.colours import ColourChange, Rare, albumentations_set, draw_colours, draw_rare
 from horovod_yolo.data.cutmix import boxes_in, free_rectangle
-from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox, resize_to_fit
+from horovod_yolo.data.geometry import Matrix, clip_boxes, row_of, still_visible, warp_boxes
+from horovod_yolo.data.layout import mosaic, single
+from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox
 from horovod_yolo.data.sampler import Stream, epoch_order, keyed_generator
 from horovod_yolo.data.substitutes import Pictures
+from horovod_yolo.data.tiles import draw, is_upright, reaches
 
 Load = Callable[[int], Image]
-Matrix = NDArray[np.float64]  # (3, 3) homogeneous
-
-MIN_SIDE = 2.0  # pixels; a box narrower or lower than this after the warp is dropped
-MIN_AREA_SHARE = 0.1  # of the box's area before the warp (scaled alike) that must remain in view
-MAX_ASPECT = 100.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class _Scene(NamedTuple):
     image: Image  # (H, W, 3)
     classes: Ints  # (n,)
     boxes_xyxy: Floats  # (n, 4)
+    coloured: bool = False  # hue, saturation and value are changed already
 
 
 @dataclass(frozen=True)
@@ -188,18 +188,48 @@ def augment_pictures(
 ) -> Sample:
     """`augment` with images from ``pictures``, which may put others in the place of lost ones."""
     rng, params = keyed_generator(seed, Stream.SAMPLE, key.epoch, key.index), params.in_epoch(key.epoch)
-    is_mosaic = rng.random() < params.mosaic
-    scene = _warped(rng, key, pictures, count, params, is_mosaic)
-    if params.mixes_singles:
-        scene = _mixed(rng, scene, key, pictures, count, params)
-    elif is_mosaic and rng.random() < params.mixup:
-        partner = key._replace(index=int(rng.integers(count)))
-        scene = _mixup(rng, scene, _warped(rng, partner, pictures, count, params, True))
-    image = albumentations_set(rng, scene.image) if params.albumentations else scene.image
-    image = change_hsv(rng, image, (params.hsv_h, params.hsv_s, params.hsv_v), params.turns_hue)
-    scene = _flip(rng, scene._replace(image=image), params)
+    looks = _draw_looks(rng, params)
+    scene = _scene(rng, looks, key, pictures, count, params)
+    if looks.rare:
+        scene = scene._replace(image=albumentations_set(looks.rare, scene.image))
+    if looks.colours and not scene.coloured:
+        scene = scene._replace(image=looks.colours(scene.image))
+    scene = _flip(rng, scene, params)
     identity = Letterbox(key.height, key.width, 1.0, 1.0, 0.0, 0.0)
-    return Sample(np.ascontiguousarray(scene.image), scene.classes, scene.boxes_xyxy, identity, key.index)
+    return Sample(scene.image, scene.classes, scene.boxes_xyxy, identity, key.index)
+
+
+class _Looks(NamedTuple):
+    """What happens to pixels wherever they are."""
+
+    rare: Rare | None
+    colours: ColourChange | None
+    at_once: ColourChange | None  # the colours, where nothing that comes before them follows the drawing
+
+
+def _draw_looks(rng: np.random.Generator, params: AugmentParams) -> _Looks:
+    rare = draw_rare(rng) if params.albumentations else None
+    colours = draw_colours(rng, (params.hsv_h, params.hsv_s, params.hsv_v), params.turns_hue)
+    mixes = params.mixup > 0 or (params.mixes_singles and params.cutmix > 0)
+    return _Looks(rare, colours, None if rare or mixes else colours)
+
+
+def _scene(
+    rng: np.random.Generator,
+    looks: _Looks,
+    key: SampleKey,
+    pictures: Pictures,
+    count: int,
+    params: AugmentParams,
+) -> _Scene:
+    is_mosaic = bool(rng.random() < params.mosaic)
+    scene = _warped(rng, looks.at_once, key, pictures, count, params, is_mosaic)
+    if params.mixes_singles:
+        return _mixed(rng, scene, key, pictures, count, params)
+    if is_mosaic and rng.random() < params.mixup:
+        partner = key._replace(index=int(rng.integers(count)))
+        return _mixup(rng, scene, _warped(rng, None, partner, pictures, count, params, True))
+    return scene
 
 
 def _ground_truth(record: Record) -> tuple[Ints, Floats]:
@@ -208,23 +238,57 @@ def _ground_truth(record: Record) -> tuple[Ints, Floats]:
     return record.classes[single], record.boxes_xyxy[single]
 
 
-def _letterboxed(key: SampleKey, pictures: Pictures) -> _Scene:
-    image, record = pictures.take(key.index)
-    classes, boxes_xyxy = _ground_truth(record)
-    image, fit = letterbox(image, key.height, key.width, original=(record.height, record.width))
-    return _Scene(image, classes, boxes_to_input(boxes_xyxy, fit))
-
-
 def _warped(
     rng: np.random.Generator,
+    colours: ColourChange | None,
     key: SampleKey,
     pictures: Pictures,
     count: int,
     params: AugmentParams,
     is_mosaic: bool,
 ) -> _Scene:
-    scene = _mosaic(rng, key, pictures, count) if is_mosaic else _letterboxed(key, pictures)
-    return _warp(rng, scene, key.height, key.width, params)
+    """One picture or four, with random rotation, zoom, shear, shift and perspective."""
+    layout = mosaic(rng, key, count) if is_mosaic else single(key)
+    homography, zoom = _random_homography(rng, layout.canvas, key.height, key.width, params)
+    colours = colours if is_upright(homography) else None
+    border = GREY if colours is None else colours.of_grey(GREY)
+    image = np.full((key.height, key.width, 3), border, np.uint8)
+    drawn = []
+    for position, place_of in layout.pictures:
+        # A partner that is out of view is not even read. The sample's own picture is: it may be lost.
+        if position != key.index:
+            place = place_of(*pictures.size(position))
+            if not reaches(place, homography, key.height, key.width):
+                continue
+        picture, record = pictures.take(position)
+        place = place_of(record.height, record.width)
+        drawn.append((record, place.fit, draw(image, picture, place, homography, colours)))
+    objects = _objects_in_view(drawn, layout.canvas, zoom, key.height, key.width)
+    return _Scene(image, *objects, colours is not None)
+
+
+def _objects_in_view(
+    drawn: Sequence[tuple[Record, Letterbox, Matrix]],
+    canvas: tuple[int, int],
+    zoom: float,
+    height: int,
+    width: int,
+) -> tuple[Ints, Floats]:
+    """Classes and boxes of pictures, each with its place on the canvas and its map from there on."""
+    truths = [_ground_truth(record) for record, _, _ in drawn]
+    counts = [len(classes) for classes, _ in truths]
+    classes, boxes_xyxy = (np.concatenate(each) for each in zip(*truths, strict=True))
+    places = np.array(
+        [(fit.gain_x, fit.gain_y, fit.pad_left, fit.pad_top) for _, fit, _ in drawn], np.float32
+    )
+    gains, pads = (
+        np.repeat(places, counts, axis=0)[:, [0, 1, 0, 1, 2, 3, 2, 3]].reshape(-1, 2, 4).swapaxes(0, 1)
+    )
+    before_xyxy = clip_boxes(boxes_xyxy * gains + pads, *canvas)
+    maps = np.repeat(np.stack([used for _, _, used in drawn]), counts, axis=0)
+    after_xyxy = clip_boxes(warp_boxes(before_xyxy, maps), height, width)
+    keep = still_visible(before_xyxy * np.float32(zoom), after_xyxy)
+    return classes[keep], after_xyxy[keep]
 
 
 def _mixed(
@@ -239,43 +303,8 @@ def _mixed(
     for probability, mix in ((params.mixup, _mixup), (params.cutmix, _cutmix)):
         if rng.random() < probability:
             partner, is_mosaic = key._replace(index=int(rng.integers(count))), rng.random() < params.mosaic
-            scene = mix(rng, scene, _warped(rng, partner, pictures, count, params, is_mosaic))
+            scene = mix(rng, scene, _warped(rng, None, partner, pictures, count, params, is_mosaic))
     return scene
-
-
-def _mosaic(rng: np.random.Generator, key: SampleKey, pictures: Pictures, count: int) -> _Scene:
-    """Put four images around a random point of a canvas twice the input's size.
-
-    Introduced as "Mosaic" by Bochkovskiy et al., "YOLOv4", 2020, section 3.4.
-    """
-    height, width = key.height, key.width
-    centre_x, centre_y = (int(v) for v in rng.uniform((width / 2, height / 2), (1.5 * width, 1.5 * height)))
-    positions = rng.permutation([key.index, *rng.integers(count, size=3)])
-    canvas = np.full((2 * height, 2 * width, 3), GREY, np.uint8)
-    classes, boxes = [], []
-    for corner, position in enumerate(positions.tolist()):
-        image, record = pictures.take(position)
-        tile = resize_to_fit(image, height, width)
-        rows, columns = tile.shape[:2]
-        left = centre_x - (0 if corner % 2 else columns)
-        top = centre_y - (0 if corner // 2 else rows)
-        x1, x2 = max(left, 0), min(left + columns, 2 * width)
-        y1, y2 = max(top, 0), min(top + rows, 2 * height)
-        canvas[y1:y2, x1:x2] = tile[y1 - top : y2 - top, x1 - left : x2 - left]
-        fit = Letterbox(record.height, record.width, columns / record.width, rows / record.height, left, top)
-        tile_classes, tile_boxes_xyxy = _ground_truth(record)
-        classes.append(tile_classes)
-        boxes.append(boxes_to_input(tile_boxes_xyxy, fit))
-    boxes_xyxy = _clip(np.concatenate(boxes), 2 * height, 2 * width)
-    return _Scene(canvas, np.concatenate(classes), boxes_xyxy)
-
-
-def _clip(boxes_xyxy: Floats, height: int, width: int) -> Floats:
-    return np.asarray(np.clip(boxes_xyxy, 0, _row(width, height, width, height)), np.float32)
-
-
-def _shift(x: float, y: float) -> Matrix:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
 def _random_homography(
@@ -286,59 +315,21 @@ def _random_homography(
     The canvas is centred, bent, rotated and zoomed, sheared, and then set down near the middle of
     the input. Coordinates are continuous: pixel i covers i to i + 1.
     """
-    bend_x, bend_y = rng.uniform(-params.perspective, params.perspective, 2)
-    angle = rng.uniform(-params.degrees, params.degrees)
-    zoom = float(rng.uniform(1 - params.scale, 1 + params.scale))
-    shear_x, shear_y = np.tan(np.radians(rng.uniform(-params.shear, params.shear, 2)))
-    to_x, to_y = rng.uniform(0.5 - params.translate, 0.5 + params.translate, 2) * (width, height)
-    bend = np.array([[1, 0, 0], [0, 1, 0], [bend_x, bend_y, 1]])
-    turn = np.vstack((cv2.getRotationMatrix2D((0, 0), angle, zoom), (0, 0, 1)))
-    slant = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
-    centre = _shift(-canvas[1] / 2, -canvas[0] / 2)
-    return _shift(to_x, to_y) @ slant @ turn @ bend @ centre, zoom
-
-
-def _warp(rng: np.random.Generator, scene: _Scene, height: int, width: int, params: AugmentParams) -> _Scene:
-    """Random rotation, zoom, shear, shift and perspective, cut to height x width."""
-    rows, columns = scene.image.shape[:2]
-    homography, zoom = _random_homography(rng, (rows, columns), height, width, params)
-    # OpenCV puts coordinate i on the middle of pixel i, boxes put it on the pixel's edge.
-    pixels = _shift(-0.5, -0.5) @ homography @ _shift(0.5, 0.5)
-    border = (GREY, GREY, GREY)
-    if params.perspective:
-        image = cv2.warpPerspective(
-            scene.image, pixels, (width, height), flags=cv2.INTER_LINEAR, borderValue=border
-        )
-    else:
-        image = cv2.warpAffine(
-            scene.image, pixels[:2], (width, height), flags=cv2.INTER_LINEAR, borderValue=border
-        )
-    boxes_xyxy = _clip(_warp_boxes(scene.boxes_xyxy, homography), height, width)
-    keep = _still_visible(scene.boxes_xyxy * np.float32(zoom), boxes_xyxy)
-    return _Scene(np.asarray(image, np.uint8), scene.classes[keep], boxes_xyxy[keep])
-
-
-def _warp_boxes(boxes_xyxy: Floats, homography: Matrix) -> Floats:
-    """The upright boxes around the mapped corners of (n, 4) boxes.
-
-    What a strong perspective puts behind the viewer goes far out in its own direction instead of
-    coming back mirrored.
-    """
-    corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2).astype(np.float64)
-    mapped = np.column_stack((corners, np.ones(len(corners)))) @ homography.T
-    points = (mapped[:, :2] / mapped[:, 2:].clip(1e-3)).reshape(-1, 4, 2)
-    boxes: Floats = np.concatenate((points.min(1), points.max(1)), axis=1).astype(np.float32)
-    return boxes
-
-
-def _still_visible(before_xyxy: Floats, after_xyxy: Floats) -> NDArray[np.bool_]:
-    """Which boxes are worth keeping after the warp, (n,): large enough, not mostly cut off, no slivers."""
-    before = before_xyxy[:, 2:] - before_xyxy[:, :2]
-    after = after_xyxy[:, 2:] - after_xyxy[:, :2]
-    large = (after > MIN_SIDE).all(1)
-    whole = after.prod(1) > MIN_AREA_SHARE * before.prod(1)
-    compact = after.max(1) < MAX_ASPECT * after.min(1)
-    return np.asarray(large & whole & compact)
+    bend_x, bend_y, angle, zoom, shear_x, shear_y, to_x, to_y = rng.uniform(-1, 1, 8).tolist()
+    bend_x, bend_y, angle = params.perspective * bend_x, params.perspective * bend_y, params.degrees * angle
+    slant_x, slant_y = (math.tan(math.radians(params.shear * shear)) for shear in (shear_x, shear_y))
+    zoom = 1 + params.scale * zoom
+    to_x, to_y = (0.5 + params.translate * to_x) * width, (0.5 + params.translate * to_y) * height
+    middle_x, middle_y = canvas[1] / 2, canvas[0] / 2
+    cos, sin = zoom * math.cos(math.radians(angle)), zoom * math.sin(math.radians(angle))
+    turned = [
+        [cos - slant_x * sin, sin + slant_x * cos, to_x],
+        [slant_y * cos - sin, slant_y * sin + cos, to_y],
+        [0, 0, 1],
+    ]
+    depth = 1 - bend_x * middle_x - bend_y * middle_y
+    bent = [[1, 0, -middle_x], [0, 1, -middle_y], [bend_x, bend_y, depth]]
+    return np.array(turned, np.float64) @ np.array(bent, np.float64), zoom
 
 
 def _mixup(rng: np.random.Generator, first: _Scene, second: _Scene) -> _Scene:
@@ -369,17 +360,14 @@ def _cutmix(rng: np.random.Generator, first: _Scene, second: _Scene) -> _Scene:
 
 
 def _flip(rng: np.random.Generator, scene: _Scene, params: AugmentParams) -> _Scene:
-    image, classes, boxes_xyxy = scene
+    image, classes, boxes_xyxy, _ = scene
     height, width = image.shape[:2]
-    upside_down, mirrored = rng.random(2) < (params.flipud, params.fliplr)
+    upside_down, mirrored = (rng.random(2) < (params.flipud, params.fliplr)).tolist()
+    if upside_down or mirrored:
+        how = -1 if upside_down and mirrored else int(mirrored)
+        image = np.asarray(cv2.flip(image, how), np.uint8)
     if upside_down:
-        image = image[::-1]
-        boxes_xyxy = _row(0, height, 0, height) + _row(1, -1, 1, -1) * boxes_xyxy[:, [0, 3, 2, 1]]
+        boxes_xyxy = row_of(0, height, 0, height) + row_of(1, -1, 1, -1) * boxes_xyxy[:, [0, 3, 2, 1]]
     if mirrored:
-        image = image[:, ::-1]
-        boxes_xyxy = _row(width, 0, width, 0) + _row(-1, 1, -1, 1) * boxes_xyxy[:, [2, 1, 0, 3]]
+        boxes_xyxy = row_of(width, 0, width, 0) + row_of(-1, 1, -1, 1) * boxes_xyxy[:, [2, 1, 0, 3]]
     return _Scene(image, classes, boxes_xyxy)
-
-
-def _row(*values: float) -> Floats:
-    return np.array(values, np.float32)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from horovod_yolo.core.boxes import xyxy_to_xywh
 from horovod_yolo.core.types import Batch, LostImage, Targets
 from horovod_yolo.data.augment import Sample
 
 
-def collate(samples: Sequence[Sample], height: int, width: int, unmade: Sequence[LostImage] = ()) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    height: int,
+    width: int,
+    unmade: Sequence[LostImage] = (),
+    images: Tensor | None = None,
+) -> Batch:
     """Stack samples of one input size, in order.
 
     Args:
@@ -20,15 +28,17 @@ def collate(samples: Sequence[Sample], height: int, width: int, unmade: Sequence
         height: of the input, pixels.
         width: of the input, pixels.
         unmade: images whose samples could not be made.
+        images: (B, 3, height, width) uint8, contiguous, where the images shall be; by default new memory.
 
     Raises:
         ValueError: an image of another size.
     """
-    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
+    if images is None:
+        images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
     for row, sample in zip(images.numpy(), samples, strict=True):
         if sample.image.shape != (height, width, 3):
             raise ValueError(f"sample {sample.index} is {sample.image.shape}, not {(height, width, 3)}")
-        row[:] = sample.image.transpose(2, 0, 1)
+        cv2.split(sample.image, list(row))  # into the batch's own planes
     return Batch(
         images,
         _targets(samples, height, width),

@@ -9,6 +9,8 @@ import numpy as np
 
 from horovod_yolo.core.types import Floats, Image, Letterbox
 
+Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the last ones exclusive
+
 GREY = 114  # what fills the input around an image, in all three channels
 
 
@@ -16,6 +18,14 @@ def fitted_size(rows: int, columns: int, height: int, width: int) -> tuple[int, 
     """Rows and columns of an image that is scaled to the largest size of its shape inside height x width."""
     gain = min(height / rows, width / columns)
     return max(1, min(height, round(rows * gain))), max(1, min(width, round(columns * gain)))
+
+
+def reduction_of(rows: int, columns: int, height: int, width: int) -> int:
+    """8, 4, 2 or 1: the most that an image may shrink by and still be no smaller than `fitted_size` wants."""
+    fitted_rows, fitted_columns = fitted_size(rows, columns, height, width)
+    return next(
+        n for n in (8, 4, 2, 1) if n == 1 or (rows >= n * fitted_rows and columns >= n * fitted_columns)
+    )
 
 
 def least_input(rows: int, columns: int, longest_side: int, stride: int) -> tuple[int, int]:
@@ -65,12 +75,27 @@ def letterbox(
     limit = max(height, width) if longest_side is None else longest_side
     fitted = resize_to_fit(image, min(height, limit), min(width, limit), antialias)
     rows, columns = fitted.shape[:2]
-    top, left = (height - rows) // 2, (width - columns) // 2
+    fit, (left, top, right, bottom) = _in_the_middle(
+        original or (image.shape[0], image.shape[1]), (rows, columns), (height, width)
+    )
     canvas = np.full((height, width, 3), GREY, np.uint8)
-    canvas[top : top + rows, left : left + columns] = fitted
-    original_height, original_width = original or (image.shape[0], image.shape[1])
-    gain_x, gain_y = columns / original_width, rows / original_height
-    return canvas, Letterbox(original_height, original_width, gain_x, gain_y, float(left), float(top))
+    canvas[top:bottom, left:right] = fitted
+    return canvas, fit
+
+
+def centred(rows: int, columns: int, height: int, width: int) -> tuple[Letterbox, Window]:
+    """What `letterbox` does with an image of rows x columns, and the pixels of the input it then covers."""
+    return _in_the_middle((rows, columns), fitted_size(rows, columns, height, width), (height, width))
+
+
+def _in_the_middle(
+    original: tuple[int, int], fitted: tuple[int, int], canvas: tuple[int, int]
+) -> tuple[Letterbox, Window]:
+    (rows, columns), (height, width) = fitted, canvas
+    top, left = (height - rows) // 2, (width - columns) // 2
+    gain_x, gain_y = columns / original[1], rows / original[0]
+    fit = Letterbox(*original, gain_x, gain_y, float(left), float(top))
+    return fit, (left, top, left + columns, top + rows)
 
 
 def boxes_to_input(boxes_xyxy: Floats, fit: Letterbox) -> Floats:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess, active_children
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from horovod_yolo.core.errors import DataWorkerError
 from horovod_yolo.core.types import Batch, LostImage, SampleKey
@@ -25,6 +26,7 @@ from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
+from horovod_yolo.data.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class _Batches(Dataset[Batch]):
 
     def __init__(self, sample_fn: Callable[[SampleKey], Sample]) -> None:
         self._sample_fn = sample_fn
+        self._slots: Slots | None = None
 
     def __getitem__(self, request: _Request) -> Batch:
         samples: list[Sample] = []
@@ -60,7 +63,12 @@ class _Batches(Dataset[Batch]):
                 samples.append(self._sample_fn(key))
             except ImageError as error:
                 unmade.append(LostImage(str(error.path), error.reason))
-        return replace(collate(samples, request.height, request.width, unmade), first=request.first)
+        if get_worker_info() is None:
+            return replace(collate(samples, request.height, request.width, unmade), first=request.first)
+        self._slots = self._slots or Slots()
+        slot = self._slots.take((len(samples), 3, request.height, request.width))
+        batch = collate(samples, request.height, request.width, unmade, slot.images)
+        return replace(batch, images=cast(Tensor, slot), first=request.first)
 
 
 class _Requests(Sampler[_Request]):

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags
 
 from horovod_yolo.core.types import Image
+from horovod_yolo.data import jpeg
 from horovod_yolo.io.files import opened
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a "decompression bomb": 1 GiB at 6 bytes a pixel
@@ -57,8 +58,14 @@ IMAGE_SUFFIXES = frozenset(
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")
 _DEEP_GREY_MODES = frozenset(("I", "I;16", "I;16B", "I;16L"))
 _MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")) | _DEEP_GREY_MODES
-_JPEG_END = b"\xff\xd9"
-_JPEG_SCAN = b"\xff\xda"  # cannot occur inside compressed data
+# OpenCV's decoder leaves the higher frequencies of each block out. Without the bit of BGR the names say grey.
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 # What Pillow's readers let through when a file is damaged, beside OSError.
 _DAMAGE = (
@@ -104,19 +111,66 @@ class MissingImageError(ImageError):
     """There is no such file."""
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, reduction: int = 1, expected: tuple[int, int] | None = None) -> Image:
     """The pixels of an image file: (H, W, 3) uint8 RGB, upright, contiguous.
 
+    Args:
+        path: of the file.
+        reduction: 1, 2, 4 or 8: a pixel stands for as many of the file's, across and down. H and W are
+            rounded up: the last pixel of a row or column may stand for fewer. A JPEG is decoded at that size.
+        expected: (height, width) in pixels that the file must have.
+
     Raises:
-        ImageError: the file is missing, no image, broken, truncated or larger than MAX_PIXELS.
+        ImageError: the file is missing, no image, broken, truncated, larger than MAX_PIXELS, not as expected.
     """
+    plain = _read_plain_jpeg(path, reduction, expected)
+    if plain is not None:
+        return plain
     with quiet(), _opened(path, path) as image:
-        pixels = _decode_ordinary_jpeg(path, image)
+        size, pixels, done = image.size, None, reduction
+        if image.format in ("JPEG", "MPO"):
+            turned = _orientation(image) != 1  # then the part of a pixel would come first
+            done = 1 if turned and any(side % reduction for side in size) else reduction
+            pixels = _decode_ordinary_jpeg(path, image, done)
         if pixels is None:
             image.load()
-            pixels = _rgb8(image)
-        upright = _UPRIGHT.get(_orientation(image))
-    return np.ascontiguousarray(pixels if upright is None else upright(pixels))
+            size, pixels, done = image.size, _rgb8(image), 1
+        orientation = _orientation(image)
+        _require_expected(path, _upright_size(size, orientation), expected)
+        upright = _UPRIGHT.get(orientation)
+    if upright is not None:
+        pixels = upright(pixels)
+    return np.ascontiguousarray(pixels if done == reduction else _reduced(pixels, reduction))
+
+
+def _read_plain_jpeg(path: Path, reduction: int, expected: tuple[int, int] | None) -> Image | None:
+    """What a training set has most of, without Pillow; None for anything else, and for what may be wrong."""
+    try:
+        with opened(path) as (file, size):
+            start = file.read(len(jpeg.START)) if size <= MAX_FILE_BYTES else b""
+            content = start + file.read(size - len(start)) if start == jpeg.START else b""
+    except OSError:
+        return None  # who reads it otherwise says why
+    found = jpeg.plain_size(content, MAX_SCANS)
+    if found is None or found[0] * found[1] > MAX_PIXELS:
+        return None
+    _require_expected(path, found, expected)
+    return _decode(np.frombuffer(content, np.uint8), found, reduction)
+
+
+def _require_expected(path: Path, size: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    if expected is not None and size != expected:
+        before, now = (f"{width}x{height}" for height, width in (expected, size))
+        raise ImageError(path, f"it is {now} now and was {before} in the scan")
+
+
+def _reduced(pixels: NDArray[np.uint8], reduction: int) -> NDArray[np.uint8]:
+    """Averages over squares; those at the right and the lower edge may be cut off."""
+    rows, columns = (-(-side // reduction) for side in pixels.shape[:2])
+    below, beside = rows * reduction - pixels.shape[0], columns * reduction - pixels.shape[1]
+    if below or beside:
+        pixels = np.asarray(cv2.copyMakeBorder(pixels, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.uint8)
+    return np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def pixels_of(image: PIL.Image.Image) -> Image:
@@ -251,28 +305,33 @@ def _require_supported(path: Path, image: PIL.Image.Image, source: Path | io.Byt
         raise ImageError(path, f"{_declared_bits(image)} bits a pixel do not fit pixels of kind {image.mode}")
     if "progressive" in image.info and source is not None:
         content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-        if content.count(_JPEG_SCAN) > MAX_SCANS:
+        if content.count(jpeg.SCAN) > MAX_SCANS:
             raise ImageError(path, f"it has more than {MAX_SCANS} scans")
 
 
-def _decode_ordinary_jpeg(path: Path, image: PIL.Image.Image) -> NDArray[np.uint8] | None:
+def _decode_ordinary_jpeg(path: Path, image: PIL.Image.Image, reduction: int) -> NDArray[np.uint8] | None:
     """The fast path; None where Pillow has to decide.
 
     OpenCV paints the missing part of a truncated JPEG grey and says nothing. The end marker cannot occur
     inside compressed data, so a file that ends with it is not truncated.
     """
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+    if image.mode not in ("RGB", "L"):
         return None
     data = np.fromfile(path, dtype=np.uint8)
-    if data[-2:].tobytes() != _JPEG_END:
+    if data[-2:].tobytes() != jpeg.END:
         return None
+    return _decode(data, image.size[::-1], reduction)
+
+
+def _decode(data: NDArray[np.uint8], size: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
+    """The pixels of a complete JPEG of that (height, width), as stored; None where OpenCV sees none."""
     try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        rgb = cv2.imdecode(data, _REDUCED[reduction] | _RGB)
     except cv2.error:
         return None
-    if bgr is None or bgr.shape[1::-1] != image.size:
+    if rgb is None or rgb.shape[:2] != tuple(-(-side // reduction) for side in size):
         return None
-    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return np.asarray(rgb, np.uint8)
 
 
 def _rgb8(image: PIL.Image.Image) -> NDArray[np.uint8]:

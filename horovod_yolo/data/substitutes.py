@@ -37,6 +37,10 @@ class Pictures:
         self._load = load
         self._order = order
 
+    def size(self, position: int) -> tuple[int, int]:
+        """(height, width) of an image in pixels, also where it is lost."""
+        return int(self._annotations.heights[position]), int(self._annotations.widths[position])
+
     def take(self, position: int) -> tuple[Image, Record]:
         """An image with its record, or those of the next in the order that can be read.
 

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Floats, SampleKey
+from horovod_yolo.data import augment as augmenting
 from horovod_yolo.data.augment import (
     AugmentParams,
     EvaluationTransform,
     Sample,
     TrainTransform,
-    _mosaic,
     augment,
     evaluation_sample,
 )
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox
-from horovod_yolo.data.substitutes import Pictures
 from tests.unit.data.scenes import RED, noise_scenes, painted_scenes, scenes
 
 STILL = AugmentParams(
@@ -107,17 +106,19 @@ def test_a_mosaics_boxes_end_where_its_canvas_ends() -> None:
     image = np.zeros((height, width, 3), np.uint8)
     image[8:90, 4:124] = RED
     everywhere = scenes([image], [[0]], [[[4, 8, 124, 90]]], [np.zeros(1, bool)])
+    half = replace(STILL, mosaic=1.0)  # all of the canvas is in view
     cut = 0
     for epoch in range(30):
         key = SampleKey(epoch, 0, height, width)
-        rng = np.random.default_rng(epoch)
-        canvas, _, boxes = _mosaic(rng, key, Pictures(everywhere.annotations, everywhere.load), 1)
-        left, top, right, bottom = boxes.T
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(augmenting, "_random_homography", lambda *_: (np.diag((0.5, 0.5, 1.0)), 0.5))
+            sample = augment(key, everywhere.annotations, everywhere.load, half, 0)
+        left, top, right, bottom = sample.boxes_xyxy.T
         assert (left >= 0).all() and (top >= 0).all()
-        assert (right <= 2 * width).all() and (bottom <= 2 * height).all()
-        cut += int(((right == 2 * width) | (left == 0)).sum())
-        for x1, y1, x2, y2 in boxes.astype(int).tolist():
-            assert (canvas[y1:y2, x1:x2] == RED).all()
+        assert (right <= width).all() and (bottom <= height).all()
+        cut += int(((right == width) | (left == 0)).sum())
+        for x1, y1, x2, y2 in sample.boxes_xyxy.round().astype(int).tolist():
+            assert (sample.image[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] == RED).all()
     assert cut > 10, "some boxes were cut"
 
 

@@ -262,3 +262,18 @@ def test_loading_leaves_the_global_generator_alone(workers: int) -> None:
         list(batches.epoch(0))
         list(batches.epoch(1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_that_are_kept_are_not_overwritten() -> None:
+    """However many, and whatever is left of them."""
+    with loader(0) as batches:
+        expected = [batch for epoch in range(3) for batch in batches.epoch(epoch)]
+    with loader(1) as batches:
+        whole = list(batches.epoch(0))
+        parts = [batch.images[:1] for batch in batches.epoch(1)]
+        for _ in range(2):
+            assert equal(list(batches.epoch(2)), expected[8:])
+        assert equal(whole, expected[:4])
+        assert all(
+            torch.equal(part, made.images[:1]) for part, made in zip(parts, expected[4:8], strict=True)
+        )

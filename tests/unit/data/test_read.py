@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ImageOps
 
-from horovod_yolo.data import read
+from horovod_yolo.data import jpeg, read
 from horovod_yolo.data.read import ImageError, MissingImageError, image_size, read_image, verify_image
 
 EDGE_CASES = Path(__file__).resolve().parents[3] / "../shared/data/image-edge-cases"
@@ -113,6 +113,64 @@ def test_fast_jpeg_path_equals_pillow(tmp_path: Path, mode: str, progressive: bo
     _photo(97, 131).convert(mode).save(path, quality=quality, progressive=progressive)
     with PIL.Image.open(path) as image:
         np.testing.assert_array_equal(read_image(path), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (97, 131)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_reduced_image_is_the_whole_one_averaged(
+    tmp_path: Path, kind: str, height: int, width: int, orientation: int | None
+) -> None:
+    """Each pixel is that of its square of the upright image, also where the last ones are cut off."""
+    path = tmp_path / "image"
+    path.write_bytes(_encoded(_photo(height, width), kind, orientation))
+    whole = read_image(path).astype(float)
+    for n in (2, 4, 8):
+        reduced = read_image(path, n, whole.shape[:2])
+        rows, columns = (-(-side // n) for side in whole.shape[:2])
+        assert reduced.shape == (rows, columns, 3) and reduced.flags.c_contiguous
+        filled = np.pad(
+            whole, ((0, rows * n - len(whole)), (0, columns * n - whole.shape[1]), (0, 0)), "edge"
+        )
+        averages = filled.reshape(rows, n, columns, n, 3).mean((1, 3))
+        assert np.abs(reduced - averages).max() <= (12 if kind == "JPEG" else 1)
+        assert np.abs(reduced - averages).mean() <= 1.2
+
+
+def test_the_size_that_is_expected_is_the_files_not_the_reduced_ones(tmp_path: Path) -> None:
+    for kind in ("JPEG", "PNG"):
+        path = tmp_path / kind
+        path.write_bytes(_encoded(_photo(62, 82), kind, 6))
+        assert read_image(path, 2, (82, 62)).shape == (41, 31, 3)
+        for n in (1, 2):
+            with pytest.raises(ImageError, match="it is 62x82 now and was 61x81 in the scan"):
+                read_image(path, n, (81, 61))
+
+
+def test_pillow_is_asked_about_all_but_plain_jpegs(tmp_path: Path) -> None:
+    """A header that is read here alone is complete, upright, of one picture and of eight bits."""
+    plain = _encoded(_photo(40, 64), "JPEG")
+    assert jpeg.plain_size(plain, 10) == (40, 64)
+    assert jpeg.plain_size(_encoded(_photo(40, 64).convert("L"), "JPEG"), 10) == (40, 64)
+    stream = io.BytesIO()
+    _photo(40, 64).save(stream, "JPEG", progressive=True)
+    progressive = stream.getvalue()
+    assert jpeg.plain_size(progressive, 10) == (40, 64)
+    frame = plain.index(b"\xff\xc0")
+    strange = [
+        progressive[:-2] + jpeg.SCAN * 10 + jpeg.END,  # too many scans
+        _encoded(_photo(40, 64), "JPEG", 1),  # EXIF
+        _encoded(_photo(40, 64).convert("CMYK"), "JPEG"),
+        plain[:-1],
+        plain[:2] + b"\xff\xe2\0\x08MPF\0ab" + plain[2:],
+        plain[:frame] + plain[frame : frame + 19] + plain[frame:],  # two frames
+        plain[: frame + 4] + b"\x0c" + plain[frame + 5 :],  # twelve bits
+        plain[: frame + 5] + b"\0\0" + plain[frame + 7 :],  # no rows
+        jpeg.START + jpeg.END,
+        b"",
+        *(plain[:cut] + jpeg.END for cut in range(frame + 12)),
+    ]
+    assert [jpeg.plain_size(content, 10) for content in strange] == [None] * len(strange)
 
 
 @settings(max_examples=60)

@@ -1,0 +1,380 @@
+"""Training images a second of one worker: this project's pipeline against the straightforward one.
+
+    python benchmarks/data.py [--quick]
+
+Claim: beside decoding, mosaic, random perspective, HSV and flips cost a third of what they cost when they are
+written down as they are defined: decode four pictures at full size, put them on a canvas twice the input's
+size, warp it once, change hue, saturation and value by tables, flip, and lay out the planes (`plain_batch`).
+Each way in one data worker, the straightforward one in PyTorch's own loader, by turns; CPU time of the worker
+for a sample, medians. The straightforward way runs with the allocator's defaults, and again with the settings
+of this project's workers. Blood cells and photographs of COCO's kind at ../shared/data; a set that is not
+there is left out, and that is said. Takes 4 minutes on an idle core; ``--quick`` two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import cProfile
+import os
+import pstats
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import torch
+from common import ROOT, described, machine, parser, publish
+from torch.utils.data import DataLoader, Dataset
+
+from horovod_yolo.assembly.shared_annotations import shared_annotations
+from horovod_yolo.core.types import SampleKey
+from horovod_yolo.data.annotations import Annotations
+from horovod_yolo.data.augment import AugmentParams, TrainTransform
+from horovod_yolo.data.cache import image_loader
+from horovod_yolo.data.collate import collate
+from horovod_yolo.data.loader import Loader
+from horovod_yolo.data.sampler import StepSampler
+from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.data.workers import keep_memory
+from horovod_yolo.distributed.local import LocalCommunicator
+
+SETS = ("bccd", "coco-ccby")
+BATCH = 16
+SAMPLES = 12 * BATCH  # about as many in a turn
+# Without the four of albumentations, one in a hundred each: the baseline has none.
+DEFAULT = AugmentParams(albumentations=False)
+KINDS = {
+    "default": DEFAULT,
+    "turned": replace(DEFAULT, degrees=10.0, shear=2.0),
+    "perspective": replace(DEFAULT, degrees=10.0, shear=2.0, perspective=3e-4),
+}
+CASES = [(data, size, "default") for data in SETS for size in (640, 320)]
+CASES += [("bccd", 640, "turned"), ("bccd", 640, "perspective")]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: pictures of a set, the input's side in pixels, strengths of the augmentations."""
+
+    annotations: Annotations
+    size: int
+    params: AugmentParams
+
+    def paths(self, indices: np.ndarray) -> list[str]:
+        """Of its pictures."""
+        return [str(self.annotations.image_path(int(i))) for i in indices]
+
+
+def main() -> None:
+    p = parser(__doc__)
+    p.add_argument("--quick", action="store_true", help="fewer turns")
+    p.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    p.add_argument("--profile", action="store_true", help="print where this project's time goes instead")
+    args = p.parse_args()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    turns = 3 if args.quick else 9
+    rows = []
+    for data, size, kind in CASES:
+        if not (yaml := args.data / data / "data.yaml").is_file():
+            print(f"LOUD: {yaml} is not there; {data} is left out")
+            continue
+        annotations = shared_annotations(load_data_yaml(yaml), "train", LocalCommunicator(), None)
+        case = Case(annotations, size, KINDS[kind])
+        if args.profile:
+            profiled(case, data)
+        else:
+            rows.append({"data": data, "size": size, "kind": kind, **measured(case, turns)})
+            print(rows[-1], flush=True)
+    if rows:
+        facts = machine()
+        results = {"machine": facts, "turns": turns, "samples_a_turn": SAMPLES, "rows": rows}
+        publish("data", results, table_of(rows, facts))
+
+
+def measured(case: Case, turns: int) -> dict[str, float]:
+    """Milliseconds a sample: medians over turns in which each way has its own."""
+    ways = {
+        "plain": lambda: plain_loader(case),
+        "plain_keeping_memory": lambda: plain_loader(case, keep_memory),
+        "ours": lambda: our_loader(case),
+    }
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(worker()) for name, worker in ways.items()}
+        for turn in workers.values():
+            turn(0)
+        found: dict[str, list[float]] = {name: [] for name in ("decode", *ways)}
+        for number in range(1, turns + 1):
+            found["decode"].append(in_a_fork(partial(decoding, case, number)))
+            for name, turn in workers.items():
+                found[name].append(turn(number))
+    ms = {name: statistics.median(each) for name, each in found.items()}
+    beyond = {name: ms[name] - ms["decode"] for name in ways}
+    return {
+        **{f"{name}_ms": value for name, value in ms.items()},
+        **{f"{name}_beyond_decode_ms": value for name, value in beyond.items()},
+        "ours_reading_ms": in_a_fork(partial(our_reading, case)),
+        "beyond_decode_share": beyond["ours"] / beyond["plain"],
+        "times_as_fast": ms["plain"] / ms["ours"],
+        "decode_share_of_plain": ms["decode"] / ms["plain"],
+    }
+
+
+def in_a_fork(measure: Callable[[], float]) -> float:
+    """What a child of this process finds, whose allocator is set as a data worker's."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        keep_memory()
+        os.write(writer, str(measure()).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        found = float(pipe.read())
+    os.waitpid(child, 0)
+    return found
+
+
+def decoding(case: Case, turn: int) -> float:
+    """Milliseconds in which OpenCV decodes as many pictures at full size as go into a sample."""
+    rng = np.random.default_rng(turn)
+    paths = case.paths(rng.integers(len(case.annotations), size=4 * SAMPLES))
+    for path in paths[: 4 * BATCH]:
+        cv2.imread(path)
+    begun = time.process_time()
+    for path in paths:
+        cv2.imread(path)
+    return (time.process_time() - begun) / SAMPLES * 1e3
+
+
+@contextlib.contextmanager
+def our_loader(case: Case) -> Iterator[Callable[[int], float]]:
+    """What makes a turn's batches in a worker of this project, and says what a sample took it."""
+    transform = TrainTransform(case.annotations, loading(case), case.params, 0)
+    count = len(case.annotations)
+    plan = StepSampler(count, BATCH, 0, 1, seed=0, shuffle=True, shape=(case.size, case.size), order=None)
+    loader = Loader(transform, plan, workers=1, pin_memory=False)
+    epochs = max(1, round(SAMPLES / count))
+
+    def turn(number: int) -> float:
+        def make() -> None:
+            for epoch in range(epochs):
+                for _ in loader.epoch(number * epochs + epoch):
+                    pass
+
+        return spent_in_worker(make) / (epochs * count) * 1e3
+
+    try:
+        yield turn
+    finally:
+        loader.close()
+
+
+@contextlib.contextmanager
+def plain_loader(case: Case, settings: Callable[[], None] | None = None) -> Iterator[Callable[[int], float]]:
+    """The same of the straightforward pipeline in PyTorch's own loader."""
+
+    def settle_in(_worker: int) -> None:
+        cv2.setNumThreads(0)
+        if settings is not None:
+            settings()
+
+    batches = SAMPLES // BATCH
+    loader = DataLoader(
+        PlainBatches(case, batches),
+        batch_size=None,
+        num_workers=1,
+        persistent_workers=True,
+        multiprocessing_context="fork",
+        worker_init_fn=settle_in,
+    )
+
+    def turn(_number: int) -> float:
+        def make() -> None:
+            for _ in loader:
+                pass
+
+        return spent_in_worker(make) / (batches * BATCH) * 1e3
+
+    yield turn
+
+
+def spent_in_worker(make: Callable[[], None]) -> float:
+    """CPU seconds of all this process's children while batches are made."""
+    before = spent_by_children()
+    make()
+    return spent_by_children() - before
+
+
+def spent_by_children() -> float:
+    """Of their threads, to the microsecond: ``times`` counts in hundredths of a second."""
+    spent = 0
+    for child in psutil.Process().children(recursive=True):
+        for task in Path(f"/proc/{child.pid}/task").iterdir():
+            spent += int((task / "schedstat").read_text().split()[0])
+    return spent / 1e9
+
+
+def loading(case: Case) -> Callable[[int], np.ndarray]:
+    return image_loader(case.annotations, largest=(case.size, case.size))
+
+
+def batches_by(make: TrainTransform, case: Case, epoch: int, batches: int) -> None:
+    indices = np.random.default_rng(epoch).integers(len(case.annotations), size=(batches, BATCH)).tolist()
+    for batch in indices:
+        keys = [SampleKey(epoch, index, case.size, case.size) for index in batch]
+        collate([make(key) for key in keys], case.size, case.size)
+
+
+def our_reading(case: Case) -> float:
+    """Milliseconds of a sample that reading and decoding take here."""
+    load, spent = loading(case), 0.0
+
+    def timed(i: int) -> np.ndarray:
+        nonlocal spent
+        begun = time.process_time()
+        image = load(i)
+        spent += time.process_time() - begun
+        return image
+
+    make = TrainTransform(case.annotations, timed, case.params, 0)
+    batches_by(make, case, 0, 1)
+    spent = 0.0
+    batches_by(make, case, 1, SAMPLES // BATCH)
+    return spent / SAMPLES * 1e3
+
+
+class PlainBatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The straightforward pipeline's batches."""
+
+    def __init__(self, case: Case, batches: int) -> None:
+        self.case = case
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return plain_batch(np.random.default_rng(number), self.case)
+
+
+def plain_batch(rng: np.random.Generator, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    samples = [plain_sample(rng, case) for _ in range(BATCH)]
+    for place, (_, labels) in enumerate(samples):
+        labels[:, 0] = place
+    return (
+        torch.from_numpy(np.stack([image for image, _ in samples])),
+        torch.from_numpy(np.concatenate([labels for _, labels in samples])),
+    )
+
+
+def plain_sample(rng: np.random.Generator, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """(3, size, size) RGB and (n, 6) rows of place, class and x, y, width, height as shares of the input."""
+    size, params = case.size, case.params
+    canvas, classes, boxes = plain_mosaic(rng, case)
+    matrix, zoom = plain_matrix(rng, size, params)
+    grey = (114, 114, 114)
+    if params.perspective:
+        image = cv2.warpPerspective(canvas, matrix, (size, size), borderValue=grey)
+    else:
+        image = cv2.warpAffine(canvas, matrix[:2], (size, size), borderValue=grey)
+    corners = np.ones((len(boxes) * 4, 3))
+    corners[:, :2] = boxes[:, [0, 1, 2, 3, 0, 3, 2, 1]].reshape(-1, 2)
+    corners = corners @ matrix.T
+    corners = (corners[:, :2] / corners[:, 2:]).reshape(-1, 4, 2)
+    moved = np.concatenate((corners.min(1), corners.max(1)), 1).clip(0, size)
+    before, after = ((each[:, 2:] - each[:, :2]) for each in (boxes * zoom, moved))
+    keep = (after > 2).all(1) & (after.prod(1) > 0.1 * before.prod(1)) & (after.max(1) < 100 * after.min(1))
+    classes, moved = classes[keep], moved[keep]
+
+    hue, saturation, value = rng.uniform(-1, 1, 3) * (params.hsv_h, params.hsv_s, params.hsv_v) + 1
+    levels = np.arange(256, dtype=np.float64)
+    tables = [(levels * hue) % 180, (levels * saturation).clip(0, 255), (levels * value).clip(0, 255)]
+    planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
+    changed = [cv2.LUT(plane, table.astype(np.uint8)) for plane, table in zip(planes, tables, strict=True)]
+    image = cv2.cvtColor(cv2.merge(changed), cv2.COLOR_HSV2BGR)
+    if rng.random() < params.fliplr:
+        image = np.fliplr(image)
+        moved[:, [0, 2]] = size - moved[:, [2, 0]]
+    labels = np.zeros((len(moved), 6), np.float32)
+    labels[:, 1] = classes
+    labels[:, 2:4] = (moved[:, :2] + moved[:, 2:]) / 2 / size
+    labels[:, 4:] = (moved[:, 2:] - moved[:, :2]) / size
+    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), labels
+
+
+def plain_mosaic(rng: np.random.Generator, case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """BGR canvas of twice the size, classes (n,), corners (n, 4)."""
+    size = case.size
+    canvas = np.full((2 * size, 2 * size, 3), 114, np.uint8)
+    centre_x, centre_y = (int(v) for v in rng.uniform(size / 2, 1.5 * size, 2))
+    classes, boxes = [], []
+    for corner, i in enumerate(rng.integers(len(case.annotations), size=4).tolist()):
+        record, image = case.annotations.record(i), cv2.imread(str(case.annotations.image_path(i)))
+        gain = size / max(image.shape[:2])
+        if gain != 1:
+            image = cv2.resize(image, (round(image.shape[1] * gain), round(image.shape[0] * gain)))
+        rows, columns = image.shape[:2]
+        left = centre_x - (0 if corner % 2 else columns)
+        top = centre_y - (0 if corner // 2 else rows)
+        x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + columns, 2 * size), min(top + rows, 2 * size)
+        canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]
+        classes.append(record.classes)
+        boxes.append(record.boxes_xyxy * gain + np.array([left, top, left, top]))
+    return canvas, np.concatenate(classes), np.concatenate(boxes).clip(0, 2 * size)
+
+
+def plain_matrix(rng: np.random.Generator, size: int, params: AugmentParams) -> tuple[np.ndarray, float]:
+    """From the canvas to the input, and the zoom."""
+    centre, bend, slant, place = np.eye(3), np.eye(3), np.eye(3), np.eye(3)
+    centre[:2, 2] = -size
+    bend[2, :2] = rng.uniform(-params.perspective, params.perspective, 2)
+    zoom = rng.uniform(1 - params.scale, 1 + params.scale)
+    turn = np.vstack(
+        (cv2.getRotationMatrix2D((0, 0), rng.uniform(-params.degrees, params.degrees), zoom), (0, 0, 1))
+    )
+    slant[0, 1], slant[1, 0] = np.tan(np.radians(rng.uniform(-params.shear, params.shear, 2)))
+    place[:2, 2] = rng.uniform(0.5 - params.translate, 0.5 + params.translate, 2) * size
+    return place @ slant @ turn @ bend @ centre, zoom
+
+
+def profiled(case: Case, data: str) -> None:
+    """Print this project's functions by their own time."""
+    make = TrainTransform(case.annotations, loading(case), case.params, 0)
+    keep_memory()
+    batches_by(make, case, 0, 1)
+    profile = cProfile.Profile()
+    profile.runcall(batches_by, make, case, 1, 4)
+    print(f"{data}, {case.size} px, {4 * BATCH} samples")
+    pstats.Stats(profile).sort_stats("tottime").print_stats(15)
+
+
+def table_of(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    lines = [
+        "| set, input | decode four | plain | here | beyond: plain | here | share | in all | images/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        kind = "" if row["kind"] == "default" else f", {row['kind']}"
+        names = ("decode", "plain", "ours", "plain_beyond_decode", "ours_beyond_decode")
+        cells = [
+            f"{row['data']}, {row['size']} px{kind}",
+            *(f"{row[f'{name}_ms']:.2f} ms" for name in names),
+            f"{row['beyond_decode_share']:.2f}",
+            f"{row['times_as_fast']:.2f} times",
+            f"{1e3 / row['ours_ms']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    note = (
+        "CPU time of a worker for a sample. Beyond: what is more than decoding four pictures at full size. "
+    )
+    return "\n".join([*lines, "", note + described(facts)])
+
+
+if __name__ == "__main__":
+    main()
