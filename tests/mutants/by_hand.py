@@ -54,20 +54,20 @@ BY_HAND = (
     ),
     ByHand(
         "horovod_yolo/data/augment.py",
-        "_clip(np.concatenate(boxes), 2 * height, 2 * width)",
-        "np.concatenate(boxes)",
+        "clip_boxes(boxes_xyxy * gains + pads, *canvas)",
+        "boxes_xyxy * gains + pads",
         "tests/unit/data/test_augment.py",
     ),
     ByHand(
         "horovod_yolo/data/augment.py",
-        "scene.boxes_xyxy * np.float32(zoom)",
-        "scene.boxes_xyxy",
+        "before_xyxy * np.float32(zoom)",
+        "before_xyxy",
         "tests/unit/data/test_augment.py",
     ),
     ByHand(
         "horovod_yolo/data/colours.py",
-        "(levels * hue) % 180",
-        "(levels * hue).clip(0, 179)",
+        "levels * hue)",
+        "(levels * hue).clip(0, 0.999))",
         "tests/unit/data/test_augment.py",
     ),
     ByHand(

@@ -106,17 +106,21 @@ def test_a_mosaics_boxes_end_where_its_canvas_ends() -> None:
     image = np.zeros((height, width, 3), np.uint8)
     image[8:90, 4:124] = RED
     everywhere = scenes([image], [[0]], [[[4, 8, 124, 90]]], [np.zeros(1, bool)])
-    half = replace(STILL, mosaic=1.0)  # all of the canvas is in view
+    # The whole canvas is in view, and some grey around it.
+    homography = np.array([[0.4, 0, 9], [0, 0.4, 7], [0, 0, 1]])
+    ends = 9 + 0.8 * width, 7 + 0.8 * height
     cut = 0
     for epoch in range(30):
         key = SampleKey(epoch, 0, height, width)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(augmenting, "_random_homography", lambda *_: (np.diag((0.5, 0.5, 1.0)), 0.5))
-            sample = augment(key, everywhere.annotations, everywhere.load, half, 0)
+            patch.setattr(augmenting, "_random_homography", lambda *_: (homography, 0.4))
+            params = replace(STILL, mosaic=1.0)
+            sample = augment(key, everywhere.annotations, everywhere.load, params, 0)
         left, top, right, bottom = sample.boxes_xyxy.T
-        assert (left >= 0).all() and (top >= 0).all()
-        assert (right <= width).all() and (bottom <= height).all()
-        cut += int(((right == width) | (left == 0)).sum())
+        # Pictures are moved by up to half of one of their pixels.
+        assert (left > 8.5).all() and (top > 6.5).all()
+        assert (right < ends[0] + 0.5).all() and (bottom < ends[1] + 0.5).all()
+        cut += int(((right > ends[0] - 0.5) | (left < 9.5)).sum())
         for x1, y1, x2, y2 in sample.boxes_xyxy.round().astype(int).tolist():
             assert (sample.image[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] == RED).all()
     assert cut > 10, "some boxes were cut"

@@ -59,7 +59,8 @@ def test_the_weights_are_those_of_the_plain_loop(digits: Path, hyp: Hyp, changes
     trainer = build_trainer(config, data, comm, [], None)
     trainer.fit()
     trainer.close()
-    model, average = train_plainly(data.train, image_loader(data.train), config, DTYPES[config.precision])
+    load = image_loader(data.train, largest=(config.imgsz, config.imgsz))
+    model, average = train_plainly(data.train, load, config, DTYPES[config.precision])
     for ours, plain in ((trainer.stepper.model, model), (trainer.ema.model, average)):
         for (name, mine), theirs in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
             assert torch.equal(mine, theirs), name
