@@ -72,7 +72,7 @@ class Scene:
             torch.arange(batch).repeat_interleave(8),
             torch.randint(10, (8 * batch,), generator=rng),
         )
-        self.targets = Targets(image.to(device), classes.to(device), boxes.to(device))
+        self.targets = Targets(image, classes, boxes)
 
     def gradient(self, model: Detector, layout: torch.memory_format) -> tuple[Tensor, float]:
         """Of all parameters as one float64 vector, and the seconds that it took."""

@@ -76,7 +76,7 @@ def ours(work: Work, comm: Communicator, sync_bn: bool = False) -> Step:
     precision = Precision(device=CPU, dtype=torch.float32)
     stepper = build_stepper(config, model, criterion, comm, precision, StopRequest())
     batch = work.batch_of(comm.rank)
-    return lambda: stepper.step(iter([batch]), [1.0])
+    return lambda: stepper.step(iter([batch]), [1.0]).result()
 
 
 def exchange(work: Work, comm: Communicator) -> Step:

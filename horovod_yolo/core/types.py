@@ -72,21 +72,11 @@ class LostImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Targets:
-    """All ground-truth boxes of a batch, flat."""
+    """All ground-truth boxes of a batch, flat. They stay on the host, where matching begins with them."""
 
     image: Tensor  # (N,) int64, position of the box's image in the batch
     classes: Tensor  # (N,) int64
     boxes_xywhn: Tensor  # (N, 4) float32
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Targets:
-        """Copy to a device."""
-        return Targets(
-            *(t.to(device, non_blocking=non_blocking) for t in (self.image, self.classes, self.boxes_xywhn))
-        )
-
-    def pin_memory(self) -> Targets:
-        """Copy to page-locked memory (the DataLoader calls this)."""
-        return Targets(*(t.pin_memory() for t in (self.image, self.classes, self.boxes_xywhn)))
 
 
 @dataclass(frozen=True)
@@ -132,16 +122,12 @@ class Batch:
         )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """Copy images and targets to a device."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking),
-        )
+        """Copy the images to a device."""
+        return replace(self, images=self.images.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Copy to page-locked memory (the DataLoader calls this)."""
-        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+        """Copy the images to page-locked memory (the DataLoader calls this)."""
+        return replace(self, images=self.images.pin_memory())
 
 
 @dataclass(frozen=True)

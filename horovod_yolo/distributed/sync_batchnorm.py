@@ -29,7 +29,8 @@ class _Normalise(torch.autograd.Function):
         local = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
         if count:
             mean64, var64 = (value.double() for value in statistics(x))
-            local = torch.cat((mean64 * count, (var64 + mean64.square()) * count, local.new_tensor([count])))
+            squares = (var64 + mean64.square()) * count
+            local = torch.cat((mean64 * count, squares, local.new_full((1,), count)))
         total = comm.allreduce_sum(local, name).wait()
         n = total[-1].clamp(min=1)
         mean64, square64 = (total[:-1] / n).chunk(2)

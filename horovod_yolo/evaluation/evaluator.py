@@ -91,14 +91,13 @@ class Evaluator:
         matches = []
         for one, predictions in zip(micro_batches, kept, strict=True):
             height, width = one.images.shape[2:]
-            targets = one.targets.to(self.precision.device)
-            matches.append(self.criterion.match(targets, (height, width), predictions))
+            matches.append(self.criterion.match(one.targets, (height, width), predictions))
         return matches, kept
 
     def _totals(self, matches: Sequence[Any], images: int) -> dict[str, Tensor]:
         """What the losses divide by: counts over all ranks' slices. *Collective.*"""
         counts = count(self.criterion, matches, images)
-        asked = counts.new_tensor([self.stop.asked])
+        asked = counts.new_full((1,), self.stop.asked)
         totals = self.comm.allreduce_sum(torch.cat((counts, asked)), "validation.normalisers").wait()
         if totals[-1] > 0:
             raise StoppedError("in validation")
@@ -111,7 +110,7 @@ class Evaluator:
     def _losses(self, predictions: Any, matched: Any, totals: dict[str, Tensor], images: int) -> Tensor:
         """(T + 1,) shares of a global batch's loss terms, each times its images; own images."""
         terms = self.criterion(predictions, matched, totals).terms.double()
-        return torch.cat((terms * totals[IMAGES], totals[IMAGES].new_tensor([images])))
+        return torch.cat((terms * totals[IMAGES], totals[IMAGES].new_full((1,), images)))
 
     def _found(self, model: Detector, predictions: Any, batch: Batch) -> Iterator[tuple[int, Detections]]:
         return in_original(model.detect(predictions, self.thresholds), batch)

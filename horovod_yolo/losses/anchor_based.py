@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from horovod_yolo.core.boxes import complete_iou
+from horovod_yolo.core.transfer import numbers
 from horovod_yolo.core.types import Targets
-from horovod_yolo.losses.assign import LevelMatch, assign
+from horovod_yolo.losses.assign import LevelMatch, assign, on_device
 from horovod_yolo.losses.criterion import IMAGES, Criterion, Loss
 
 # Finer levels have more cells, nearly all of them empty; these weights keep their objectness in proportion.
@@ -81,6 +82,8 @@ class AnchorCriterion(Criterion[Sequence[Tensor], list[LevelMatch]]):
         self._head = head
         levels = len(head.strides)
         self.balance = BALANCE_OF_THREE if levels == 3 else BALANCE[:levels]
+        # The head's anchors, which version of them, and a copy on the host.
+        self._known_anchors: tuple[Tensor, int, Tensor] | None = None
 
     @property
     def normalisers(self) -> tuple[str, ...]:
@@ -93,11 +96,20 @@ class AnchorCriterion(Criterion[Sequence[Tensor], list[LevelMatch]]):
         """A level each. They depend on the targets alone."""
         height, width = size
         grid_sizes = [(height // stride, width // stride) for stride in self._head.strides]
-        return assign(targets, self._head.anchors, grid_sizes, self.weights.anchor_t)
+        matches = assign(targets, self._anchors_here(), grid_sizes, self.weights.anchor_t)
+        return on_device(matches, self._head.anchors.device)
+
+    def _anchors_here(self) -> Tensor:
+        """The anchors on the host. A device is waited for when they are new only."""
+        anchors = self._head.anchors
+        known = self._known_anchors
+        if known is None or known[0] is not anchors or known[1] != anchors._version:
+            known = self._known_anchors = (anchors, anchors._version, anchors.cpu())
+        return known[2]
 
     def counts(self, matches: list[LevelMatch]) -> Tensor:
         """(L,) float64 matches of each level."""
-        return torch.tensor([len(m) for m in matches], dtype=torch.float64, device=matches[0].image.device)
+        return numbers([len(m) for m in matches], matches[0].boxes_xywh.double())
 
     def __call__(
         self, predictions: Sequence[Tensor], matches: list[LevelMatch], totals: Mapping[str, Tensor]
@@ -108,7 +120,7 @@ class AnchorCriterion(Criterion[Sequence[Tensor], list[LevelMatch]]):
         images = totals[IMAGES].to(wide[0]).clamp(min=1)
         levels = zip(wide, matches, counts, self.balance, strict=True)
         shares = [self._level(p, match, count, images, weight) for p, match, count, weight in levels]
-        gains = images.new_tensor([self.weights.box, self.weights.obj, self.weights.cls])
+        gains = numbers([self.weights.box, self.weights.obj, self.weights.cls], images)
         terms = torch.stack(shares).sum(dim=0) * gains
         return Loss(terms.sum() * images, terms.detach())
 
@@ -139,7 +151,7 @@ class AnchorCriterion(Criterion[Sequence[Tensor], list[LevelMatch]]):
         return self._cross_entropy(logits, goal, self.weights.cls_pw).sum()
 
     def _cross_entropy(self, logits: Tensor, goal: Tensor, positive_weight: float) -> Tensor:
-        pos_weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+        pos_weight = None if positive_weight == 1 else logits.new_full((), positive_weight)
         entropy = F.binary_cross_entropy_with_logits(logits, goal, pos_weight=pos_weight, reduction="none")
         return (
             entropy * focal_factor(logits, goal, self.weights.fl_gamma) if self.weights.fl_gamma else entropy

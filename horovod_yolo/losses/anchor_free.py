@@ -12,7 +12,9 @@ from torch import Tensor
 
 from horovod_yolo.core.boxes import complete_iou, xyxy_to_xywh
 from horovod_yolo.core.cells import CellMaps, Cells, boxes_around, cells_of, distances_of, distances_to
+from horovod_yolo.core.transfer import numbers
 from horovod_yolo.core.types import Targets
+from horovod_yolo.losses.candidates import Candidates, Level, candidates_of
 from horovod_yolo.losses.criterion import IMAGES, Criterion, Loss
 from horovod_yolo.losses.task_aligned import Answers, AssignmentRules, assign_aligned
 
@@ -60,10 +62,8 @@ class _AnchorFreeCriterion(Criterion[Predictions, Matches]):
         """``most_cells`` of a box, by head: before and after cells are shared out."""
         self.gains = gains
         self._head = head
-        small = head.strides[1]  # sides below the second stride are lengthened to it
         self.rules = {
-            name: AssignmentRules(least_side=small, most=most, most_after=after)
-            for name, (most, after) in most_cells.items()
+            name: AssignmentRules(most=most, most_after=after) for name, (most, after) in most_cells.items()
         }
 
     @property
@@ -74,18 +74,27 @@ class _AnchorFreeCriterion(Criterion[Predictions, Matches]):
     def match(self, targets: Targets, size: tuple[int, int], predictions: Predictions | None) -> Matches:
         """See `Criterion`."""
         assert predictions is not None
+        candidates = self._candidates(targets, size, predictions[next(iter(self.rules))])
         return {
-            name: HeadMatches(self._answers(targets, size, predictions[name], rules), size)
+            name: HeadMatches(self._answers(candidates, predictions[name], rules), size)
             for name, rules in self.rules.items()
         }
 
-    def _answers(
-        self, targets: Targets, size: tuple[int, int], maps: CellMaps, rules: AssignmentRules
-    ) -> Answers:
+    def _candidates(self, targets: Targets, size: tuple[int, int], maps: CellMaps) -> Candidates:
+        """The same for all heads: their maps have the same cells."""
+        strides = self._head.strides
+        shapes = [one.shape[2:] for one in maps.sides]
+        levels = [Level(h, w, stride) for (h, w), stride in zip(shapes, strides, strict=True)]
+        given, device = maps.sides[0].dtype, maps.sides[0].device
+        kind = torch.float64 if given == torch.float64 else torch.float32
+        # Sides below the second stride are lengthened to it.
+        return candidates_of(targets, size, levels, strides[1], kind, device)
+
+    def _answers(self, candidates: Candidates, maps: CellMaps, rules: AssignmentRules) -> Answers:
         sides, logits = (one.detach() for one in maps.joined())
         cells = cells_of(maps, self._head.strides)
         boxes_xyxy = boxes_around(cells.points, distances_of(sides)) * cells.strides
-        return assign_aligned(targets, boxes_xyxy, logits, cells, size, rules)
+        return assign_aligned(candidates, boxes_xyxy, logits, rules)
 
     def counts(self, matches: Matches) -> Tensor:
         """(1 or 2,) float64 sums of target scores."""
@@ -98,7 +107,7 @@ class _AnchorFreeCriterion(Criterion[Predictions, Matches]):
         maps, found = predictions[name], matches[name]
         scores = totals[f"target scores of {name}"].clamp(min=1)
         sums = head_sums(maps, found.answers, cells_of(maps, self._head.strides), found.size)
-        gains = sums.new_tensor([self.gains.box, self.gains.cls, self.gains.dfl])
+        gains = numbers([self.gains.box, self.gains.cls, self.gains.dfl], sums)
         return sums * gains / scores.to(sums)
 
 
@@ -156,7 +165,9 @@ def head_sums(maps: CellMaps, found: Answers, cells: Cells, size: tuple[int, int
     """(3,) sums of box, cls and sides over the cells of a rank, without gains. Differentiable."""
     sides, logits = maps.joined()
     goal = torch.zeros_like(logits)
-    goal[found.image, found.cell, found.classes] = found.scores
+    _, count, classes = logits.shape
+    place = (found.image * count + found.cell) * classes + found.classes
+    goal.view(-1).scatter_reduce_(0, place, found.scores, "amax")  # which those of 0 leave alone
     entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="sum")
 
     sides, points, strides = (
@@ -173,7 +184,7 @@ def head_sums(maps: CellMaps, found: Answers, cells: Cells, size: tuple[int, int
         of_sides = distribution_focal_loss(sides, wanted)
     else:
         height, width = size
-        shares = strides / strides.new_tensor([width, height, width, height])
+        shares = strides / numbers([width, height, width, height], strides)
         of_sides = (distances - wanted).abs() * shares
     return torch.stack(((box * found.scores).sum(), entropy, (of_sides.mean(dim=1) * found.scores).sum()))
 

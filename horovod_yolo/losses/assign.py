@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from horovod_yolo.core.transfer import moved
 from horovod_yolo.core.types import Targets
 
 
@@ -40,12 +41,20 @@ def assign(
     one above or below, where these are in the grid. The middle of a cell has no nearest neighbour.
 
     ``anchors_wh``: one (A, 2) tensor a level, in cells. ``grid_sizes``: (H_l, W_l). Each box is matched by
-    itself, so the matches of a batch are those of its micro-batches. Computed in the anchors' precision.
+    itself, so the matches of a batch are those of its micro-batches. Computed in the anchors' precision, on
+    the host: how many matches there are depends on the boxes, and a device would be waited for to learn it.
     """
     return [
         _assign_level(targets, anchors, size, anchor_t)
         for anchors, size in zip(anchors_wh, grid_sizes, strict=True)
     ]
+
+
+def on_device(matches: Sequence[LevelMatch], device: torch.device) -> list[LevelMatch]:
+    """Matches that were found on the host, on a device, in one copy."""
+    names = [field.name for field in fields(LevelMatch)]
+    parts = iter(moved([getattr(match, name) for match in matches for name in names], device))
+    return [LevelMatch(**{name: next(parts) for name in names}) for _ in matches]
 
 
 def _assign_level(

@@ -47,7 +47,7 @@ class Criterion(ABC, Generic[Predictions, Matches]):
         """What the predictions for some images of this rank answer for; runs without gradients.
 
         Args:
-            targets: of these images.
+            targets: of these images, on the host; the matches are on the device of the head.
             size: (H, W) of the network's input in pixels.
             predictions: given where ``matching_needs_predictions``.
         """
@@ -77,7 +77,7 @@ class Criterion(ABC, Generic[Predictions, Matches]):
 def count(criterion: Criterion[Predictions, Matches], matches: Sequence[Matches], images: int) -> Tensor:
     """(K + 1,) float64: the normalisers of a rank's micro-batches and its images, to be summed over ranks."""
     counts = torch.stack([criterion.counts(matched) for matched in matches]).sum(dim=0)
-    return torch.cat((counts, counts.new_tensor([images])))
+    return torch.cat((counts, counts.new_full((1,), images)))
 
 
 def by_name(criterion: Criterion[Predictions, Matches], totals: Tensor) -> dict[str, Tensor]:

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from horovod_yolo.core.boxes import complete_iou, xywh_to_xyxy, xyxy_to_xywh
-from horovod_yolo.core.cells import Cells
-from horovod_yolo.core.types import Targets
+from horovod_yolo.core.boxes import complete_iou, xyxy_to_xywh
+from horovod_yolo.losses.candidates import Candidates
 
 ALPHA, BETA = 0.5, 6.0  # powers of score and overlap
-MARGIN_PX = 1e-9  # a cell's point must be farther inside a box
 EPS = 1e-9
 
 
@@ -27,23 +25,23 @@ EPS = 1e-9
 class AssignmentRules:
     """How cells are assigned.
 
-    1. Candidates of a box are the cells whose point is inside it. For this alone, sides shorter than
-       ``least_side`` pixels are lengthened to that.
-    2. Of them the ``most`` of highest alignment are picked. Those with an alignment of 0 never are, and of
-       equal ones the first.
-    3. A cell that several boxes picked goes to the box with which it overlaps most *of all boxes*, also one
+    1. Of the candidates of a box, the cells whose point is inside it, the ``most`` of highest alignment are
+       picked. Those with an alignment of 0 never are, and of equal ones the first.
+    2. A cell that several boxes picked goes to the box with which it overlaps most *of all boxes*, also one
        that did not pick it; of equal ones the first.
-    4. With ``most_after`` only as many of highest alignment stay.
+    3. With ``most_after`` only as many of highest alignment stay.
     """
 
-    least_side: int
     most: int = 10
     most_after: int | None = None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The cells that answer for a ground truth; K of them, each once."""
+    """The cells that answer for a ground truth; K of them, each once.
+
+    On a device K is as large as it can be, and behind those that answer there are others, with a score of 0.
+    """
 
     image: Tensor  # (K,) int64
     cell: Tensor  # (K,) int64 among the M of its image
@@ -72,68 +70,61 @@ class _Pairs:
 
 @torch.no_grad()
 def assign_aligned(
-    targets: Targets,
-    boxes_xyxy: Tensor,
-    logits: Tensor,
-    cells: Cells,
-    size: tuple[int, int],
-    rules: AssignmentRules,
+    candidates: Candidates, boxes_xyxy: Tensor, logits: Tensor, rules: AssignmentRules
 ) -> Answers:
     """Assign cells to each ground truth, by `AssignmentRules`.
 
     A box may end up with no cell. The goal of a cell is its alignment, scaled so that the best cell of a box
-    gets the largest overlap of its cells. Waits for the device twice, to learn how many candidates and
-    answers there are.
+    gets the largest overlap of its cells. Nobody waits for a device.
 
     Args:
-        targets: N of them.
+        candidates: of N targets.
         boxes_xyxy: (B, M, 4) predicted, in input pixels.
         logits: (B, M, C) predicted, whose sigmoids are the scores.
-        cells: the M places.
-        size: (H, W) of the input in pixels.
-        rules: how many cells, and for which boxes.
+        rules: how many cells.
     """
-    height, width = size
-    truths_xyxy = xywh_to_xyxy(targets.boxes_xywhn.to(boxes_xyxy)) * boxes_xyxy.new_tensor(
-        [width, height, width, height]
-    )
-    truth, cell = _candidates(truths_xyxy, cells.points_px, rules.least_side)
-    pairs = _aligned(truth, cell, truths_xyxy, targets, boxes_xyxy, logits)
-    held = _shared_out(pairs, _best(pairs, pairs.alignment > 0, len(truths_xyxy), rules.most), boxes_xyxy)
+    count = len(candidates.truths_xyxy)
+    pairs = _aligned(candidates, boxes_xyxy, logits)
+    held = _shared_out(pairs, _best(pairs, pairs.alignment > 0, count, rules.most), boxes_xyxy)
     if rules.most_after is not None:
-        held = _best(pairs, held, len(truths_xyxy), rules.most_after)
-    goals = _goals(pairs, held, len(truths_xyxy))
-    kept = held.nonzero().flatten()
-    truth = truth[kept]
+        held = _best(pairs, held, count, rules.most_after)
+    goals = _goals(pairs, held, count)
+    kept, answers = _kept(held, count * (rules.most_after or rules.most))
+    truth = candidates.truth[kept]
     return Answers(
-        image=targets.image[truth],
-        cell=cell[kept],
+        image=candidates.image[truth],
+        cell=candidates.cell[kept],
         truth=truth,
-        boxes_xyxy=truths_xyxy[truth],
-        classes=targets.classes[truth],
-        scores=goals[kept],
+        boxes_xyxy=candidates.truths_xyxy[truth],
+        classes=candidates.classes[truth],
+        scores=goals[kept].where(answers, 0.0),
     )
 
 
-def _candidates(truths_xyxy: Tensor, points_px: Tensor, least_side: int) -> tuple[Tensor, Tensor]:
-    """(P,) ground truths and cells whose points are inside them."""
-    boxes_xywh = xyxy_to_xywh(truths_xyxy)
-    sides = boxes_xywh[:, 2:].clamp(min=least_side)
-    left, top, right, bottom = xywh_to_xyxy(torch.cat((boxes_xywh[:, :2], sides), dim=1)).T[..., None]
-    x, y = points_px.T
-    inside = (x > left + MARGIN_PX) & (y > top + MARGIN_PX)  # (N, M)
-    inside &= (x < right - MARGIN_PX) & (y < bottom - MARGIN_PX)
-    truth, cell = inside.nonzero(as_tuple=True)
-    return truth, cell
+def _kept(held: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """(K,) numbers of the pairs that hold, of which there are no more than ``most``, and whether each does.
+
+    Only the host knows without waiting how many there are. On a device others fill the rest, each its own:
+    a cell that stood there often would have its gradients added one after the other.
+    """
+    if held.device.type == "cpu":
+        kept = held.nonzero().flatten()
+        return kept, torch.ones_like(kept, dtype=torch.bool)
+    size = min(most, len(held))
+    numbers = torch.arange(len(held), device=held.device)
+    slots = (held.cumsum(0) - 1).where(held, size)
+    kept = numbers.new_zeros(size + 1).scatter_(0, slots, numbers)[:size]
+    answers = numbers[:size] < held.sum()
+    return kept.where(answers, numbers[:size]), answers
 
 
-def _aligned(
-    truth: Tensor, cell: Tensor, truths_xyxy: Tensor, targets: Targets, boxes_xyxy: Tensor, logits: Tensor
-) -> _Pairs:
-    image = targets.image[truth]
-    predicted, wanted = xyxy_to_xywh(boxes_xyxy[image, cell]), xyxy_to_xywh(truths_xyxy[truth])
+def _aligned(candidates: Candidates, boxes_xyxy: Tensor, logits: Tensor) -> _Pairs:
+    truth, cell = candidates.truth, candidates.cell
+    image = candidates.image[truth]
+    wanted = xyxy_to_xywh(candidates.truths_xyxy[truth])
+    predicted = xyxy_to_xywh(boxes_xyxy[image, cell])
     overlap = complete_iou(wanted, predicted).clamp(min=0)
-    scores = logits[image, cell, targets.classes[truth]].sigmoid()
+    scores = logits[image, cell, candidates.classes[truth]].sigmoid()
     alignment = scores**ALPHA * overlap**BETA
     return _Pairs(truth, image * boxes_xyxy.shape[1] + cell, overlap, alignment)
 

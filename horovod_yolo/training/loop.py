@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -13,24 +14,24 @@ from torch import Tensor
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.config.schema import TrainConfig, to_dict
-from horovod_yolo.core.errors import StoppedError
+from horovod_yolo.core.errors import MemoryShortError, StoppedError
 from horovod_yolo.core.types import SampleKey
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.agreement import different_ranks
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.distributed.lost_images import require_images
+from horovod_yolo.distributed.lost_images import most_lost, require_images
 from horovod_yolo.distributed.sync_batchnorm import average_running_statistics, running_statistics
 from horovod_yolo.metrics.scores import Evaluation, metrics_of
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.ema import Ema
-from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport, StepResult
+from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport
 from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.pace import Spent
-from horovod_yolo.training.schedule import Schedule, Window
-from horovod_yolo.training.step import Stepper
+from horovod_yolo.training.schedule import Rates, Schedule, Window
+from horovod_yolo.training.step import Step, Stepper
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,11 @@ class Evaluator(Protocol):
 
 @dataclass(kw_only=True)
 class Trainer:
-    """All that a run needs, put together in `assembly.build`."""
+    """All that a run needs, put together in `assembly.build`.
+
+    The losses of a step, and whether it was skipped, are read ``arrears`` steps later, so that a device has
+    work meanwhile; before a commit, an epoch's end and a stop all of them are. It is the same on all ranks.
+    """
 
     config: TrainConfig
     names: tuple[str, ...]
@@ -68,10 +73,13 @@ class Trainer:
     passes: int = field(init=False)  # that the run makes of a slice; fewer ranks may have to make more
     spent: Spent = field(default_factory=Spent)  # by this rank, in whole epochs since the job began
     mended_epochs: int = 0  # after which ranks had other weights than rank 0
+    arrears: int = field(init=False)  # steps that may be under way when another is
+    under_way: deque[tuple[Step, int, Rates]] = field(default_factory=deque)  # with their numbers and rates
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
 
     def __post_init__(self) -> None:
         self.passes = self.stepper.passes.count
+        self.arrears = 0 if self.stepper.precision.device.type == "cpu" else 1
 
     def fit(self) -> None:
         """Train to the end. *Collective.*
@@ -94,6 +102,9 @@ class Trainer:
                 self.train_epoch()
         except StoppedError:
             self._commit_each_rank()
+            raise
+        except MemoryShortError:  # on all ranks, and the steps before are whole
+            self._read_all_but(0)
             raise
 
     @property
@@ -120,21 +131,23 @@ class Trainer:
                 break
             rates = self.schedule.rates(epoch, window.first_batch + window.batches - 1)
             apply_rates(self.stepper.optimizer, rates)
-            result = self.stepper.step(batches, self._scales(epoch, window))
-            replaced += result.replaced
-            if result.redone:
+            step = self.stepper.step(batches, self._scales(epoch, window))
+            replaced += step.replaced
+            if step.redone:
                 self.passes = self.stepper.passes.count
                 self.config = replace(self.config, micro_batch=self.stepper.passes.images)
-            self._require_images(replaced, epoch, window, result)
-            self._advance(window, result)
-            for callback in self.callbacks:
-                callback.on_step(StepReport(self.progress.step, epoch, rates, result))
+            self._require_images(replaced, epoch, window, step)
+            self._advance(window, step)
+            self.under_way.append((step, self.progress.step, rates))
+            self._read_all_but(self.arrears)
             every = self.config.steps_between_commits
             if every and self.progress.step % every == 0:
                 self.commit(best=False)
-            if result.stop:  # after a commit that is due: it averages statistics
+            if step.stop:  # after a commit that is due: it averages statistics
+                self._read_all_but(0)
                 self.progress.wall_s += time.perf_counter() - start
                 raise StoppedError("in an epoch")
+        self._read_all_but(0)
         seconds, data_wait = time.perf_counter() - start, self.loader.wait_s
         comm_wait = self.comm.wait_s - waited
         self.progress.wall_s += seconds
@@ -152,6 +165,7 @@ class Trainer:
 
         An elastic run may leave from here, and begin anew in another world.
         """
+        self._read_all_but(0)
         self._agree_on_statistics()
         if self.callbacks or self.keep:
             state = self.state()
@@ -205,26 +219,36 @@ class Trainer:
             for k in range(window.batches)
         ]
 
-    def _require_images(self, replaced: int, epoch: int, window: Window, result: StepResult) -> None:
+    def _require_images(self, replaced: int, epoch: int, window: Window, step: Step) -> None:
         """End the job, on all ranks alike, where too much of the data set has vanished."""
         planned = sum(self.sampler.images_in(epoch, window.first_batch + k) for k in range(window.batches))
         # A sample is missing only where no other image could take its place: then nothing can be read.
-        lost = self.sampler.count if result.images < planned else replaced
+        lost = self.sampler.count if step.images < planned else replaced
+        if lost > most_lost(self.sampler.count):
+            self._read_all_but(0)
         require_images(self.comm, lost, self.sampler.count, self.loader.lost.values(), self.config.data)
 
-    def _advance(self, window: Window, result: StepResult) -> None:
-        if not result.skipped:
-            self.ema.update(self.stepper.model)
+    def _advance(self, window: Window, step: Step) -> None:
+        self.ema.update(self.stepper.model, step.made)
         progress = self.progress
         progress.step += 1
-        progress.skipped += result.skipped
         progress.batch = window.first_batch + window.batches
-        progress.images += result.images
-        progress.epoch_images += result.images
-        sums = progress.epoch_losses
-        progress.epoch_losses = {
-            term: sums.get(term, 0.0) + loss * result.images for term, loss in result.losses.items()
-        }
+        progress.images += step.images
+        progress.epoch_images += step.images
+
+    def _read_all_but(self, last: int) -> None:
+        """Take in the numbers of steps under way, and tell of them, but for the ``last`` ones."""
+        progress = self.progress
+        while len(self.under_way) > last:
+            step, number, rates = self.under_way.popleft()
+            result = step.result()
+            progress.skipped += result.skipped
+            sums = progress.epoch_losses
+            progress.epoch_losses = {
+                term: sums.get(term, 0.0) + loss * result.images for term, loss in result.losses.items()
+            }
+            for callback in self.callbacks:
+                callback.on_step(StepReport(number, progress.epoch, rates, result))
 
     def _close_epoch(self, **measured: Any) -> None:
         """Validate, report and commit what `train_epoch` did."""

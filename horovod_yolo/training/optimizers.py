@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.training.eager import eager
 from horovod_yolo.training.musgd import MuSGD
@@ -44,8 +47,14 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return groups[BIASES], groups[NORMS], groups[WEIGHTS]
 
 
-def make_optimizer(name: str, model: Detector, *, lr: float, momentum: float, decay: float) -> Optimizer:
-    """One of `OPTIMIZERS`. SGD has Nesterov momentum; where there are betas, ``momentum`` is the first."""
+def make_optimizer(
+    name: str, model: Detector, *, lr: float, momentum: float, decay: float, fused: bool | None = None
+) -> Optimizer:
+    """One of `OPTIMIZERS`. SGD has Nesterov momentum; where there are betas, ``momentum`` is the first.
+
+    ``fused`` is whether one kernel steps all parameters, and may leave it on the device's own word (see
+    `step_where`); None: on a device, where PyTorch has such a kernel.
+    """
     decays = (0.0, 0.0, decay)  # of biases, norms, weights
     groups: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": own}
@@ -59,6 +68,10 @@ def make_optimizer(name: str, model: Detector, *, lr: float, momentum: float, de
         options["nesterov"] = momentum > 0
     elif name != "RMSProp":
         options = {"betas": (momentum, 0.999)}
+    if fused is None:
+        fused = next(model.parameters()).device.type != "cpu"
+    if fused and "fused" in inspect.signature(OPTIMIZERS[name]).parameters:
+        options["fused"] = True
     optimizer: Optimizer = kind(groups, lr=lr, **options)
     return optimizer
 
@@ -73,6 +86,38 @@ def _with_fast_groups(groups: list[dict[str, Any]], branches: Sequence[nn.Module
         {**group, "params": [p for p in group["params"] if id(p) in fast], "lr_factor": CLASS_BRANCH_LR}
         for group in groups
     ]
+
+
+def steps_where(optimizer: Optimizer) -> bool:
+    """Whether `step_where` is for it."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def step_where(optimizer: Any, finite: Tensor) -> None:
+    """Make a step, or none where () ``finite`` is false, which only the device knows."""
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                # PyTorch's own is not filled where the first step is none.
+                if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    optimizer.found_inf = finite.logical_not().float()
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf
+
+
+def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Give it a state that a run may have saved on another kind of device.
+
+    A copy: the optimizer takes the tensors themselves, and an elastic run may begin from these once more.
+    """
+    own_copy: dict[str, Any] = copied(state)
+    for own, saved in zip(optimizer.param_groups, own_copy["param_groups"], strict=True):
+        if "fused" in own:
+            saved["fused"] = own["fused"]
+    optimizer.load_state_dict(own_copy)
 
 
 def apply_rates(optimizer: Optimizer, rates: Rates) -> None:

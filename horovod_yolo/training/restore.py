@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from horovod_yolo.checkpoint.state import EarlyStopping, Progress, copied
+from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.distributed.agreement import require_equal
 from horovod_yolo.distributed.sync_batchnorm import set_running_statistics
 from horovod_yolo.training.loop import Trainer
+from horovod_yolo.training.optimizers import restore_optimizer
 
 
 def set_state(trainer: Trainer, resumed: dict[str, Any] | None) -> None:
@@ -26,8 +27,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.stepper.model.load_state_dict(state["model"])
     trainer.ema.model.load_state_dict(state["ema"]["weights"])
     trainer.ema.updates = state["ema"]["updates"]
-    # A copy: the optimizer takes the tensors themselves, and an elastic run may begin from these once more.
-    trainer.stepper.optimizer.load_state_dict(copied(state["optimizer"]))
+    restore_optimizer(trainer.stepper.optimizer, state["optimizer"])
     trainer.stepper.scaler.load_state_dict(state["scaler"])
     trainer.progress = Progress(**state["progress"])
     trainer.early_stopping = EarlyStopping(**state["early_stopping"])

@@ -6,6 +6,10 @@ the loss divides by counts that were summed over ranks first.
 
 A rank that runs out of memory in a step goes on without images: the others must not wait for it. Before the
 optimizer all ranks know of it, undo what the step did, and do it again with half as many images in a pass.
+
+The host gives a device its work ahead of time, so a step waits for no number from there. What it depends on
+is known on the host (images, requests to stop, lacks of memory), or decides on the device (whether the
+gradient is finite). The loss and the norm of the gradient arrive later.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +30,7 @@ from torch.optim import Optimizer
 from horovod_yolo.core.errors import MemoryShortError, NonFiniteError
 from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
+from horovod_yolo.core.transfer import Fetched
 from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.agreement import agree
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange
@@ -35,12 +40,52 @@ from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.events import StepResult
+from horovod_yolo.training.optimizers import step_where, steps_where
 from horovod_yolo.training.passes import KeptBuffers, Momenta, Passes, Window, give_back
 
 log = logging.getLogger(__name__)
 LARGEST_GRADIENT_NORM = 10.0
 _LOWER = "Lower --imgsz, choose a smaller model, or go on with --resume and a smaller --micro-batch"
 MOST_SKIPS_IN_A_ROW = 25  # a gradient scaler that starts at 65536 may need a dozen to settle
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Of a window, over ranks and images."""
+
+    losses: Tensor  # (T,) float64 the loss terms
+    images: int
+    replaced: int  # of them, those that stand for a lost one
+    stop: bool  # whether any rank is asked to
+
+
+class Step:
+    """A step that is made, or on its way on a device. What the host knows of it, and later its numbers."""
+
+    def __init__(
+        self, stepper: Stepper, sums: _Sums, numbers: Fetched, made: bool | Tensor, redone: bool
+    ) -> None:
+        """``numbers`` are the losses and the norm of the gradient.
+
+        ``made`` is whether the weights have moved: () bool where only the device knows.
+        """
+        self.images, self.replaced, self.stop, self.redone = sums.images, sums.replaced, sums.stop, redone
+        self.made = made
+        self._stepper = stepper
+        self._numbers = numbers
+
+    def result(self) -> StepResult:
+        """All of it, when the device has come so far; to be called once, in the order of the steps.
+
+        Raises:
+            NonFiniteError: infinite or NaN gradients many times in a row, on all ranks alike.
+        """
+        *losses, norm = self._numbers.read()
+        terms = self._stepper.criterion.terms
+        means = {term: loss / max(self.images, 1.0) for term, loss in zip(terms, losses, strict=True)}
+        skipped = not math.isfinite(norm)
+        self._stepper.note(skipped)
+        return StepResult(means, self.images, norm, skipped, self.stop, self.replaced, self.redone)
 
 
 class Stepper:
@@ -84,7 +129,7 @@ class Stepper:
         self.passes = passes
         self._momenta.slow_down(passes.count)
 
-    def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> StepResult:
+    def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> Step:
         """Run one window. *Collective.*
 
         Args:
@@ -92,7 +137,6 @@ class Stepper:
             scales: factor on the input's size for each global batch: all 1 without multi-scale.
 
         Raises:
-            NonFiniteError: infinite or NaN gradients many times in a row, on all ranks alike.
             MemoryShortError: a rank lacks memory, also for half as many images a pass; on all ranks alike.
         """
         window = Window(batches, scales)
@@ -103,14 +147,12 @@ class Stepper:
             sums, lack = self._gradients(window)
         if lack is not None:
             raise MemoryShortError(f"{lack}, also with {self.passes.images} images in a pass. {_LOWER}")
-        grad_norm = self._clip_gradients()
+        norm = self._clip_gradients()
+        numbers = Fetched(torch.cat((sums.losses, norm.double()[None])))
         with self._exchange.stepping():
-            skipped = self._update(grad_norm)
+            made = self._update(norm, numbers)
         self.optimizer.zero_grad()
-        terms = self.criterion.terms
-        *losses, images, replaced, stop = sums
-        means = {term: loss / max(images, 1.0) for term, loss in zip(terms, losses, strict=True)}
-        return StepResult(means, int(images), grad_norm, skipped, stop > 0, int(replaced), redone)
+        return Step(self, sums, numbers, made, redone)
 
     def lack_of_memory(self, batch: Batch, scale: float) -> str | None:
         """What a rank lacks to train on a batch in one pass, and which rank; None: nothing. *Collective.*
@@ -126,28 +168,44 @@ class Stepper:
             self._undo()
         return lack
 
-    def _gradients(self, window: Window) -> tuple[list[float], str | None]:
+    def _gradients(self, window: Window) -> tuple[_Sums, str | None]:
         """Give the parameters the gradients of a window, summed over the ranks. *Collective.*
 
         Returns:
-            Sums over ranks and images: loss terms, images, those that stand for a lost one, requests to stop.
-            And which memory was too small on which rank: then nothing is changed, and there are no gradients.
+            Sums, and which memory was too small on which rank: then nothing is changed, and there are no
+            gradients.
         """
         self._lacks.clear()
         self._buffers.keep()
         self._exchange.expect(len(window) * self.passes.count)
-        sums = torch.zeros(len(self.criterion.terms) + 2, dtype=torch.float64, device=self.precision.device)
+        losses = torch.zeros(len(self.criterion.terms), dtype=torch.float64, device=self.precision.device)
+        images = replaced = 0
         for batch, scale in window:
-            sums += self._share(batch, scale)
+            losses += self._share(batch, scale)
+            if not self._lacks:
+                images, replaced = images + len(batch), replaced + batch.replaced
         if self._lacks:
             self._exchange.abandon()
         self._exchange.finish()
-        told = sums.new_tensor([self._stop.asked, len(self._lacks)])
-        *of_all, lacking = self._comm.allreduce_sum(torch.cat((sums, told)), "losses").wait().tolist()
+        told = torch.tensor([images, replaced, self._stop.asked, len(self._lacks)], dtype=torch.float64)
+        losses, (*counted, stop, lacking) = self._summed(losses, told)
+        sums = _Sums(losses, int(counted[0]), int(counted[1]), stop > 0)
         if not lacking:
-            return of_all, None
+            return sums, None
         self._undo()
-        return of_all, agree(self._comm, next(iter(self._lacks), None))
+        return sums, agree(self._comm, next(iter(self._lacks), None))
+
+    def _summed(self, losses: Tensor, told: Tensor) -> tuple[Tensor, list[float]]:
+        """What is on the device and what the host tells, over the ranks. *Collective.*
+
+        The host's numbers travel by themselves: to wait for the other hosts is not to wait for the devices.
+        """
+        if losses.device.type == "cpu":
+            of_all = self._comm.allreduce_sum(torch.cat((losses, told)), "losses").wait()
+            return of_all[: len(losses)], of_all[len(losses) :].tolist()
+        of_devices = self._comm.allreduce_sum(losses, "losses")
+        of_hosts: list[float] = self._comm.allreduce_sum(told, "told").wait().tolist()
+        return of_devices.wait(), of_hosts
 
     def _share(self, batch: Batch, scale: float) -> Tensor:
         """`_forward_backward`, or this rank's part in the others' where it lacks memory. *Collective.*"""
@@ -182,8 +240,7 @@ class Stepper:
         self.split(smaller)
 
     def _forward_backward(self, batch: Batch, scale: float = 1.0, follows: bool = False) -> Tensor:
-        """This rank's share of a batch: (T + 2,) loss terms, each times the global images; own images; those
-        of them that stand for a lost one.
+        """This rank's share of a batch: (T,) loss terms, each times the global images.
 
         Where it only ``follows`` the others no gradient is kept, and no hook is told of one.
         """
@@ -203,8 +260,7 @@ class Stepper:
                 self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
             terms.append(loss.terms.double())
         self.model.train()
-        counted = totals[IMAGES].new_tensor([len(batch), batch.replaced])
-        return torch.cat((torch.stack(terms).sum(dim=0) * totals[IMAGES], counted))
+        return torch.stack(terms).sum(dim=0) * totals[IMAGES]
 
     def _match(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[Any], list[Any]]:
         """The matches of each micro-batch, and its predictions where they were made for that and can be kept.
@@ -235,25 +291,40 @@ class Stepper:
         with self.precision.autocast():
             return self.model(self.precision.images(batch))
 
-    def _clip_gradients(self) -> float:
-        """The norm that the gradients had. It is the same on every rank."""
+    def _clip_gradients(self) -> Tensor:
+        """() the norm that the gradients had. It is the same on every rank."""
         self.scaler.unscale_(self.optimizer)  # after the exchange: all ranks see the same inf
-        norm = nn.utils.clip_grad_norm_(self._trained, LARGEST_GRADIENT_NORM)
-        return float(norm)
+        return nn.utils.clip_grad_norm_(self._trained, LARGEST_GRADIENT_NORM)
 
-    def _update(self, grad_norm: float) -> bool:
-        """Step, or skip where the gradient is not finite. All ranks hold the same gradient, so all agree."""
-        finite = math.isfinite(grad_norm)
-        if finite:
-            self.scaler.step(self.optimizer)
+    def _update(self, norm: Tensor, numbers: Fetched) -> bool | Tensor:
+        """Step, or skip where the gradient is not finite. All ranks hold the same gradient, so all agree.
+
+        Whether it was a step: () bool where only the device knows. With an optimizer that cannot leave it to
+        the device the host waits, for the numbers that it wants anyway.
+        """
+        finite: bool | Tensor
+        if steps_where(self.optimizer):
+            finite = norm.isfinite()
+            step_where(self.optimizer, finite)
+        else:
+            finite = math.isfinite(numbers.read()[-1])
+            if finite:
+                self.optimizer.step()
         self.scaler.update()  # knows from `unscale_` whether to lower the scale
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        return finite
+
+    def note(self, skipped: bool) -> None:
+        """Count skips in a row.
+
+        Raises:
+            NonFiniteError: there are too many.
+        """
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if self.skipped_in_a_row > MOST_SKIPS_IN_A_ROW:
             raise NonFiniteError(
                 f"gradients were infinite or NaN for {self.skipped_in_a_row} steps in a row; "
                 "lower lr0 or warmup_bias_lr, or use --precision fp32 with --compression none"
             )
-        return not finite
 
 
 @contextmanager

@@ -33,7 +33,6 @@ WAITING = {
     "aten::equal",
     "aten::_unique2",
     "aten::unique_dim",
-    "aten::repeat_interleave",
 }
 ANY_INDEX = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}  # indices may be on the CPU
 COPIES = {"aten::_to_copy", "aten::copy_"}
@@ -125,7 +124,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     target = None if wanted is None else torch.device(wanted).type
     _require_one_device(func, name, tensors, ours)
     if ours or target == NAME:
-        _note(name, args, bool(ours), target)
+        _note(name, args, kwargs, bool(ours), target)
     if target == NAME:
         real_kwargs["device"] = CPU
     result = func(*real_args, **real_kwargs)
@@ -162,11 +161,14 @@ def _require_one_device(
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {shapes}")
 
 
-def _note(name: str, args: Any, from_device: bool, target: str | None) -> None:
+def _note(name: str, args: Any, kwargs: dict[str, Any], from_device: bool, target: str | None) -> None:
     log.operations.append(name)
+    waits = name in WAITING or (name == "aten::repeat_interleave" and kwargs.get("output_size") is None)
     if name == "aten::copy_":
         target, from_device = args[0].device.type, isinstance(args[1], PretendTensor)
-    if name in WAITING or (name in COPIES and from_device and target == "cpu"):
+    if name in COPIES and from_device and target == "cpu":
+        waits = not (args[2:] or (kwargs.get("non_blocking"),))[0]
+    if waits:
         log.waits.append(_noted(name))
     if name in COPIES and target == NAME and not from_device:
         log.copies_to_device.append(_noted(name))
@@ -190,6 +192,16 @@ class _Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return FORMATS
+
+    class Event:
+        """A moment in what the device has to do. Whoever waits for it is noted, also where it is over."""
+
+        def record(self) -> None:
+            """Now is the moment."""
+
+        def synchronize(self) -> None:
+            """Wait for it."""
+            log.waits.append(_noted("synchronize"))
 
 
 def _without_autocast() -> Any:
@@ -229,7 +241,7 @@ def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Tenso
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
-    result: Tensor = _run(torch.ops.aten.copy_.default, (target, source), {})
+    result: Tensor = _run(torch.ops.aten.copy_.default, (target, source, non_blocking), {})
     return result
 
 

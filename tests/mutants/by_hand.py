@@ -107,7 +107,7 @@ BY_HAND = (
         "tests/unit/training/test_optimizers.py",
     ),
     ByHand(
-        "horovod_yolo/losses/task_aligned.py",
+        "horovod_yolo/losses/candidates.py",
         "sides = boxes_xywh[:, 2:].clamp(min=least_side)",
         "sides = boxes_xywh[:, 2:]",
         "tests/unit/losses/test_task_aligned.py",

@@ -62,7 +62,7 @@ def model(digits: Annotations) -> Detector:
     loader = evaluator_of(digits, LocalCommunicator()).loader
     for _ in range(15):
         for batch in loader.epoch(0):
-            stepper.step(iter([batch]), [1.0])
+            stepper.step(iter([batch]), [1.0]).result()
     return detector
 
 

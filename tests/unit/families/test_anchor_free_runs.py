@@ -104,7 +104,7 @@ def test_whole_models_make_the_same_step_on_two_ranks(name: str) -> None:
         own = copy.deepcopy(model)
         criterion = criterion_of(own)
         stepper = make_stepper(own, criterion=criterion, comm=comm, sync_bn=True, lr=0.01)
-        return stepper.step(iter([batch.split(comm.size)[comm.rank]]), [1.0]), own.state_dict()
+        return stepper.step(iter([batch.split(comm.size)[comm.rank]]), [1.0]).result(), own.state_dict()
 
     expected, weights = step(LocalCommunicator())
     for found, theirs in run_world(2, step):
@@ -152,7 +152,7 @@ def test_accumulation_and_micro_batches_add_up(name: str) -> None:
     )
     split.split(Passes(7, 7))
     for window in windows:
-        first, second = (s.step(iter(window), [1.0] * len(window)) for s in (whole, split))
+        first, second = (s.step(iter(window), [1.0] * len(window)).result() for s in (whole, split))
         assert second.losses == pytest.approx(first.losses, rel=1e-9)
         assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-9)
     theirs = models[0].state_dict()

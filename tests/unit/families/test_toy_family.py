@@ -141,7 +141,7 @@ def test_micro_batches_add_up_though_matching_needs_all_predictions_first(micro_
     steppers = [make_stepper(model, criterion=criterion_of(model)) for model in (whole, split)]
     steppers[1].split(Passes(7, micro_batches))
     for window in windows:
-        first, second = (s.step(iter(window), [1.0] * len(window)) for s in steppers)
+        first, second = (s.step(iter(window), [1.0] * len(window)).result() for s in steppers)
         assert second.losses == pytest.approx(first.losses, rel=1e-9)
         assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-9)
     for (name, mine), theirs in zip(split.state_dict().items(), whole.state_dict().values(), strict=True):
@@ -153,7 +153,7 @@ def test_the_pass_that_counts_leaves_no_trace_in_the_running_statistics() -> Non
     stepper = make_stepper(model, criterion=criterion_of(model), lr=0.0)
     stepper.passes = Passes(8, 2)
     batch = tiny_batch(4, 0)
-    stepper.step(iter([batch]), [1.0])
+    stepper.step(iter([batch]), [1.0]).result()
     for half in batch.split(2):
         plain.train()(half.images.double() / 255)
     for name, buffer in model.named_buffers():

@@ -11,6 +11,7 @@ from torch import Tensor
 from horovod_yolo.core.boxes import complete_iou, xyxy_to_xywh
 from horovod_yolo.core.cells import CellMaps, Cells, cells_of
 from horovod_yolo.core.types import Targets
+from horovod_yolo.losses.candidates import Level, candidates_of
 from horovod_yolo.losses.task_aligned import Answers, AssignmentRules, assign_aligned
 
 HEIGHT, WIDTH = 64, 96
@@ -52,12 +53,14 @@ def random_predictions(images: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat((first, last), dim=2), scores
 
 
-def by_loops(targets: Targets, boxes: Tensor, scores: Tensor, rules: AssignmentRules) -> Found:
+def by_loops(
+    targets: Targets, boxes: Tensor, scores: Tensor, rules: AssignmentRules, least_side: float
+) -> Found:
     """One image, one box and one cell at a time."""
     found: Found = {}
     for image in range(len(boxes)):
         own = [i for i in range(len(targets.image)) if targets.image[i] == image]
-        overlaps = candidates_by_loops(targets, own, boxes[image], rules.least_side)
+        overlaps = candidates_by_loops(targets, own, boxes[image], least_side)
         alignments = {
             (i, c): float(scores[image, c, targets.classes[i]]) ** 0.5 * u**6
             for (i, c), u in overlaps.items()
@@ -105,27 +108,31 @@ def as_found(answers: Answers) -> Found:
     return found
 
 
-def assigned(targets: Targets, boxes: Tensor, scores: Tensor, rules: AssignmentRules) -> Found:
-    answers = assign_aligned(targets, boxes, scores.logit(), cells(), (HEIGHT, WIDTH), rules)
+def assigned(
+    targets: Targets, boxes: Tensor, scores: Tensor, rules: AssignmentRules, least_side: float = 16
+) -> Found:
+    levels = [Level(HEIGHT // s, WIDTH // s, s) for s in STRIDES]
+    found = candidates_of(targets, (HEIGHT, WIDTH), levels, least_side, torch.float64, torch.device("cpu"))
+    answers = assign_aligned(found, boxes, scores.logit(), rules)
     assert torch.equal(answers.classes, targets.classes[answers.truth])
     assert torch.equal(answers.image, targets.image[answers.truth])
     return as_found(answers)
 
 
 RULES = [
-    AssignmentRules(least_side=16),
-    AssignmentRules(least_side=16, most=3),
-    AssignmentRules(least_side=16, most=7, most_after=1),
-    AssignmentRules(least_side=1, most=7, most_after=2),
+    (AssignmentRules(), 16),
+    (AssignmentRules(most=3), 16),
+    (AssignmentRules(most=7, most_after=1), 16),
+    (AssignmentRules(most=7, most_after=2), 1),
 ]
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize(("rules", "least_side"), RULES, ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_as_loops_do_it(rules: AssignmentRules, seed: int) -> None:
+def test_as_loops_do_it(rules: AssignmentRules, least_side: float, seed: int) -> None:
     targets = random_targets(3, 14, seed)
     boxes, scores = random_predictions(3, seed)
-    expected, found = (f(targets, boxes, scores, rules) for f in (by_loops, assigned))
+    expected, found = (f(targets, boxes, scores, rules, least_side) for f in (by_loops, assigned))
     assert len(expected) > 5
     assert {k: v[0] for k, v in found.items()} == {k: v[0] for k, v in expected.items()}
     assert all(found[k][1] == pytest.approx(expected[k][1], rel=1e-9) for k in expected)
@@ -146,9 +153,9 @@ def test_a_speck_between_the_cells_has_candidates_because_it_is_lengthened() -> 
     row = WIDTH // 8
     boxes, scores = perfect(*((cell, speck) for cell in (row + 1, row + 2, 2 * row + 1, 2 * row + 2)))
     targets = targets_of([(0, 1, *speck)])
-    found = assigned(targets, boxes, scores, AssignmentRules(least_side=16))
+    found = assigned(targets, boxes, scores, AssignmentRules())
     assert sorted(cell for _, cell in found) == [row + 1, row + 2, 2 * row + 1, 2 * row + 2]
-    assert assigned(targets, boxes, scores, AssignmentRules(least_side=8)) == {}, "points on its edge"
+    assert assigned(targets, boxes, scores, AssignmentRules(), least_side=8) == {}, "points on its edge"
 
 
 def test_a_contested_cell_may_go_to_a_box_that_did_not_pick_it() -> None:
@@ -159,14 +166,14 @@ def test_a_contested_cell_may_go_to_a_box_that_did_not_pick_it() -> None:
     targets = targets_of([(0, 0, 38.0, 20.0, 50.0, 36.0), (0, 0, 38.0, 20.0, 54.0, 36.0), (0, 1, *third)])
     boxes, scores = perfect((middle, predicted), (middle - 1, third))
     boxes[0, middle - 1, 0] += 0.01
-    found = assigned(targets, boxes, scores, AssignmentRules(least_side=1, most=1))
+    found = assigned(targets, boxes, scores, AssignmentRules(most=1), least_side=1)
     assert {cell: truth for (_, cell), (truth, _) in found.items()} == {middle: 2, middle - 1: 2}
 
 
 def test_of_equal_boxes_the_first_gets_the_cells() -> None:
     box = (30.0, 20.0, 58.0, 44.0)
     boxes, scores = perfect(*((cell, box) for cell in range(len(cells().points))))
-    found = assigned(targets_of([(0, 2, *box), (0, 2, *box)]), boxes, scores, RULES[0])
+    found = assigned(targets_of([(0, 2, *box), (0, 2, *box)]), boxes, scores, AssignmentRules())
     assert {truth for truth, _ in found.values()} == {0} and len(found) == 10
 
 
@@ -176,7 +183,7 @@ def test_the_best_cell_gets_the_best_overlap() -> None:
     near, far = 3 * (WIDTH // 8) + 5, 2 * (WIDTH // 8) + 5
     boxes, scores = perfect((near, box), (far, (32.0, 16.0, 56.0, 38.0)))
     scores[0, near, 0], scores[0, far, 0] = 0.01, 1.0
-    found = assigned(targets_of([(0, 0, *box)]), boxes, scores, RULES[0])
+    found = assigned(targets_of([(0, 0, *box)]), boxes, scores, AssignmentRules())
     assert found[0, far][1] == pytest.approx(1.0, rel=1e-6)
     assert 0 < found[0, near][1] < found[0, far][1]
 
@@ -184,19 +191,19 @@ def test_the_best_cell_gets_the_best_overlap() -> None:
 @pytest.mark.parametrize("images", [0, 2])
 def test_without_targets(images: int) -> None:
     boxes, scores = random_predictions(images, 0)
-    assert assigned(targets_of([]), boxes, scores, RULES[2]) == {}
+    assert assigned(targets_of([]), boxes, scores, *RULES[2]) == {}
 
 
 def test_a_batch_is_assigned_as_its_images_are_alone() -> None:
     targets = random_targets(4, 20, 5)
     boxes, scores = random_predictions(4, 5)
-    whole = assigned(targets, boxes, scores, RULES[0])
+    whole = assigned(targets, boxes, scores, AssignmentRules())
     parts: Found = {}
     for image in range(4):
         own = (targets.image == image).nonzero().flatten()
         alone = Targets(torch.zeros_like(own), targets.classes[own], targets.boxes_xywhn[own])
         for (_, cell), (truth, score) in assigned(
-            alone, boxes[image, None], scores[image, None], RULES[0]
+            alone, boxes[image, None], scores[image, None], AssignmentRules()
         ).items():
             parts[image, cell] = (int(own[truth]), score)
     assert parts == whole
@@ -204,4 +211,4 @@ def test_a_batch_is_assigned_as_its_images_are_alone() -> None:
 
 def test_predictions_that_overlap_nothing_answer_for_nothing() -> None:
     boxes, scores = perfect()
-    assert assigned(targets_of([(0, 0, 10.0, 10.0, 50.0, 50.0)]), boxes, scores, RULES[0]) == {}
+    assert assigned(targets_of([(0, 0, 10.0, 10.0, 50.0, 50.0)]), boxes, scores, AssignmentRules()) == {}

@@ -27,6 +27,9 @@ from horovod_yolo.training.optimizers import (
     apply_rates,
     make_optimizer,
     parameter_groups,
+    restore_optimizer,
+    step_where,
+    steps_where,
 )
 from horovod_yolo.training.schedule import Rates
 
@@ -134,8 +137,10 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
 
 
-def test_average_against_the_formula() -> None:
+@pytest.mark.parametrize("there", [False, True], ids=["the host knows", "the device knows"])
+def test_average_against_the_formula(there: bool) -> None:
     torch.manual_seed(0)
+    made, none = (torch.tensor(truth) if there else truth for truth in (True, False))
     model = small()
     ema = Ema(model, decay=0.9, tau=5.0)  # type: ignore[arg-type]  # a small module in a detector's place
     expected = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -143,7 +148,10 @@ def test_average_against_the_formula() -> None:
         with torch.no_grad():
             for tensor in [*model.parameters(), *model.buffers()]:
                 tensor.add_(torch.rand(tensor.shape) if tensor.is_floating_point() else 3)
-        ema.update(model)  # type: ignore[arg-type]
+        before = copy.deepcopy(ema.model.state_dict())
+        ema.update(model, none)  # type: ignore[arg-type]
+        assert all(torch.equal(value, before[key]) for key, value in ema.model.state_dict().items())
+        ema.update(model, made)  # type: ignore[arg-type]
         d = 0.9 * (1 - math.exp(-n / 5.0))
         for key, value in model.state_dict().items():
             expected[key] = (
@@ -187,6 +195,36 @@ def test_the_average_is_a_model_of_its_own() -> None:
         assert torch.equal(value, before[key])
     ema.update(model)  # type: ignore[arg-type]
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "NAdam"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_state_goes_on_where_one_kernel_makes_the_steps_and_where_not(name: str, fused: bool) -> None:
+    """As on a GPU and on a CPU. An optimizer stays what it is, whichever the state was saved by."""
+    models = [build_model("yolov5n", 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = []
+    for model, one in zip(models, (fused, not fused), strict=True):
+        optimizers.append(make_optimizer(name, model, lr=0.1, momentum=0.9, decay=0.01, fused=one))
+    for parameter in models[0].parameters():
+        parameter.grad = torch.full_like(parameter, 0.01)
+    optimizers[0].step()
+    models[1].load_state_dict(models[0].state_dict())
+    saved = optimizers[0].state_dict()
+    restore_optimizer(optimizers[1], saved)
+    assert steps_where(optimizers[1]) == (not fused and name != "NAdam")
+    assert bool(saved["param_groups"][0].get("fused")) == (fused and name != "NAdam"), (
+        "the state is as it was"
+    )
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, -0.02)
+        if steps_where(optimizer):
+            step_where(optimizer, torch.tensor(True))
+        else:
+            optimizer.step()
+    for mine, theirs in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS.values())

@@ -152,7 +152,7 @@ def trained(
         if number == split_before:
             stepper.split(Passes(SHARE, 2))
         batches = iter(slices(comm, *window, tiny_batch(1, 9)))
-        results.append(stepper.step(batches, [1.0, 0.5][: len(window)]))
+        results.append(stepper.step(batches, [1.0, 0.5][: len(window)]).result())
         taken += len(window) + 1 - len(list(batches))
     return results, state_of(stepper), taken
 
@@ -217,7 +217,7 @@ def test_where_one_image_is_too_much_the_step_is_not_tried_again() -> None:
     stepper.split(Passes(SHARE, SHARE))
     Trap("after it", most_images=0).set(stepper.model)
     with pytest.raises(MemoryShortError, match="for a single image"):
-        stepper.step(iter([tiny_batch(4, 0)]), [1.0])
+        stepper.step(iter([tiny_batch(4, 0)]), [1.0]).result()
 
 
 def test_another_fault_is_that_ranks_alone() -> None:
@@ -238,7 +238,7 @@ def test_with_synchronised_batch_norm_any_number_of_ranks_makes_the_same_passes(
         model = tiny_detector()
         stepper = make_stepper(model, comm=comm, sync_bn=True, lr=0.01)
         stepper.split(Passes(SHARE, passes))
-        results = [stepper.step(iter(slices(comm, *w)), [1.0] * len(w)) for w in windows()]
+        results = [stepper.step(iter(slices(comm, *w)), [1.0] * len(w)).result() for w in windows()]
         return results, copied(model.state_dict())
 
     expected, weights = job(LocalCommunicator())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.core.errors import NonFiniteError
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Batch
@@ -28,6 +29,7 @@ from horovod_yolo.training.step import (
     Stepper,
     _resized,
 )
+from tests.helpers.runs import same_bits
 from tests.helpers.tiny import STRIDES, tiny_batch, tiny_criterion, tiny_detector, tiny_head
 
 CPU = torch.device("cpu")
@@ -44,10 +46,11 @@ def make_stepper(
     comm: Communicator | None = None,
     sync_bn: bool = False,
     wire: torch.dtype | None = None,
+    fused: bool | None = None,
 ) -> Stepper:
     comm = comm or LocalCommunicator()
     optimizer, exchange = comm.exchange_gradients(
-        make_optimizer(name, model, lr=lr, momentum=0.9, decay=0.01),
+        make_optimizer(name, model, lr=lr, momentum=0.9, decay=0.01, fused=fused),
         model.named_parameters(),
         wire=wire,
         group_mb=1.0,
@@ -98,15 +101,16 @@ def obvious_steps(model: Detector, windows: Sequence[Sequence[Batch]], lr: float
     return losses
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("lr", [0.001, 0.3])
-def test_steps_are_those_of_the_obvious_loop(scaled: bool, lr: float) -> None:
+def test_steps_are_those_of_the_obvious_loop(scaled: bool, lr: float, fused: bool) -> None:
     windows = [[tiny_batch(3, 0)], [tiny_batch(2, 1), tiny_batch(4, 2)], [tiny_batch(1, 3), tiny_batch(1, 4)]]
     plain, ours = tiny_detector(), tiny_detector()
     expected = obvious_steps(plain, windows, lr)
-    stepper = make_stepper(ours, scaled=scaled, lr=lr)
+    stepper = make_stepper(ours, scaled=scaled, lr=lr, fused=fused)
     for window, losses in zip(windows, expected, strict=True):
-        result = stepper.step(iter(window), [1.0] * len(window))
+        result = stepper.step(iter(window), [1.0] * len(window)).result()
         assert [*result.losses.values()] == pytest.approx(losses, rel=1e-9)
         assert result.images == sum(map(len, window))
         assert not result.skipped
@@ -122,7 +126,7 @@ def test_micro_batches_of_a_slice_add_up_to_its_gradient(count: int) -> None:
     steppers = make_stepper(whole), make_stepper(split)
     steppers[1].split(Passes(6, count))
     for window in windows:
-        first, second = (s.step(iter(window), [1.0] * len(window)) for s in steppers)
+        first, second = (s.step(iter(window), [1.0] * len(window)).result() for s in steppers)
         assert second.losses == pytest.approx(first.losses, rel=1e-9)
         assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-9)
         assert second.images == first.images
@@ -141,7 +145,7 @@ def frozen_norm(model: Detector) -> Detector:
 
 def test_a_window_takes_only_its_batches() -> None:
     batches = iter([tiny_batch(1, seed) for seed in range(5)])
-    make_stepper(tiny_detector()).step(batches, [1.0, 1.0])
+    make_stepper(tiny_detector()).step(batches, [1.0, 1.0]).result()
     assert len(list(batches)) == 3
 
 
@@ -151,11 +155,11 @@ def test_large_gradients_are_clipped_small_ones_are_not() -> None:
     norms = {}
     stepper.optimizer.register_step_pre_hook(lambda *_: norms.update(clipped=norm_of(model)))
     loss.factor = 100.0
-    result = stepper.step(iter([tiny_batch(8, 0)]), [1.0])
+    result = stepper.step(iter([tiny_batch(8, 0)]), [1.0]).result()
     assert result.grad_norm > LARGEST_GRADIENT_NORM
     assert norms["clipped"] == pytest.approx(LARGEST_GRADIENT_NORM, rel=1e-4)
     loss.factor = 1.0
-    result = stepper.step(iter([tiny_batch(1, 0)]), [1.0])
+    result = stepper.step(iter([tiny_batch(1, 0)]), [1.0]).result()
     assert result.grad_norm < LARGEST_GRADIENT_NORM
     assert norms["clipped"] == pytest.approx(result.grad_norm)
 
@@ -183,37 +187,61 @@ def faulty() -> Faulty:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize(
+    ("name", "fused"), [("SGD", False), ("SGD", True), ("AdamW", False), ("AdamW", True), ("MuSGD", True)]
+)
 @pytest.mark.parametrize("factor", [float("inf"), float("nan"), 1e200])
-def test_a_step_without_finite_gradients_changes_nothing(name: str, scaled: bool, factor: float) -> None:
-    """1e200: each gradient is finite, their norm is not."""
+def test_a_step_without_finite_gradients_changes_nothing(
+    name: str, fused: bool, scaled: bool, factor: float
+) -> None:
+    """1e200: each gradient is finite, their norm is not. A fused optimizer leaves it to the device."""
     loss = faulty()
     loss.factor = 1.0
     model = tiny_detector()
-    stepper = make_stepper(model, criterion=loss, name=name, scaled=scaled)
-    stepper.step(iter([tiny_batch(2, 0)]), [1.0])  # so that there is momentum that could move the weights
-    before = copy.deepcopy(dict(model.named_parameters()))
+    stepper = make_stepper(model, criterion=loss, name=name, scaled=scaled, fused=fused)
+    stepper.step(
+        iter([tiny_batch(2, 0)]), [1.0]
+    ).result()  # so that there is momentum that could move the weights
+    before, state = copy.deepcopy(dict(model.named_parameters())), copied(stepper.optimizer.state_dict())
     loss.factor = factor
-    assert stepper.step(iter([tiny_batch(2, 1)]), [1.0]).skipped
+    skipped = stepper.step(iter([tiny_batch(2, 1)]), [1.0])
+    assert isinstance(skipped.made, Tensor) == (fused and name != "MuSGD")
+    assert not skipped.made and skipped.result().skipped
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert same_bits(copied(stepper.optimizer.state_dict()), state)
     loss.factor = 1.0
-    assert not stepper.step(iter([tiny_batch(2, 2)]), [1.0]).skipped
+    assert not stepper.step(iter([tiny_batch(2, 2)]), [1.0]).result().skipped
     assert not all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert stepper.skipped_in_a_row == 0
 
 
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_first_step_that_is_none_leaves_no_trace_in_the_next(name: str) -> None:
+    moved = []
+    for first_factor in (float("nan"), None):
+        loss, model = faulty(), tiny_detector()
+        stepper = make_stepper(model, criterion=loss, name=name, fused=True)
+        if first_factor is not None:
+            loss.factor = first_factor
+            assert stepper.step(iter([tiny_batch(2, 0)]), [1.0]).result().skipped
+        loss.factor = 1.0
+        stepper.step(iter([tiny_batch(2, 1)]), [1.0])
+        moved.append(dict(model.named_parameters()))
+    assert all(torch.equal(weight, moved[1][key]) for key, weight in moved[0].items())
+
+
 def test_the_scaler_backs_off() -> None:
     stepper = make_stepper(tiny_detector(), criterion=faulty(), scaled=True)
-    stepper.step(iter([tiny_batch(2, 0)]), [1.0])
+    stepper.step(iter([tiny_batch(2, 0)]), [1.0]).result()
     assert stepper.scaler.get_scale() == 512.0
 
 
 def test_a_run_of_skips_ends_training() -> None:
     stepper = make_stepper(tiny_detector(), criterion=faulty())
     for _ in range(MOST_SKIPS_IN_A_ROW):
-        assert stepper.step(iter([tiny_batch(1, 0)]), [1.0]).skipped
+        assert stepper.step(iter([tiny_batch(1, 0)]), [1.0]).result().skipped
     with pytest.raises(NonFiniteError, match="26 steps in a row; lower lr0"):
-        stepper.step(iter([tiny_batch(1, 0)]), [1.0])
+        stepper.step(iter([tiny_batch(1, 0)]), [1.0]).result()
 
 
 def test_an_empty_share_gives_zero_gradients_and_leaves_the_statistics() -> None:
@@ -234,7 +262,7 @@ def test_frozen_parameters_stay() -> None:
     model = tiny_detector()
     frozen = model.get_submodule("backbone.stem").requires_grad_(False)
     before = copy.deepcopy(dict(model.named_parameters()))
-    make_stepper(model).step(iter([tiny_batch(4, 0)]), [1.0])
+    make_stepper(model).step(iter([tiny_batch(4, 0)]), [1.0]).result()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == any(parameter is p for p in frozen.parameters()), name
 
@@ -262,6 +290,8 @@ def test_multi_scale_sizes_fit_the_network(
 
 
 def test_multi_scale_trains() -> None:
-    result = make_stepper(tiny_detector()).step(iter([tiny_batch(2, 0), tiny_batch(2, 1)]), [0.5, 1.4])
+    result = (
+        make_stepper(tiny_detector()).step(iter([tiny_batch(2, 0), tiny_batch(2, 1)]), [0.5, 1.4]).result()
+    )
     assert result.images == 4
     assert max(STRIDES) == 16

@@ -80,7 +80,7 @@ def trained(comm: Communicator, given: Windows, make: Callable[..., Stepper]) ->
     results = []
     for number, window in enumerate(given):
         apply_rates(stepper.optimizer, schedule.rates(0, number))
-        results.append(stepper.step(iter(share(window, comm)), [1.0] * len(window)))
+        results.append(stepper.step(iter(share(window, comm)), [1.0] * len(window)).result())
     return results, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -100,9 +100,14 @@ def compare(size: int, given: Windows, make: Callable[..., Stepper]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
-def test_any_number_of_ranks_makes_the_same_steps(size: int, name: str) -> None:
-    compare(size, windows(), lambda model, **given: make_stepper(model, name=name, sync_bn=True, **given))
+@pytest.mark.parametrize(
+    ("name", "fused"), [("SGD", False), ("SGD", True), ("AdamW", False), ("AdamW", True), ("MuSGD", False)]
+)
+def test_any_number_of_ranks_makes_the_same_steps(size: int, name: str, fused: bool) -> None:
+    def make(model: Any, comm: Communicator) -> Stepper:
+        return make_stepper(model, name=name, sync_bn=True, fused=fused, comm=comm)
+
+    compare(size, windows(), make)
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
@@ -123,7 +128,7 @@ def test_musgd_rounds_to_bfloat16_and_stays_close(size: int) -> None:
         model = frozen_norm(tiny_detector(torch.float32))
         criterion = tiny_criterion(torch.float32)
         stepper = make_stepper(model, criterion=criterion, name="MuSGD", lr=0.01, comm=comm)
-        stepper.step(iter(share([tiny_batch(7, 0)], comm)), [1.0])
+        stepper.step(iter(share([tiny_batch(7, 0)], comm)), [1.0]).result()
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     alone, before = one_step(LocalCommunicator()), tiny_detector(torch.float32).state_dict()
@@ -156,7 +161,7 @@ def test_the_sums_see_more_than_rounding() -> None:
 def test_images_and_substitutes_are_counted_over_all_ranks() -> None:
     def job(comm: Communicator) -> StepResult:
         batches = [replace(batch, replaced=comm.rank) for batch in share([tiny_batch(7, 0)] * 2, comm)]
-        return make_stepper(tiny_detector(), comm=comm).step(iter(batches), [1.0, 1.0])
+        return make_stepper(tiny_detector(), comm=comm).step(iter(batches), [1.0, 1.0]).result()
 
     for result in run_world(4, job):
         assert (result.images, result.replaced) == (14, 12)
@@ -171,7 +176,7 @@ def test_a_stop_that_one_rank_was_asked_for_is_seen_by_all_in_the_same_step() ->
         for step in range(3):
             if (comm.rank, step) == (2, 1):
                 stop.ask()
-            seen.append(stepper.step(iter(share([tiny_batch(3, step)], comm)), [1.0]).stop)
+            seen.append(stepper.step(iter(share([tiny_batch(3, step)], comm)), [1.0]).result().stop)
         return seen
 
     assert run_world(3, job) == [[False, True, True]] * 3
@@ -184,16 +189,18 @@ def loss_of(comm: Communicator, bad_rank: int, factor: float) -> Faulty:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
-def test_one_ranks_gradient_that_is_not_finite_is_skipped_by_all(scaled: bool, factor: float) -> None:
+@pytest.mark.parametrize(("factor", "fused"), [(float("inf"), False), (float("nan"), True)])
+def test_one_ranks_gradient_that_is_not_finite_is_skipped_by_all(
+    scaled: bool, factor: float, fused: bool
+) -> None:
     def job(comm: Communicator) -> tuple[list[bool], float, str]:
         model = tiny_detector()
         loss = loss_of(comm, 1, 1.0)
-        stepper = make_stepper(model, comm=comm, criterion=loss, scaled=scaled)
+        stepper = make_stepper(model, comm=comm, criterion=loss, scaled=scaled, fused=fused)
         skipped, sums = [], [checksum(dict(model.named_parameters()))]
         for good in (True, False, True):
             loss.factor = factor if comm.rank == 1 and not good else 1.0
-            skipped.append(stepper.step(iter(share([tiny_batch(6, 0)], comm)), [1.0]).skipped)
+            skipped.append(stepper.step(iter(share([tiny_batch(6, 0)], comm)), [1.0]).result().skipped)
             sums.append(checksum(dict(model.named_parameters())))
         assert sums[1] == sums[2], "a skipped step changes nothing"
         assert len(set(sums)) == 3
@@ -215,7 +222,7 @@ def test_what_overflows_on_the_wire_is_skipped_by_all_and_lowers_the_scale(
     def job(comm: Communicator) -> tuple[bool, float]:
         loss = loss_of(comm, comm.rank, largest / of_all)
         stepper = make_stepper(tiny_detector(), comm=comm, criterion=loss, scaled=True, wire=torch.float16)
-        result = stepper.step(iter([tiny_batch(2, 0)]), [1.0])
+        result = stepper.step(iter([tiny_batch(2, 0)]), [1.0]).result()
         return result.skipped, stepper.scaler.get_scale()
 
     assert run_world(4, job) == [(overflows, 512.0 if overflows else 1024.0)] * 4
@@ -225,7 +232,7 @@ def test_a_run_of_skips_ends_all_ranks_with_the_same_words() -> None:
     def job(comm: Communicator) -> None:
         stepper = make_stepper(tiny_detector(), comm=comm, criterion=loss_of(comm, 0, float("nan")))
         for _ in range(MOST_SKIPS_IN_A_ROW + 1):
-            stepper.step(iter(share([tiny_batch(2, 0)], comm)), [1.0])
+            stepper.step(iter(share([tiny_batch(2, 0)], comm)), [1.0]).result()
 
     outcomes = world_outcomes(2, job)
     assert [type(outcome) for outcome in outcomes] == [NonFiniteError] * 2
@@ -236,7 +243,7 @@ def test_a_step_asks_for_the_same_on_every_rank_and_in_a_known_order() -> None:
     def job(comm: WorldCommunicator) -> list[str]:
         model = tiny_detector()
         stepper = make_stepper(model, comm=comm, sync_bn=True)
-        stepper.step(iter(share([tiny_batch(2, 0), tiny_batch(4, 1)], comm)), [1.0, 1.0])
+        stepper.step(iter(share([tiny_batch(2, 0), tiny_batch(4, 1)], comm)), [1.0, 1.0]).result()
         return [call.name or call.kind for call in comm.calls]
 
     batch = ["normalisers", "bn.backbone.norm", "bn.backbone.norm.backward"]
