@@ -83,15 +83,15 @@ BY_HAND = (
         "tests/unit/core/test_boxes.py",
     ),
     ByHand(
-        "horovod_yolo/models/suppression.py",
-        "boxes_xyxy[kept]) <= iou_threshold",
-        "boxes_xyxy[kept]) < iou_threshold",
+        "horovod_yolo/models/greedy.py",
+        "- inter) > iou_threshold",
+        "- inter) >= iou_threshold",
         "tests/unit/models/test_suppression.py",
     ),
     ByHand(
-        "horovod_yolo/models/suppression.py",
-        "boxes_xyxy[block]) > iou_threshold",
-        "boxes_xyxy[block]) >= iou_threshold",
+        "horovod_yolo/models/greedy.py",
+        "after[worse[stay[better]]] = False",
+        "after[worse] = False",
         "tests/unit/models/test_suppression.py",
     ),
     ByHand(

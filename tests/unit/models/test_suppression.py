@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from horovod_yolo.core.boxes import xywh_to_xyxy
 from horovod_yolo.core.types import Decoded, Detections
+from horovod_yolo.models import candidates, greedy
 from horovod_yolo.models import suppression as module
-from horovod_yolo.models.suppression import Thresholds, greedy_nms, non_max_suppression
+from horovod_yolo.models.suppression import Thresholds, best_of_each_place, non_max_suppression
+from tests.helpers.pretend_device import NAME, pretend_device
 
 Found = list[tuple[list[float], float, int]]
+Select = Callable[[Decoded, Thresholds], list[Detections]]
 
 
 def slow_iou(a: list[float], b: list[float]) -> float:
@@ -64,46 +68,66 @@ def make_rows(count: int, classes: int, seed: int) -> Tensor:
     return rows
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(
     st.integers(0, 60),
     st.integers(1, 4),
     st.integers(0, 10_000),
-    st.floats(0.05, 0.9),
-    st.sampled_from([3, 300]),
+    st.sampled_from([0.0, 0.05, 0.25, 1 / 3, 0.5, 0.6, 0.9, 1.0]),
+    st.sampled_from([1, 3, 300]),
     st.booleans(),
+    st.booleans(),
+    st.sampled_from([1, 5, 64]),
     st.booleans(),
 )
 def test_equals_the_obvious_loop(
-    count: int, classes: int, seed: int, iou: float, limit: int, multi: bool, agnostic: bool
+    count: int,
+    classes: int,
+    seed: int,
+    iou: float,
+    limit: int,
+    multi: bool,
+    agnostic: bool,
+    portion: int,
+    whole: bool,
 ) -> None:
-    rows = make_rows(count, classes, seed)
-    (found,) = suppressed(rows[None], 0.1, iou, limit, multi, agnostic)
-    expected = slow_nms(rows, 0.1, iou, limit, multi, agnostic)
-    assert found.boxes_xyxy.tolist() == [box for box, _, _ in expected]
-    assert found.scores.tolist() == [score for _, score, _ in expected]
-    assert found.classes.tolist() == [cls for _, _, cls in expected]
+    """Also in small portions, and with boxes of whole pixels: many overlap by exactly the threshold."""
+    batch = torch.stack([make_rows(count, classes, seed + image) for image in range(2)])
+    if whole:
+        batch[..., :4] = (batch[..., :4] / 4).round() * 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FIRST", portion)
+        patch.setattr(greedy, "PAIRS", 50 * portion)
+        both = suppressed(batch, 0.1, iou, limit, multi, agnostic)
+    for rows, found in zip(batch, both, strict=True):
+        expected = slow_nms(rows, 0.1, iou, limit, multi, agnostic)
+        assert found.boxes_xyxy.tolist() == [box for box, _, _ in expected]
+        assert found.scores.tolist() == [score for _, score, _ in expected]
+        assert found.classes.tolist() == [cls for _, _, cls in expected]
 
 
-@pytest.mark.parametrize("block", [1, 256])
-@pytest.mark.parametrize(("limit", "survivors"), [(0.5, [0, 1]), (0.4999, [0])])
+@pytest.mark.parametrize("portion", [1, 64])
+@pytest.mark.parametrize(("limit", "survivors"), [(0.5, 2), (0.4999, 1)])
 def test_an_overlap_of_exactly_the_threshold_is_no_reason_to_drop(
-    monkeypatch: pytest.MonkeyPatch, block: int, limit: float, survivors: list[int]
+    monkeypatch: pytest.MonkeyPatch, portion: int, limit: float, survivors: int
 ) -> None:
-    """In one block and over two: half of the larger box is the smaller one, IoU 1/2 in every format."""
-    monkeypatch.setattr(module, "BLOCK", block)
-    boxes = torch.tensor([[0.0, 0.0, 4.0, 2.0], [0.0, 0.0, 2.0, 2.0]])
-    assert greedy_nms(boxes, limit, 10).tolist() == survivors
+    """In one portion and over two: half of the larger box is the smaller one, IoU 1/2 in every format."""
+    monkeypatch.setattr(module, "FIRST", portion)
     rows = torch.tensor([[[2.0, 1.0, 4.0, 2.0, 1.0, 0.9], [1.0, 1.0, 2.0, 2.0, 1.0, 0.8]]])
-    assert len(suppressed(rows, iou=limit)[0]) == len(survivors)
+    assert len(suppressed(rows, iou=limit)[0]) == survivors
 
 
-def test_more_candidates_than_a_block() -> None:
-    rows = make_rows(3 * module.BLOCK, 1, seed=1)
+@pytest.mark.parametrize("iou", [0.0, 0.3])
+@pytest.mark.parametrize("spread", [1.0, 1e30])
+def test_more_candidates_than_a_portion(iou: float, spread: float) -> None:
+    """Of all sizes and in all places, one of them far away."""
+    rows = make_rows(12 * module.FIRST, 1, seed=1)
+    rows[:, 2:4] = torch.exp(torch.randn(len(rows), 2, generator=torch.Generator().manual_seed(0)) * 3)
+    rows[0, 0] *= spread
     rows[:, 5:] = 1.0
-    (found,) = suppressed(rows[None], 0.1, 0.3, 10_000)
-    expected = slow_nms(rows, 0.1, 0.3, 10_000, True, False)
-    assert 3 < len(expected) < 2 * module.BLOCK
+    (found,) = suppressed(rows[None], 0.1, iou, 10_000)
+    expected = slow_nms(rows, 0.1, iou, 10_000, True, False)
+    assert 3 < len(expected) < len(rows)
     assert found.boxes_xyxy.tolist() == [box for box, _, _ in expected]
 
 
@@ -163,19 +187,35 @@ def test_many_classes_cost_no_precision() -> None:
             assert len(suppressed(rows[None])[0]) == survivors
 
 
-def test_torchvision_gets_no_ties_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+@pytest.mark.parametrize("portion", [2, candidates.FROM_DEVICE])
+@pytest.mark.parametrize(("multi", "most"), [(True, 300), (False, 300), (True, 5)])
+def test_a_device_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch, portion: int, multi: bool, most: int
+) -> None:
+    monkeypatch.setattr(module, "FIRST", 2)
+    monkeypatch.setattr(candidates, "FROM_DEVICE", portion)
+    batch = torch.stack([make_rows(60, 3, seed) for seed in range(3)])
+    batch[1, 4:, 4] = 0.0
+    batch[2, 5, 0] = batch[0, 7, 6] = math.nan
+    expected = suppressed(batch, 0.3, multi=multi, most=most)
+    with pretend_device():
+        found = suppressed(batch.to(NAME), 0.3, multi=multi, most=most)
+    for here, there in zip(expected, found, strict=True):
+        assert torch.equal(here.boxes_xyxy, there.boxes_xyxy)
+        assert torch.equal(here.scores, there.scores)
+        assert torch.equal(here.classes, there.classes)
 
-    def stand_in(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-        assert bool((scores.diff() < 0).all())
-        calls.append(len(boxes))
-        return greedy_nms(boxes, iou_threshold, len(boxes))
 
-    rows = make_rows(60, 3, seed=5)
-    monkeypatch.setattr(module, "torchvision_nms", None)
-    (expected,) = suppressed(rows[None], most=5)
-    monkeypatch.setattr(module, "torchvision_nms", stand_in)
-    (found,) = suppressed(rows[None], most=5)
-    assert len(calls) == 1 and len(found) == 5
-    assert torch.equal(found.boxes_xyxy, expected.boxes_xyxy)
-    assert torch.equal(found.classes, expected.classes)
+@pytest.mark.parametrize(("select", "waits"), [(non_max_suppression, 3), (best_of_each_place, 1)])
+def test_a_device_is_not_asked_image_by_image(select: Select, waits: int) -> None:
+    with pretend_device() as log:
+        for images in (1, 5):
+            rows = torch.stack([make_rows(40, 3, seed) for seed in range(images)]).to(NAME)
+            decoded = Decoded(xywh_to_xyxy(rows[..., :4]), rows[..., 4:5] * rows[..., 5:])
+            log.clear()
+            assert sum(map(len, select(decoded, Thresholds()))) > images
+            assert len(log.waits) == waits, log.waits
+
+
+def test_a_batch_without_images() -> None:
+    assert suppressed(torch.zeros(0, 5, 8)) == []
