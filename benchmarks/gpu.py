@@ -1,11 +1,12 @@
 """Training steps on one GPU at 640 px in each number format, channels-last and not.
 
-    PYTHONPATH=. python benchmarks/gpu.py [--out gpu.json]
+    PYTHONPATH=. python benchmarks/gpu.py [--quick] [--out gpu.json]
 
 One process, without Horovod and without a data set: random images in pinned memory, copied each step as the
 loader's are. Each line is a few seconds after a warm-up, all of them under three minutes on an H100. Shares
 of a step: the loss with its own backward pass, timed alone; what the processor waits in CUDA calls, and what
-the GPU is busy, both as the profiler sees some steps. Claim: none but the table itself.
+the GPU is busy, both as the profiler sees some steps. The share of the peak is of what this GPU reaches in a
+product of large matrices in the same format. Claim: none but the table itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from common import machine
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.device import arithmetic, choose_precision
@@ -40,12 +42,14 @@ FORMATS = {True: torch.channels_last, False: torch.contiguous_format}
 # number format, channels last, deterministic kernels
 VARIANTS = [(p, last, False) for p in ("fp32", "tf32", "bf16", "fp16") for last in (True, False)]
 VARIANTS += [("fp32", True, True), ("fp16", True, True)]
+QUICK = [("bf16", True, False)]
 STEPS_PROFILED = 3
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    p.add_argument("--models", nargs="+", default=["yolov5n", "yolo11n", "yolov5s"])
+    p.add_argument("--models", nargs="+", help="yolov5n yolo11n yolov5s; with --quick yolov5s yolov8s")
+    p.add_argument("--quick", action="store_true", help="bf16, channels-last, alone")
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--seconds", type=float, default=2.5, help="measured, for each line")
     p.add_argument("--out", type=Path, help="also write the JSON here")
@@ -53,8 +57,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         p.error("no GPU here")
     rows = []
-    for model in args.models:
-        for precision, channels_last, deterministic in VARIANTS:
+    models = args.models or (["yolov5s", "yolov8s"] if args.quick else ["yolov5n", "yolo11n", "yolov5s"])
+    for model in models:
+        for precision, channels_last, deterministic in QUICK if args.quick else VARIANTS:
             with arithmetic(precision, deterministic=deterministic):
                 row = measured(model, precision, channels_last, args.batch, args.seconds)
             rows.append({**row, "deterministic": deterministic})
@@ -81,6 +86,7 @@ def measured(model: str, name: str, channels_last: bool, batch: int, seconds: fl
         "channels_last": channels_last,
         "images_per_s": round(batch / step, 1),
         "step_ms": round(step * 1e3, 2),
+        "share_of_peak": round(flops_of_step(stepper, precision, images) / step / peak_flops(precision), 3),
         "share_in_loss": round(seconds_of(loss_alone(stepper, precision, images), 0.5) / step, 3),
         **profiled(stepper, images),
         "host_waits_a_step": waits(stepper, images),
@@ -124,6 +130,22 @@ def loss_alone(stepper: Stepper, precision: Precision, batch: Batch) -> Callable
         criterion(leaves, matches, totals).total.backward()
 
     return run
+
+
+def flops_of_step(stepper: Stepper, precision: Precision, batch: Batch) -> float:
+    """Of the convolutions and products of one forward and backward pass."""
+    there = precision.images(batch.to(precision.device, non_blocking=False))
+    with FlopCounterMode(display=False) as counter, precision.autocast():
+        raw = stepper.model(there)
+        sum(one.float().sum() for one in tree_leaves(raw)).backward()
+    stepper.optimizer.zero_grad()
+    return float(counter.get_total_flops())
+
+
+def peak_flops(precision: Precision, size: int = 8192) -> float:
+    """A second of a product of square matrices, as this GPU does it."""
+    one = torch.randn(size, size, device=precision.device, dtype=precision.dtype)
+    return 2 * size**3 / seconds_of(lambda: one @ one, 0.5)
 
 
 def seconds_of(work: Callable[[], object], seconds: float) -> float:

@@ -66,8 +66,8 @@ def _require_own_gpus(device: torch.device, comm: Communicator) -> None:
         listed = ", ".join(map(str, shared[:MOST_NAMED]))
         raise UserError(
             f"ranks {listed} on {found[shared[0]][1]} would share a GPU, which NCCL cannot",
-            fix=f"launch one rank a GPU (-np {len(ranks)}), use --device cpu, or build Horovod without NCCL: "
-            "then ranks share GPUs",
+            fix=f"launch one rank a GPU (-np {len(ranks)}), use --device cpu, or do without NCCL: over Gloo "
+            "ranks share GPUs (--engine torch: HOROVOD_YOLO_NCCL=0; Horovod: built without it)",
         )
 
 

@@ -34,6 +34,7 @@ from horovod_yolo.process.environment import number
 from horovod_yolo.process.interfaces import route_interface
 
 T = TypeVar("T")
+NCCL = "HOROVOD_YOLO_NCCL"  # 0: ranks on GPUs talk through Gloo, and may share one
 # A call that a rank does not come to ends the job: as with Horovod after what one rank may do alone.
 ENDED_AFTER, SECONDS_OF_PATIENCE = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", 600
 _FOR_EVER = 10_000_000
@@ -61,7 +62,7 @@ class TorchCommunicator:
         self.rank: int = dist.get_rank()
         self.size: int = dist.get_world_size()
         self.wait_s = 0.0
-        self.one_rank_a_gpu = _has_nccl()
+        self.one_rank_a_gpu = has_nccl()
         seconds = number(lateness.VARIABLE, lateness.SECONDS_OF_PATIENCE)
         self._lateness = Lateness(self.rank, self.size, store, seconds)
         self.of_gradients: Any = dist.new_group(timeout=_patience())
@@ -82,7 +83,7 @@ class TorchCommunicator:
             UserError: their launcher does not let them find each other.
         """
         _choose_interface(launched)
-        kinds = "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"
+        kinds = "cpu:gloo,cuda:nccl" if has_nccl() else "gloo"
         try:
             store = meet(launched, _patience())
             dist.init_process_group(
@@ -282,8 +283,9 @@ def _patience() -> timedelta:
     return timedelta(seconds=number(ENDED_AFTER, SECONDS_OF_PATIENCE) or _FOR_EVER)
 
 
-def _has_nccl() -> bool:
-    return torch.cuda.is_available() and dist.is_nccl_available()
+def has_nccl() -> bool:
+    """Whether ranks on GPUs talk through NCCL."""
+    return bool(number(NCCL, 1)) and torch.cuda.is_available() and dist.is_nccl_available()
 
 
 def _choose_interface(launched: Launcher) -> None:

@@ -117,6 +117,19 @@ def test_a_host_struck_out_below_the_least_ends_with_a_checkpoint(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cfg", ["yolov8n", "yolo11n", "yolo26n"])
+def test_models_without_anchors_lose_a_worker(hosts: Cluster, folder: Path, flags: str, cfg: str) -> None:
+    for_good = ["--blacklist-cooldown-range", "600", "3600"]
+    with ElasticJob(hosts, folder, TWO, (2, 1, 2), f"{flags} --cfg {cfg} --epochs 3", for_good) as job:
+        job.until_step(5)
+        job.signal_rank(hosts["host3"], signal.SIGKILL)
+        before = job.step
+        job.until_world(1, since=0)
+        assert 0 <= before - job.worlds[0][1] <= COMMIT_EVERY
+        assert_all_well(job, ranks=1, epochs=3)
+
+
+@pytest.mark.slow
 def test_the_launchers_own_host_begins_alone(hosts: Cluster, folder: Path, flags: str) -> None:
     hosts["host2"].drop()
     with LaunchedJob(hosts, folder, {"host1": 1, "host2": 1}, (1, 1, 2), flags) as job:

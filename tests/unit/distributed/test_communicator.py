@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed import torch_backend
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers.contract import check_contract
@@ -34,3 +37,14 @@ def test_one_rank_steps_the_optimizer_it_has() -> None:
     with exchange.stepping():
         optimizer.step()
     torch.testing.assert_close(model.weight.detach(), before - 2)
+
+
+def test_gloo_may_be_taken_where_nccl_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_backend.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch_backend.dist, "is_nccl_available", lambda: True)
+    assert torch_backend.has_nccl()
+    monkeypatch.setenv(torch_backend.NCCL, "0")
+    assert not torch_backend.has_nccl()
+    monkeypatch.setenv(torch_backend.NCCL, "no")
+    with pytest.raises(UserError, match="HOROVOD_YOLO_NCCL"):
+        torch_backend.has_nccl()
