@@ -95,7 +95,8 @@ def measured(model: str, name: str, channels_last: bool, batch: int, seconds: fl
 
 
 def make_stepper(name: str, precision: Precision, batch: int) -> Stepper:
-    config = settings_of({"data": "none.yaml", "cfg": name, "imgsz": SIZE, "batch_size": batch})
+    flags = {"data": "none.yaml", "cfg": name, "imgsz": SIZE, "batch_size": batch, "optimizer": "SGD"}
+    config = settings_of(flags)
     torch.manual_seed(0)
     model = build_model(name, CLASSES).to(precision.device, precision.of_weights)
     criterion = build_criterion(model, config)

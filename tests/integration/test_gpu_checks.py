@@ -1,14 +1,18 @@
-"""The script for a first GPU, run where there is none."""
+"""The scripts for a first GPU, run where there is none."""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from horovod_yolo.core.precision import Precision
 from tests.helpers.runs import checkpoint
+from tests.helpers.short_runs import random_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_checks.py"
@@ -37,3 +41,17 @@ def test_all_but_nccl_and_speed_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "no GPU: on the CPU" in ended.stdout
     assert "resume from" in (out / "logs" / "goes_on_on_the_GPU.log").read_text()
     assert checkpoint(out / "runs" / "from_cpu")["epoch"] == 3
+
+
+@pytest.mark.parametrize("cfg", ["yolov5n", "yolov8n"])
+def test_steps_of_the_benchmark_for_one_gpu(cfg: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run, and cost three times the published 4.5 and 8.7 billion operations of 640 px forward."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(gpu, "SIZE", 64)
+    precision = Precision(device=torch.device("cpu"), dtype=torch.float32)
+    stepper = gpu.make_stepper(cfg, precision, batch=2)
+    batch = random_batch(2, 64)
+    stepper.step(iter([batch]), [1.0])
+    published = {"yolov5n": 4.5e9, "yolov8n": 8.7e9}[cfg] / 100
+    assert gpu.flops_of_step(stepper, precision, batch) / 2 == pytest.approx(3 * published, rel=0.06)
