@@ -263,6 +263,7 @@ def _warped(
         picture, record = pictures.take(position)
         place = place_of(record.height, record.width)
         drawn.append((record, place.fit, draw(image, picture, place, homography, colours)))
+        del picture  # the next one takes its place in the processor's cache
     objects = _objects_in_view(drawn, layout.canvas, zoom, key.height, key.width)
     return _Scene(image, *objects, colours is not None)
 

@@ -68,20 +68,23 @@ class ColourChange:
         Plane by plane: value - chroma * absence is the way back from HSV, without a table of colours or a
         second conversion.
         """
-        hue, saturation, old_value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL))
-        value = cv2.convertScaleAbs(old_value, alpha=self.value)
-        saturation = cv2.convertScaleAbs(saturation, dst=saturation, alpha=self.saturation)
-        chroma = cv2.multiply(saturation, value, dst=old_value, scale=1 / 255)
-        planes = []
-        for absence in self.absences:
-            lack = cv2.LUT(hue, absence)
-            lack = cv2.multiply(lack, chroma, dst=lack, scale=1 / 255)
-            planes.append(cv2.subtract(value, lack, dst=lack))
-        return np.asarray(cv2.merge(planes, out), np.uint8)
+        height, width = image.shape[:2]
+        planes = np.empty((6, height, width), np.uint8)
+        hue, saturation, value, *rgb = planes
+        hsv = np.empty_like(image)
+        cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL, hsv), [hue, saturation, value])
+        cv2.convertScaleAbs(value, value, self.value)
+        cv2.convertScaleAbs(saturation, saturation, self.saturation)
+        chroma = cv2.multiply(saturation, value, saturation, 1 / 255)
+        for absence, plane in zip(self.absences, rgb, strict=True):
+            cv2.LUT(hue, absence, plane)
+            cv2.multiply(plane, chroma, plane, 1 / 255)
+            cv2.subtract(value, plane, plane)
+        return np.asarray(cv2.merge(rgb, hsv if out is None else out), np.uint8)
 
     def of_grey(self, level: int) -> int:
         """The changed level of a pixel with three equal channels."""
-        return int(self(np.full((1, 1, 3), level, np.uint8))[0, 0, 0])
+        return min(255, round(level * self.value))
 
 
 def draw_colours(
