@@ -1,6 +1,6 @@
 """Training images a second of one worker: this project's pipeline against the straightforward one.
 
-    python benchmarks/data.py [--quick]
+    python benchmarks/data.py [--quick] [--cache]
 
 Claim: beside decoding, mosaic, random perspective, HSV and flips cost a third of what they cost when they are
 written down as they are defined: decode four pictures at full size, put them on a canvas twice the input's
@@ -8,7 +8,8 @@ size, warp it once, change hue, saturation and value by tables, flip, and lay ou
 Each way in one data worker, the straightforward one in PyTorch's own loader, by turns; CPU time of the worker
 for a sample, medians. The straightforward way runs with the allocator's defaults, and again with the settings
 of this project's workers. Blood cells and photographs of COCO's kind at ../shared/data; a set that is not
-there is left out, and that is said. Takes 4 minutes on an idle core; ``--quick`` two.
+there is left out, and that is said. With ``--cache`` this project with a cache against itself without, and
+what 4 ranks with 4 workers take of memory for it. Takes 4 minutes on an idle core; ``--quick`` two.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from __future__ import annotations
 import contextlib
 import cProfile
 import os
+import pickle
 import pstats
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,7 @@ from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.core.types import SampleKey
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, TrainTransform
-from horovod_yolo.data.cache import image_loader
+from horovod_yolo.data.cache import ImageCache, ImageReader, disk_file, image_loader
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
@@ -74,6 +78,7 @@ class Case:
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--quick", action="store_true", help="fewer turns")
+    p.add_argument("--cache", action="store_true", help="with ``--cache ram`` and ``disk`` against without")
     p.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     p.add_argument("--profile", action="store_true", help="print where this project's time goes instead")
     args = p.parse_args()
@@ -89,11 +94,18 @@ def main() -> None:
         case = Case(annotations, size, KINDS[kind])
         if args.profile:
             profiled(case, data)
+        elif args.cache:
+            if kind == "default":
+                with tempfile.TemporaryDirectory() as folder:
+                    rows.append({"data": data, "size": size, **cached(case, turns, folder)})
         else:
             rows.append({"data": data, "size": size, "kind": kind, **measured(case, turns)})
             print(rows[-1], flush=True)
-    if rows:
-        facts = machine()
+    facts = machine()
+    if rows and args.cache:
+        results = {"machine": facts, "turns": turns, "samples_a_turn": SAMPLES, "rows": rows}
+        publish("data-cache", results, cache_table(rows, facts))
+    elif rows:
         results = {"machine": facts, "turns": turns, "samples_a_turn": SAMPLES, "rows": rows}
         publish("data", results, table_of(rows, facts))
 
@@ -153,9 +165,11 @@ def decoding(case: Case, turn: int) -> float:
 
 
 @contextlib.contextmanager
-def our_loader(case: Case) -> Iterator[Callable[[int], float]]:
+def our_loader(
+    case: Case, load: Callable[[int], np.ndarray] | None = None
+) -> Iterator[Callable[[int], float]]:
     """What makes a turn's batches in a worker of this project, and says what a sample took it."""
-    transform = TrainTransform(case.annotations, loading(case), case.params, 0)
+    transform = TrainTransform(case.annotations, load or loading(case), case.params, 0)
     count = len(case.annotations)
     plan = StepSampler(count, BATCH, 0, 1, seed=0, shuffle=True, shape=(case.size, case.size), order=None)
     loader = Loader(transform, plan, workers=1, pin_memory=False)
@@ -341,6 +355,89 @@ def plain_matrix(rng: np.random.Generator, size: int, params: AugmentParams) -> 
     slant[0, 1], slant[1, 0] = np.tan(np.radians(rng.uniform(-params.shear, params.shear, 2)))
     place[:2, 2] = rng.uniform(0.5 - params.translate, 0.5 + params.translate, 2) * size
     return place @ slant @ turn @ bend @ centre, zoom
+
+
+def cached(case: Case, turns: int, folder: str) -> dict[str, float]:
+    """Milliseconds a sample without a cache and with each, and what it takes of 4 ranks with 4 workers."""
+    reader = ImageReader(case.annotations, (case.size, case.size))
+    loads: dict[str, Callable[[int], np.ndarray]] = {
+        "none": reader,
+        "ram": ImageCache.in_memory(reader),
+        "disk": ImageCache(reader, "disk", str(disk_file(reader, folder))),
+    }
+    for load in loads.values():  # fills it
+        for i in range(len(case.annotations)):
+            load(i)
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(our_loader(case, load)) for name, load in loads.items()}
+        for turn in workers.values():
+            turn(0)
+        found: dict[str, list[float]] = {name: [] for name in loads}
+        for number in range(1, turns + 1):
+            for name, turn in workers.items():
+                found[name].append(turn(number))
+    one_copy = int(reader.ends()[-1])
+    return {
+        **{f"{name}_ms": statistics.median(each) for name, each in found.items()},
+        "copy_mb": one_copy / 1e6,
+        "copies_of_20_processes": mapped_by_all(loads["ram"], len(case.annotations)) / one_copy,
+    }
+
+
+def mapped_by_all(load: Callable[[int], np.ndarray], count: int) -> float:
+    """Bytes of the cache that 4 ranks with 4 workers each have together, by the kernel's proportional count."""
+    context = get_context("fork")
+    met = context.Barrier(21)
+
+    def use(_of: int, workers: int) -> None:
+        mine = pickle.loads(pickle.dumps(load))
+        children = [context.Process(target=use, args=(i, 0)) for i in range(workers)]
+        for child in children:
+            child.start()
+        sum(int(mine(i).sum()) for i in range(count))
+        met.wait()
+        met.wait()
+        for child in children:
+            child.join()
+
+    ranks = [context.Process(target=use, args=(i, 4)) for i in range(4)]
+    for rank in ranks:
+        rank.start()
+    met.wait()
+    total = sum(mapped_of(child.pid) for child in psutil.Process().children(recursive=True))
+    met.wait()
+    for rank in ranks:
+        rank.join()
+    return total
+
+
+def mapped_of(pid: int) -> int:
+    counted, inside = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = "memfd:images" in line
+        elif inside and line.startswith("Pss:"):
+            counted += int(line.split()[1]) * 1024
+    return counted
+
+
+def cache_table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    lines = [
+        "| set, input | without | `ram` | `disk` | `ram` is | images/s | one copy | 4 ranks x 4 workers |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            f"{row['data']}, {row['size']} px",
+            *(f"{row[f'{name}_ms']:.2f} ms" for name in ("none", "ram", "disk")),
+            f"{row['none_ms'] / row['ram_ms']:.2f} times",
+            f"{1e3 / row['ram_ms']:.0f}",
+            f"{row['copy_mb']:.0f} MB",
+            f"{row['copies_of_20_processes']:.2f} copies",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    note = "CPU time of a worker for a sample, images in the cache; memory of the cache by proportional set size. "
+    return "\n".join([*lines, "", note + described(facts)])
 
 
 def profiled(case: Case, data: str) -> None:

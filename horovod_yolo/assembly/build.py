@@ -16,6 +16,7 @@ from horovod_yolo.assembly.data import Data
 from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
 from horovod_yolo.assembly.fitting import fitted, passes_of, passes_of_evaluation
 from horovod_yolo.assembly.given_weights import shared_weights
+from horovod_yolo.assembly.image_cache import training_images
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import TrainConfig
@@ -53,7 +54,7 @@ FP16_FIRST_SCALE = 2.0**16
 def build_training_data(
     config: TrainConfig, annotations: Annotations, comm: Communicator, model: Detector
 ) -> tuple[TrainTransform, StepSampler]:
-    """How a training sample is made, and which ones are this rank's."""
+    """How a training sample is made, and which ones are this rank's. *Collective.*"""
     hyp, recipe = config.hyp, recipe_of(model.name)
     params = AugmentParams(
         **{f.name: getattr(hyp, f.name) for f in fields(AugmentParams) if hasattr(hyp, f.name)},
@@ -83,7 +84,7 @@ def build_training_data(
         order=order,
     )
     largest = np.atleast_2d(shapes).max(0).tolist()
-    load = image_loader(annotations, config.cache, config.cache_dir, (largest[0], largest[1]))
+    load = training_images(config, annotations, comm, (largest[0], largest[1]))
     return TrainTransform(annotations, load, params, config.seed, order), sampler
 
 

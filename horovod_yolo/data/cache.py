@@ -1,58 +1,55 @@
 """What need not be done twice: decoding images.
 
-The cache is only ever a shortcut. A damaged file is a miss, a folder that cannot be written to costs
-time and a warning, and nothing is written beside the user's images. Files appear under their names complete
-or not at all, so ranks and jobs may share a folder.
+A host's ranks and data workers share one copy: a file that all of them map, in memory or on a disk. Each
+image has its place in it, which whoever needs the image first fills. It is written to, not mapped for
+writing: where there is no room left that is an error to be caught, and not a signal.
+
+The cache is only ever a shortcut. A damaged image is a miss, a full disk costs time and a warning, and
+nothing is written beside the user's images.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
+import mmap
 import os
 import tempfile
-from collections.abc import Callable
+import weakref
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from horovod_yolo.core.types import Image
+from horovod_yolo.core.types import Image, Ints
 from horovod_yolo.data.annotations import Annotations
-from horovod_yolo.data.letterbox import reduction_of
+from horovod_yolo.data.letterbox import reduction_of, reductions_of
 from horovod_yolo.data.read import read_image
-from horovod_yolo.io.atomic import replacing
 from horovod_yolo.io.places import cache_home
-from horovod_yolo.io.private import check_own, own_folder
+from horovod_yolo.io.private import own_folder
 
 _log = logging.getLogger(__name__)
 
-# What NumPy and our own checks raise on a damaged file.
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError)
+Kind = Literal["ram", "disk"]
+_STATE = 3  # numbers of an image that say what is in its place: time, bytes and checksum; zeros for nothing
+_PAGE = 4096
 
 
-def image_loader(
-    annotations: Annotations,
-    kind: Literal["none", "ram", "disk"] = "none",
-    cache_dir: str = "",
-    largest: tuple[int, int] | None = None,
-) -> Callable[[int], Image]:
-    """What reads an image by its place in the annotations; picklable, for the loader's workers.
-
-    It raises `ImageError` as `read_image` does, and where the image's size is no longer the annotations': its
-    boxes would lie elsewhere. With ``largest``, the (height, width) of the largest input, images that are
-    twice as large or more come at 1 / 2, 4 or 8 of their size.
-    """
-    reader = ImageReader(annotations, largest)
-    if kind == "none":
-        return reader
-    return ImageCache(reader, kind, Path(cache_dir) / "images" if cache_dir else None).get
+def image_loader(annotations: Annotations, largest: tuple[int, int] | None = None) -> ImageReader:
+    """What reads an image by its place in the annotations, each time anew."""
+    return ImageReader(annotations, largest)
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads images of annotations at the size that inputs of ``largest`` need, at their own without it."""
+    """Reads images of annotations at the size that inputs of ``largest`` need, at their own without it.
+
+    With ``largest``, the (height, width) of the largest input, images that are twice as large or more come at
+    1 / 2, 4 or 8 of their size. Picklable, for the loader's workers.
+    """
 
     annotations: Annotations
     largest: tuple[int, int] | None = None
@@ -61,7 +58,8 @@ class ImageReader:
         """The i-th image, (H, W, 3).
 
         Raises:
-            ImageError: as ``read_image``.
+            ImageError: as ``read_image``, and where the image's size is no longer the annotations': its boxes
+                would lie elsewhere.
         """
         return read_image(self.annotations.image_path(i), self.reduction(i), self.size(i))
 
@@ -75,100 +73,151 @@ class ImageReader:
 
     def shape(self, i: int) -> tuple[int, int, int]:
         """Of the array that is given."""
-        rows, columns = (-(-side // self.reduction(i)) for side in self.size(i))
+        reduction = self.reduction(i)
+        rows, columns = (-(-side // reduction) for side in self.size(i))
         return rows, columns, 3
+
+    def ends(self) -> Ints:
+        """(images,) bytes up to the end of each image, when all are put one after the other."""
+        sizes = np.column_stack((self.annotations.heights, self.annotations.widths)).astype(np.int64)
+        if self.largest is not None:
+            sizes = -(-sizes // reductions_of(sizes, *self.largest)[:, None])
+        return np.cumsum(3 * sizes.prod(axis=1), dtype=np.int64)
 
 
 class ImageCache:
-    """Decoded images of annotations: kept in this process (``ram``) or as ``.npy`` files (``disk``).
+    """The images of annotations in one file, as they are needed. Pickled, it is the file's address.
 
-    Disk files are named by path, size and time of the image, so a changed image is decoded anew, and by the
-    size it is kept at.
+    Args:
+        read: gives the images.
+        kind: "ram" keeps what it has. "disk" looks whether the image's file is still the same, and whether
+            what is in the cache is what was written.
+        address: of the file, which may be empty; `in_memory` makes one.
+        room: bytes that may be filled; later images are read every time.
+
+    Raises:
+        OSError: there is no such file, for one.
     """
 
-    def __init__(self, read: ImageReader, kind: Literal["ram", "disk"], folder: Path | None = None) -> None:
-        self._read = read
-        self._kind = kind
-        self._folder = folder or _default_folder()
-        self._kept: dict[int, Image] = {}
+    def __init__(self, read: ImageReader, kind: Kind, address: str, room: int | None = None) -> None:
+        self._read, self._kind, self._room = read, kind, room
+        self._ends = read.ends()
+        self._start = -(-len(self._ends) * _STATE * 8 // _PAGE) * _PAGE
+        self._checked = np.zeros(len(self._ends), np.bool_)
         self._writable = True
-        self._trusted = kind == "disk" and self._is_own()
+        self._descriptor = os.open(address, os.O_RDWR | os.O_CLOEXEC)
+        self._closing = weakref.finalize(self, os.close, self._descriptor)
+        self.address = f"/proc/{os.getpid()}/fd/{self._descriptor}" if kind == "ram" else address
+        size = self._start + int(self._ends[-1])
+        if os.fstat(self._descriptor).st_size < size:
+            os.ftruncate(self._descriptor, size)  # without room for it: that is taken when it is written to
+        self._map = mmap.mmap(self._descriptor, size, access=mmap.ACCESS_READ)
+        self._states = np.frombuffer(self._map, np.int64, len(self._ends) * _STATE).reshape(-1, _STATE)
 
-    def get(self, i: int) -> Image:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._read, self._kind, self.address, self._room)
+
+    @classmethod
+    def in_memory(cls, read: ImageReader, room: int | None = None) -> ImageCache:
+        """A new cache in memory, which lives as long as a process that has it open.
+
+        Raises:
+            OSError: the system has no such files.
+        """
+        descriptor = os.memfd_create("images", os.MFD_CLOEXEC)
+        try:
+            return cls(read, "ram", f"/proc/self/fd/{descriptor}", room)
+        finally:
+            os.close(descriptor)
+
+    def __call__(self, i: int) -> Image:
         """The i-th image of the annotations, (H, W, 3) uint8, read-only where it is the cache's own.
 
         Raises:
             ImageError: as ``read_image``.
         """
-        return self._from_disk(i) if self._kind == "disk" else self._from_ram(i)
+        now = self._file_of(i)
+        if now is None:
+            return self._read(i)  # raises, and says why
+        kept = self._kept(i, now)
+        if kept is not None:
+            return kept
+        image = self._read(i)
+        self._keep(i, now, image)
+        return image
 
-    def _is_own(self) -> bool:
+    def _file_of(self, i: int) -> tuple[int, int] | None:
+        """What tells one content of the image's file from another; None where there is no file."""
+        if self._kind == "ram":
+            return 1, 1
         try:
-            check_own(self._folder)
-        except OSError as error:
-            _log.warning("images are not cached in %s: %s", self._folder, error.strerror)
-            return False
-        return True
+            status = self._read.annotations.image_path(i).stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
 
-    def _from_ram(self, i: int) -> Image:
-        if i not in self._kept:
-            pixels = self._read(i)
-            pixels.setflags(write=False)
-            self._kept[i] = pixels
-        return self._kept[i]
+    def _place(self, i: int) -> tuple[int, int]:
+        """Where an image begins in the file, and its bytes."""
+        begin = int(self._ends[i - 1]) if i else 0
+        return self._start + begin, int(self._ends[i]) - begin
 
-    def _from_disk(self, i: int) -> Image:
-        path = self._read.annotations.image_path(i)
-        if not path.is_file() or not self._trusted:
-            return self._read(i)  # the first raises, and says why
-        file = self._folder / _image_name(path, self._read.size(i), self._read.reduction(i))
-        pixels = _load_pixels(file, self._read.shape(i))
-        if pixels is None:
-            pixels = self._read(i)
-            self._store(file, pixels)
-        return pixels
+    def _kept(self, i: int, now: tuple[int, int]) -> Image | None:
+        time, size, checksum = self._states[i].tolist()
+        if (time, size) != now:
+            return None
+        place, count = self._place(i)
+        pixels = np.frombuffer(self._map, np.uint8, count, place)
+        if self._kind == "disk" and not self._checked[i]:
+            if zlib.crc32(pixels.data) != checksum:
+                _log.warning(
+                    "cached image %s is damaged: decoded again", self._read.annotations.image_path(i)
+                )
+                return None
+            self._checked[i] = True
+        return pixels.reshape(self._read.shape(i))
 
-    def _store(self, file: Path, pixels: Image) -> None:
-        if not self._writable:
+    def _keep(self, i: int, now: tuple[int, int], image: Image) -> None:
+        if not self._writable or (self._room is not None and int(self._ends[i]) > self._room):
+            return
+        place, _ = self._place(i)
+        try:
+            # One writer at a time; a lock goes with its process. With the state, the last, the image counts.
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 8 * _STATE, 8 * _STATE * i)
+        except OSError:
             return
         try:
-            _publish(file, lambda stream: np.save(stream, pixels))
+            _write(self._descriptor, image.data, place)
+            state = np.array([*now, zlib.crc32(image.data) if self._kind == "disk" else 0], np.int64)
+            _write(self._descriptor, state.data, 8 * _STATE * i)
         except OSError as error:
             self._writable = False  # a full disk stays full: say it once, then decode
-            _log.warning(
-                "images cannot be cached in %s (%s): they are decoded every time", self._folder, error
-            )
+            _log.warning("images cannot be cached any more (%s): they are read every time", error.strerror)
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 8 * _STATE, 8 * _STATE * i)
+
+
+def _write(descriptor: int, data: memoryview, place: int) -> None:
+    data = data.cast("B")
+    while data:
+        done = os.pwrite(descriptor, data, place)
+        data, place = data[done:], place + done
+
+
+def disk_file(read: ImageReader, cache_dir: str = "") -> Path:
+    """The file on a disk for such images, made where it is not there.
+
+    Raises:
+        OSError: there cannot be one, or its folder is somebody else's.
+    """
+    folder = Path(cache_dir) / "images" if cache_dir else _default_folder()
+    parts = (str(read.annotations.root.absolute()), read.annotations.digest, str(read.largest))
+    name = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
+    own_folder(folder)
+    file = folder / f"{name}.pixels"
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return file
 
 
 def _default_folder() -> Path:
     home = cache_home() or Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
     return home / "horovod_yolo" / "images"
-
-
-def _publish(file: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file so that others see all of it or nothing."""
-    own_folder(file.parent)
-    with replacing(file) as stream:
-        write(stream)
-
-
-def _image_name(path: Path, size: tuple[int, int], reduction: int) -> str:
-    """Only a file that was found to have that size has this name: its header is not read again."""
-    status, (height, width) = path.stat(), size
-    text = f"{path.absolute()}\n{status.st_size}\n{status.st_mtime_ns}\n{width}x{height}\n1/{reduction}"
-    name = hashlib.sha256(os.fsencode(text)).hexdigest()
-    return f"{name[:2]}/{name}.npy"
-
-
-def _load_pixels(file: Path, shape: tuple[int, int, int]) -> Image | None:
-    """A stored image, mapped. None when there is no sound one."""
-    try:
-        pixels = np.load(file, mmap_mode="r", allow_pickle=False)
-        if pixels.dtype != np.uint8 or pixels.shape != shape:
-            raise ValueError("another image")
-    except FileNotFoundError:
-        return None
-    except _DAMAGE as error:
-        _log.warning("cached image %s is unusable (%s): decoded again", file, error)
-        return None
-    return np.asarray(pixels)

@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from horovod_yolo.core.types import Floats, Image, Letterbox
+from horovod_yolo.core.types import Floats, Image, Ints, Letterbox
 
 Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the last ones exclusive
 
@@ -26,6 +26,14 @@ def reduction_of(rows: int, columns: int, height: int, width: int) -> int:
     return next(
         n for n in (8, 4, 2, 1) if n == 1 or (rows >= n * fitted_rows and columns >= n * fitted_columns)
     )
+
+
+def reductions_of(sizes: Ints, height: int, width: int) -> Ints:
+    """`reduction_of` (n, 2) sizes, rows and columns: (n,)."""
+    gains = np.minimum(height / sizes[:, 0], width / sizes[:, 1])[:, None]
+    fitted = np.rint(sizes * gains).clip(1, (height, width)).astype(np.int64)
+    most = (sizes // fitted).min(axis=1)
+    return np.select([most >= 8, most >= 4, most >= 2], [8, 4, 2], 1).astype(np.int64)
 
 
 def least_input(rows: int, columns: int, longest_side: int, stride: int) -> tuple[int, int]:
