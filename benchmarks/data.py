@@ -255,7 +255,7 @@ def cached(case: Case, turns: int, folder: str) -> dict[str, float]:
     loads: dict[str, Callable[[int], np.ndarray]] = {
         "none": reader,
         "ram": ImageCache.in_memory(reader),
-        "disk": ImageCache(reader, "disk", str(disk_file(reader, folder))),
+        "disk": ImageCache(reader, "disk", str(disk_file(reader, Path(folder)))),
     }
     for load in loads.values():  # fills it
         for i in range(len(case.annotations)):

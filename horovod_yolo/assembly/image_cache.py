@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -11,7 +12,7 @@ from horovod_yolo.assembly.hand_on import host_id
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.types import Image
 from horovod_yolo.data.annotations import Annotations
-from horovod_yolo.data.cache import ImageCache, ImageReader, disk_file
+from horovod_yolo.data.cache import ImageCache, ImageReader, disk_file, image_folder
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.process.memory import free_memory
 
@@ -30,16 +31,21 @@ def training_images(
 
 
 def _on_disk(reader: ImageReader, cache_dir: str, comm: Communicator) -> Callable[[int], Image]:
+    folder = image_folder(cache_dir)
     try:
-        path = disk_file(reader, cache_dir)
+        path = disk_file(reader, folder)
         disk, there = os.statvfs(path), path.stat().st_blocks * 512
         room = there + int(OF_DISK * disk.f_bavail * disk.f_frsize)
+        if room < reader.ends()[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         cache = ImageCache(reader, "disk", str(path), room)
     except OSError as error:
-        log.warning("images cannot be cached (%s): they are read every time", error)
+        log.warning(
+            "images cannot be cached in %s (%s): they are read every time", folder, error.strerror or error
+        )
         return reader
     if comm.local_rank == 0:
-        _say(reader, room, f"--cache disk in {path.parent}")
+        _say(reader, room, f"--cache disk in {folder}")
     return cache
 
 

@@ -203,21 +203,23 @@ def _write(descriptor: int, data: memoryview, place: int) -> None:
         data, place = data[done:], place + done
 
 
-def disk_file(read: ImageReader, cache_dir: str = "") -> Path:
-    """The file on a disk for such images, made where it is not there.
+def image_folder(cache_dir: str = "") -> Path:
+    """Where images are kept on a disk, by default in the user's cache."""
+    if cache_dir:
+        return Path(cache_dir) / "images"
+    home = cache_home() or Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return home / "horovod_yolo" / "images"
+
+
+def disk_file(read: ImageReader, folder: Path) -> Path:
+    """The file in that folder for such images, made where it is not there.
 
     Raises:
         OSError: there cannot be one, or its folder is somebody else's.
     """
-    folder = Path(cache_dir) / "images" if cache_dir else _default_folder()
     parts = (str(read.annotations.root.absolute()), read.annotations.digest, str(read.largest))
     name = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
     own_folder(folder)
     file = folder / f"{name}.pixels"
     os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return file
-
-
-def _default_folder() -> Path:
-    home = cache_home() or Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return home / "horovod_yolo" / "images"

@@ -110,4 +110,4 @@ def test_a_folder_that_cannot_be_written_to_is_said(
 
     (image,) = run_world(1, job)
     np.testing.assert_array_equal(image, read_image(images.image_path(0)))
-    assert "images cannot be cached" in caplog.text
+    assert f"images cannot be cached in {tmp_path / 'cache' / 'images'}" in caplog.text

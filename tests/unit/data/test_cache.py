@@ -49,7 +49,7 @@ def cache_of(
     read = ImageReader(images, largest)
     if kind == "ram":
         return ImageCache.in_memory(read, room)
-    return ImageCache(read, "disk", str(disk_file(read, str(folder / "cache"))), room)
+    return ImageCache(read, "disk", str(disk_file(read, folder / "cache")), room)
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])
@@ -141,7 +141,7 @@ def test_a_damaged_image_on_disk_is_decoded_again(
 def test_a_file_with_other_content_is_no_more_than_a_miss(
     images: Annotations, tmp_path: Path, content: bytes
 ) -> None:
-    disk_file(ImageReader(images), str(tmp_path / "cache")).write_bytes(content)
+    disk_file(ImageReader(images), tmp_path / "cache").write_bytes(content)
     cache = cache_of(images, "disk", tmp_path)
     for _ in range(2):
         for i in range(3):
