@@ -40,7 +40,6 @@ from horovod_yolo.training.optimizers import make_optimizer
 CLASSES, BOXES = 10, 8
 WARM_UP = 3
 CPU = torch.device("cpu")
-TICKS = os.sysconf("SC_CLK_TCK")
 Step = Callable[[], object]
 
 
@@ -107,13 +106,16 @@ def ddp(work: Work) -> Step:
 
 
 def threads() -> dict[str, float]:
-    """CPU seconds of each thread of this process."""
+    """CPU seconds of each thread of this process, as the scheduler counts them.
+
+    ``stat`` samples them by ticks, and so misjudges threads that a timer wakes.
+    """
     used = {}
-    for stat in Path("/proc/self/task").glob("*/stat"):
-        name, fields = stat.read_text().split("(", 1)[1].rsplit(")", 1)
-        user, system = fields.split()[11:13]
-        main = stat.parent.name == str(os.getpid())
-        used["main" if main else f"{name} {stat.parent.name}"] = (int(user) + int(system)) / TICKS
+    for task in Path("/proc/self/task").iterdir():
+        name = (
+            "main" if task.name == str(os.getpid()) else f"{(task / 'comm').read_text().strip()} {task.name}"
+        )
+        used[name] = int((task / "schedstat").read_text().split()[0]) / 1e9
     return used
 
 
@@ -173,7 +175,7 @@ def main() -> None:
     time.sleep(max(args.at - time.time(), 0))
     before = threads()
     seconds = seconds_of(step, args.steps)
-    used = {name: round(after - before.get(name, 0), 2) for name, after in threads().items()}
+    used = {name: round(after - before.get(name, 0), 4) for name, after in threads().items()}
     if rank == 0:
         print(f"images/s {size * work.images * args.steps / seconds:.2f}", flush=True)
         print(json.dumps({"seconds": seconds, "threads": {n: s for n, s in used.items() if s}}), flush=True)
