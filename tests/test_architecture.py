@@ -39,8 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "training.events": {"metrics.scores", "training.schedule"},  # and so of no trainer
     "evaluation": {
-        *("core", "process", "data", "models.detector", "models.suppression", "losses.criterion", "metrics"),
-        "distributed",
+        *("core", "process", "data", "models.detector", "models.suppression", "models.fusing"),
+        *("losses.criterion", "metrics", "distributed"),
     },
     "prediction": {
         *("core", "io.fonts", "data", "models.detector", "models.suppression", "metrics", "export"),

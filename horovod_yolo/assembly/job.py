@@ -36,6 +36,7 @@ from horovod_yolo.distributed.backends import connect, refuse_stranger
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.process import logs
+from horovod_yolo.process.allocator import keep_freed_memory
 from horovod_yolo.process.cores import Cores, own_cores, threads
 from horovod_yolo.process.environment import check_numbers
 from horovod_yolo.process.output import outlive_lost_output
@@ -88,6 +89,7 @@ def join(*, as_script: bool = False) -> Communicator:
     share = not as_script or launched.size > 1
     if share:
         share_cores()
+        keep_freed_memory()
     refuse_stranger(launched)
     check_numbers()
     _start_guard(launched)

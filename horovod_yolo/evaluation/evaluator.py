@@ -24,6 +24,7 @@ from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.metrics.summary import DetectionSummary
 from horovod_yolo.models.detector import Detector
+from horovod_yolo.models.fusing import fused
 from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.process.stop import StopRequest
 
@@ -55,7 +56,7 @@ class Evaluator:
             StoppedError: a rank was asked to stop; on all ranks in the same batch.
             UserError: too many images are lost, on all ranks alike.
         """
-        model.eval()
+        model = fused(model.eval())
         accumulator = new_accumulator(self.annotations, self.thresholds.most)
         terms = self.criterion.terms
         losses = torch.zeros(len(terms) + 1, dtype=torch.float64, device=self.precision.device)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from horovod_yolo.models.detector import Detector
+from horovod_yolo.models.fusing import fuse
 
 
 class ExportedNetwork(nn.Module):
@@ -21,7 +21,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.half_precision = half
-        _fuse(self.model)
+        fuse(self.model)
         if half:
             _halve(self.model)
         self.eval()
@@ -31,14 +31,6 @@ class ExportedNetwork(nn.Module):
         predictions = self.model(images.half() if self.half_precision else images)
         decoded = self.model.head.decode(predictions)
         return decoded.boxes_xyxy, decoded.scores
-
-
-def _fuse(model: nn.Module) -> None:
-    """In float32: the running variance of a channel may be out of half precision's range."""
-    for block in model.modules():
-        convolution, norm = getattr(block, "conv", None), getattr(block, "bn", None)
-        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            block.conv, block.bn = fuse_conv_bn_eval(convolution, norm), nn.Identity()
 
 
 def _halve(model: Detector) -> None:

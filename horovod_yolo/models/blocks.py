@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from horovod_yolo.models.batch_norm import BatchNorm2d
+from horovod_yolo.models.convolution import Conv2d
 
 # The published checkpoints were trained with these; other values would change what their statistics mean.
 BATCH_NORM_EPS = 1e-3
@@ -58,7 +59,7 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         pad = kernel // 2 if padding is None else padding
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, pad, groups=groups, bias=False)
+        self.conv = Conv2d(c_in, c_out, kernel, stride, pad, groups=groups, bias=False)
         self.bn = BatchNorm2d(c_out, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
         self.activation = activation
 

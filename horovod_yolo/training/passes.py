@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from horovod_yolo.core.types import Batch
+from horovod_yolo.process.allocator import give_back_freed_memory
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ class Momenta:
 
 
 def give_back(device: torch.device) -> None:
-    """Let the device have the memory that PyTorch keeps for later, in pieces of sizes that do not fit now."""
+    """Let the device have the memory that is kept for later, in pieces of sizes that do not fit now."""
+    if device.type == "cpu":
+        give_back_freed_memory()
     empty = getattr(getattr(torch, device.type, None), "empty_cache", None)
     if empty is not None:
         empty()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from horovod_yolo.core.boxes import xywh_to_xyxy
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Decoded
+from horovod_yolo.models.convolution import Conv2d
 from horovod_yolo.models.detector import Head
 
 AnchorsPx = Sequence[Sequence[tuple[float, float]]]  # levels, finest first; anchors of a level; (w, h) pixels
@@ -42,7 +43,7 @@ class AnchorHead(Head):
         per_level = anchors.shape[1]
         in_strides = anchors / _column(self.strides, anchors)
         self.register_buffer("anchors", in_strides.to(torch.empty(0).device))
-        self.m = nn.ModuleList(nn.Conv2d(c, per_level * self.outputs, 1) for c in channels)
+        self.m = nn.ModuleList(Conv2d(c, per_level * self.outputs, 1) for c in channels)
         self._bias_towards_rare_objects()
 
     @torch.no_grad()

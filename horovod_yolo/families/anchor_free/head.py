@@ -14,6 +14,7 @@ from horovod_yolo.core.cells import CellMaps, boxes_around, cells_of, distances_
 from horovod_yolo.core.types import Decoded
 from horovod_yolo.losses.anchor_free import ONE_TO_MANY, ONE_TO_ONE
 from horovod_yolo.models.blocks import Conv
+from horovod_yolo.models.convolution import Conv2d
 from horovod_yolo.models.detector import Head
 
 MOST_CLASSES_IN_WIDTH = 100
@@ -132,14 +133,14 @@ class DistanceHead(Head):
 
 
 def _branch(c_in: int, width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(Conv(c_in, width, 3), Conv(width, width, 3), nn.Conv2d(width, outputs, 1))
+    return nn.Sequential(Conv(c_in, width, 3), Conv(width, width, 3), Conv2d(width, outputs, 1))
 
 
 def _depthwise_branch(c_in: int, width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Sequential(Conv(c_in, c_in, 3, groups=c_in), Conv(c_in, width, 1)),
         nn.Sequential(Conv(width, width, 3, groups=width), Conv(width, width, 1)),
-        nn.Conv2d(width, outputs, 1),
+        Conv2d(width, outputs, 1),
     )
 
 
