@@ -74,8 +74,8 @@ class ColourChange:
         hsv = np.empty_like(image)
         cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL, hsv), [hue, saturation, value])
         cv2.convertScaleAbs(value, value, self.value)
-        cv2.convertScaleAbs(saturation, saturation, self.saturation)
-        chroma = cv2.multiply(saturation, value, saturation, 1 / 255)
+        chroma = cv2.multiply(saturation, value, saturation, self.saturation / 255)
+        cv2.min(chroma, value, chroma)  # which is where saturation ends
         for absence, plane in zip(self.absences, rgb, strict=True):
             cv2.LUT(hue, absence, plane)
             cv2.multiply(plane, chroma, plane, 1 / 255)

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess, active_children
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from horovod_yolo.core.errors import DataWorkerError
@@ -26,7 +25,7 @@ from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
-from horovod_yolo.data.slots import Slots
+from horovod_yolo.data.slots import Slots, sent
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class _Batches(Dataset[Batch]):
         self._slots = self._slots or Slots()
         slot = self._slots.take((len(samples), 3, request.height, request.width))
         batch = collate(samples, request.height, request.width, unmade, slot.images)
-        return replace(batch, images=cast(Tensor, slot), first=request.first)
+        return sent(replace(batch, first=request.first), slot)
 
 
 class _Requests(Sampler[_Request]):

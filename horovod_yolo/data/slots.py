@@ -12,12 +12,16 @@ import math
 import mmap
 import os
 import weakref
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from horovod_yolo.core.types import Batch, Targets
 
 _FRONT = 64  # bytes before the batch, of which the first is 1 while it is needed
 
@@ -74,6 +78,28 @@ class Filling:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _mapped, (self._address, tuple(self.images.shape))
+
+
+class Copied:
+    """A small tensor that travels in the message: PyTorch makes a file of shared memory for each."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.from_numpy, (self._tensor.numpy(),)
+
+
+def sent(batch: Batch, images: Filling) -> Batch:
+    """The batch as a worker sends it. Where it arrives it has tensors again."""
+    targets = batch.targets
+    numbers = (Copied(tensor) for tensor in (targets.image, targets.classes, targets.boxes_xywhn))
+    return replace(
+        batch,
+        images=cast(Tensor, images),
+        targets=Targets(*cast(Iterable[Tensor], numbers)),
+        indices=cast(Tensor, Copied(batch.indices)),
+    )
 
 
 def _mapped(address: str, shape: tuple[int, ...]) -> Tensor:

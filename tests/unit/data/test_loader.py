@@ -186,8 +186,9 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_changed(
         os.kill(victim, signal.SIGKILL)
         made += second
         assert equal(made, whole)
-        assert caplog.text.count(f"data worker {victim} was killed by SIGKILL") == 1
         assert equal(list(batches.epoch(0)), whole[:4]), "and the loader lives on"
+        # It may have made all of its batches of that epoch, and then is missed in the next.
+        assert caplog.text.count(f"data worker {victim} was killed by SIGKILL") == 1
     assert set(active_children()) == others
 
 
