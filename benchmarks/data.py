@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import cProfile
+import json
 import os
 import pickle
 import pstats
@@ -39,9 +40,11 @@ from torch.utils.data import DataLoader
 
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.core.types import SampleKey
+from horovod_yolo.data import augment
 from horovod_yolo.data.augment import AugmentParams, TrainTransform
 from horovod_yolo.data.cache import ImageCache, ImageReader, disk_file, image_loader
 from horovod_yolo.data.collate import collate
+from horovod_yolo.data.colours import ColourChange
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.spec import load_data_yaml
@@ -96,7 +99,7 @@ def main() -> None:
         publish("data", results, table_of(rows, facts))
 
 
-def measured(case: Case, turns: int) -> dict[str, float]:
+def measured(case: Case, turns: int) -> dict[str, Any]:
     """Milliseconds a sample: medians over turns in which each way has its own."""
     ways = {
         "plain": lambda: plain_loader(case),
@@ -117,23 +120,23 @@ def measured(case: Case, turns: int) -> dict[str, float]:
     return {
         **{f"{name}_ms": value for name, value in ms.items()},
         **{f"{name}_beyond_decode_ms": value for name, value in beyond.items()},
-        "ours_reading_ms": in_a_fork(partial(our_reading, case)),
+        "ours_parts_ms": in_a_fork(partial(our_parts, case)),
         "beyond_decode_share": beyond["ours"] / beyond["plain"],
         "times_as_fast": ms["plain"] / ms["ours"],
         "decode_share_of_plain": ms["decode"] / ms["plain"],
     }
 
 
-def in_a_fork(measure: Callable[[], float]) -> float:
+def in_a_fork(measure: Callable[[], Any]) -> Any:
     """What a child of this process finds, whose allocator is set as a data worker's."""
     reader, writer = os.pipe()
     if not (child := os.fork()):
         keep_memory()
-        os.write(writer, str(measure()).encode())
+        os.write(writer, json.dumps(measure()).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        found = float(pipe.read())
+        found = json.loads(pipe.read())
     os.waitpid(child, 0)
     return found
 
@@ -231,22 +234,30 @@ def batches_by(make: TrainTransform, case: Case, epoch: int, batches: int) -> No
         collate([make(key) for key in keys], case.size, case.size)
 
 
-def our_reading(case: Case) -> float:
-    """Milliseconds of a sample that reading and decoding take here."""
-    load, spent = loading(case), 0.0
+def our_parts(case: Case) -> dict[str, float]:
+    """Milliseconds of a sample by what they go to, in one process."""
+    spent = dict.fromkeys(("reading", "colours", "drawing", "layout"), 0.0)
 
-    def timed(i: int) -> np.ndarray:
-        nonlocal spent
-        begun = time.process_time()
-        image = load(i)
-        spent += time.process_time() - begun
-        return image
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **more: Any) -> Any:
+            begun, colours = time.process_time(), spent["colours"]
+            result = call(*args, **more)
+            within = spent["colours"] - colours if name == "drawing" else 0.0
+            spent[name] += time.process_time() - begun - within
+            return result
 
-    make = TrainTransform(case.annotations, timed, case.params, 0)
+        return wrapped
+
+    ColourChange.__call__ = timed("colours", ColourChange.__call__)  # type: ignore[method-assign]
+    augment.draw = timed("drawing", augment.draw)
+    globals()["collate"] = timed("layout", collate)
+    make = TrainTransform(case.annotations, timed("reading", loading(case)), case.params, 0)
     batches_by(make, case, 0, 1)
-    spent = 0.0
+    spent.update(dict.fromkeys(spent, 0.0))
+    begun = time.process_time()
     batches_by(make, case, 1, SAMPLES // BATCH)
-    return spent / SAMPLES * 1e3
+    spent["random numbers, boxes, flips"] = time.process_time() - begun - sum(spent.values())
+    return {name: seconds / SAMPLES * 1e3 for name, seconds in spent.items()}
 
 
 def cached(case: Case, turns: int, folder: str) -> dict[str, float]:
@@ -362,7 +373,18 @@ def table_of(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     note = (
         "CPU time of a worker for a sample. Beyond: what is more than decoding four pictures at full size. "
     )
-    return "\n".join([*lines, "", note + described(facts)])
+    parts = ["", "Where it goes here, in milliseconds:", "", *parts_table(rows)]
+    return "\n".join([*lines, "", note + described(facts), *parts])
+
+
+def parts_table(rows: list[dict[str, Any]]) -> list[str]:
+    names = list(rows[0]["ours_parts_ms"])
+    lines = ["| set, input | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for row in rows:
+        kind = "" if row["kind"] == "default" else f", {row['kind']}"
+        cells = (f"{row['ours_parts_ms'][name]:.2f}" for name in names)
+        lines.append(f"| {row['data']}, {row['size']} px{kind} | {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":
