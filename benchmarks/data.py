@@ -48,8 +48,8 @@ from horovod_yolo.data.colours import ColourChange
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.data.workers import keep_memory
 from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.process.allocator import keep_freed_memory
 
 SETS = ("bccd", "coco-ccby")
 SAMPLES = 12 * BATCH  # about as many in a turn
@@ -103,7 +103,7 @@ def measured(case: Case, turns: int) -> dict[str, Any]:
     """Milliseconds a sample: medians over turns in which each way has its own."""
     ways = {
         "plain": lambda: plain_loader(case),
-        "plain_keeping_memory": lambda: plain_loader(case, keep_memory),
+        "plain_keeping_memory": lambda: plain_loader(case, keep_freed_memory),
         "ours": lambda: our_loader(case),
     }
     with contextlib.ExitStack() as stack:
@@ -131,7 +131,7 @@ def in_a_fork(measure: Callable[[], Any]) -> Any:
     """What a child of this process finds, whose allocator is set as a data worker's."""
     reader, writer = os.pipe()
     if not (child := os.fork()):
-        keep_memory()
+        keep_freed_memory()
         os.write(writer, json.dumps(measure()).encode())
         os._exit(0)
     os.close(writer)
@@ -179,7 +179,9 @@ def our_loader(
 
 
 @contextlib.contextmanager
-def plain_loader(case: Case, settings: Callable[[], None] | None = None) -> Iterator[Callable[[int], float]]:
+def plain_loader(
+    case: Case, settings: Callable[[], object] | None = None
+) -> Iterator[Callable[[int], float]]:
     """The same of the straightforward pipeline in PyTorch's own loader."""
 
     def settle_in(_worker: int) -> None:
@@ -346,7 +348,7 @@ def cache_table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 def profiled(case: Case, data: str) -> None:
     """Print this project's functions by their own time."""
     make = TrainTransform(case.annotations, loading(case), case.params, 0)
-    keep_memory()
+    keep_freed_memory()
     batches_by(make, case, 0, 1)
     profile = cProfile.Profile()
     profile.runcall(batches_by, make, case, 1, 4)

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "io": {"core"},
     "process": {"core", "io"},
     "config": {"core", "io"},
-    "data": {"core", "io"},
+    "data": {"core", "io", "process.allocator"},
     "models": {"core"},
     "losses": {"core"},
     "metrics": {"core", "io"},

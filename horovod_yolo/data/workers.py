@@ -6,7 +6,6 @@ copies locks that nobody will ever release.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import tempfile
@@ -19,11 +18,12 @@ from multiprocessing.util import get_temp_dir
 
 import cv2
 
+from horovod_yolo.process.allocator import keep_freed_memory
+
 _JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 _LONGEST_TEMPORARY_FOLDER = (
     75  # bytes; 107 make a socket's address, `/pymp-xxxxxxxx/listener-xxxxxxxx` ends it
 )
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 _LIKELY_CAUSE = {
     signal.SIGKILL: "memory may be short: lower --workers, or leave out --cache ram",
     signal.SIGBUS: "/dev/shm may be full: lower --workers, or give the container more with --shm-size",
@@ -84,18 +84,6 @@ def _keep_socket_paths_short() -> None:
             tempfile.tempdir = before
 
 
-def keep_memory() -> None:
-    """Let the allocator keep what is freed, where it is glibc's, for the next sample.
-
-    It hands large blocks back to the system otherwise, and gets them page by page with zeros in them, which
-    costs more than all that happens to the pixels. A process then stays as large as it has been.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_MMAP_THRESHOLD, 32 << 20)  # the most it takes
-        set_option(_TRIM_THRESHOLD, 256 << 20)
-
-
 def settle_in(_worker: int) -> None:
     """Make a new worker single-threaded, deaf to the job's signals, and mortal.
 
@@ -104,7 +92,7 @@ def settle_in(_worker: int) -> None:
     workers.
     """
     cv2.setNumThreads(0)
-    keep_memory()
+    keep_freed_memory()
     signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # the fork server may be older than this loader
     trainer = parent_process()
     assert trainer is not None, "runs in a child process only"
