@@ -26,7 +26,7 @@ _LONGEST_TEMPORARY_FOLDER = (
 )
 _LIKELY_CAUSE = {
     signal.SIGKILL: "memory may be short: lower --workers, or leave out --cache ram",
-    signal.SIGBUS: "/dev/shm may be full: lower --workers, or give the container more with --shm-size",
+    signal.SIGBUS: "a file of --cache disk or of the annotations was cut short, or /dev/shm is full",
 }
 
 
