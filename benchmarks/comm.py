@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common import described, machine, parser, publish
-from engines import WAYS, launched
+from engines import WAYS, json_of, launched
 
 from horovod_yolo.planner.comm import SMALL_BYTES, SMALL_SUMS, link_of, sizes_up_to
 from horovod_yolo.planner.measured import CommFile, read
@@ -37,7 +37,7 @@ def main() -> None:
     p.add_argument("--as-rank", type=int, help="of mpi4py, up to so many bytes")
     args = p.parse_args()
     if args.as_rank:
-        print(json.dumps(sums_of_mpi4py(args.as_rank)))
+        print(json.dumps(dict(sums_of_mpi4py(args.as_rank))))
         return
     found: dict[str, list[Times]] = {way: [] for way in (*ENGINES, MPI4PY)}
     small: dict[str, list[float]] = {way: [] for way in ENGINES}
@@ -47,8 +47,8 @@ def main() -> None:
             found[way].append(dict(measured.allreduce))
             small[way].append(measured.small_sum_s or 0.0)
         program = [__file__, "--as-rank", int(args.max_mb * 2**20)]
-        said = json.loads(launched("Horovod over MPI", program, args.ranks).splitlines()[-1])
-        found[MPI4PY].append({float(size): seconds for size, seconds in said})
+        said = json.loads(json_of(launched("Horovod over MPI", program, args.ranks)))
+        found[MPI4PY].append({float(size): seconds for size, seconds in said.items()})
         print({way: turns[-1] for way, turns in found.items()}, flush=True)
     medians = {way: middle(turns) for way, turns in found.items()}
     directly = {way: statistics.median(turns) for way, turns in small.items()}

@@ -9,6 +9,7 @@ about five minutes for the one, and fifteen for the others.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import statistics
@@ -46,6 +47,13 @@ def images_per_s(said: str) -> float:
     if found is None:
         raise RuntimeError(said)
     return float(found[1])
+
+
+def json_of(said: str) -> str:
+    """The object of JSON in what a job prints, whatever else MPI puts on that line."""
+    start = said.index("{")
+    _, length = json.JSONDecoder().raw_decode(said[start:])
+    return said[start : start + length]
 
 
 def job_here(way: str, words: list[Any], ranks: int = RANKS, **variables: str) -> str:

@@ -50,10 +50,18 @@ class Work:
     cfg: str
     side: int  # of an image, pixels
     images: int  # of a rank
+    fusion_mb: float = TrainConfig.fusion_mb  # of a group of gradients
 
     def config(self, ranks: int, sync_bn: bool = False) -> TrainConfig:
         """Of a run."""
-        names = {"data": "none.yaml", "cfg": self.cfg, "imgsz": self.side, "compression": "none"}
+        names = {
+            "data": "none.yaml",
+            "cfg": self.cfg,
+            "imgsz": self.side,
+            "compression": "none",
+            "optimizer": "SGD",
+            "fusion_mb": self.fusion_mb,
+        }
         return settings_of({**names, "batch_size": ranks * self.images, "sync_bn": sync_bn})
 
     def batch_of(self, rank: int) -> Batch:
@@ -133,6 +141,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--cfg", default="yolov5n")
     p.add_argument("--img", type=int, default=160)
     p.add_argument("--images", type=int, default=4, help="of a rank")
+    p.add_argument("--fusion-mb", type=float, default=TrainConfig.fusion_mb)
     p.add_argument("--turns", type=int, default=3, help="of sync-bn, without and with it")
     p.add_argument("--at", type=float, default=0, help="alone: begin then, in seconds since 1970")
     return p.parse_args()
@@ -155,7 +164,7 @@ def compare_batch_norms(work: Work, steps: int, turns: int) -> None:
 
 def main() -> None:
     args = arguments()
-    work = Work(args.cfg, args.img, args.images)
+    work = Work(args.cfg, args.img, args.images, args.fusion_mb)
     if args.how == "sync-bn":
         compare_batch_norms(work, args.steps, args.turns)
         return

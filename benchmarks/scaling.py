@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 from common import ROOT, described, machine, parser, publish
-from engines import RANKS, REFERENCE, WAYS, images_per_s, job_here
+from engines import RANKS, REFERENCE, WAYS, images_per_s, job_here, json_of
 from shaped import environment, two_hosts
 
 from tests.cluster.hosts import Cluster
@@ -73,7 +73,7 @@ def on_one_host(turns: int) -> None:
         for way, (*_, how) in WAYS.items():
             said = job_here(way, [how, STEPS, *WORK])
             rates[way].append(images_per_s(said))
-            used = json.loads(said.splitlines()[-1])
+            used = json.loads(json_of(said))
             beside = sum(seconds for name, seconds in used["threads"].items() if name != "main")
             others[way].append(beside / used["seconds"])
         print({name: found[-1] for name, found in rates.items()}, flush=True)

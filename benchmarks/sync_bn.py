@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import described, machine, parser, publish
-from engines import WAYS, job_here
+from engines import WAYS, job_here, json_of
 
 STEPS = 4  # of each turn
 
@@ -47,7 +47,7 @@ def main() -> None:
         for way in engines:
             words = ["sync-bn", STEPS, "--cfg", case.cfg, "--img", case.side, "--images", case.images]
             said = job_here(way, [*words, "--turns", args.turns], case.ranks)
-            rates: dict[str, list[float]] = json.loads(said.splitlines()[-1])
+            rates: dict[str, list[float]] = json.loads(json_of(said))
             rows.append({"case": str(case), "engine": way, "images_per_s": rates})
             print(case, way, rates, flush=True)
     facts = machine()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 T = TypeVar("T")
+# How names of batch norm's sums begin. There are many in a step, each after a sum of another name in it.
+OF_BATCH_NORM = "bn."
 
 
 class Pending(Protocol):

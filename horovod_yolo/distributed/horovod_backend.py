@@ -1,7 +1,7 @@
 """Ranks that talk through Horovod: over MPI or Gloo on CPUs, NCCL on GPUs.
 
 Small sums on CPUs do not wait for Horovod's queue (see `horovod_yolo.distributed.direct`): they go by MPI
-itself, or over connections of their own beside Horovod's Gloo. The first of them in each step is announced in
+itself, or over connections of their own beside Horovod's Gloo. All of them but batch norm's are announced in
 the queue. So Horovod misses a rank that does not come to it, names it, and gives it up, as for its own sums.
 """
 
@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.distributed.communicator import GradientExchange, Pending, Sums
+from horovod_yolo.distributed.communicator import OF_BATCH_NORM, GradientExchange, Pending, Sums
 from horovod_yolo.distributed.direct import (
     Combine,
     DirectSums,
@@ -91,8 +92,8 @@ class HorovodCommunicator:
         self.local_size: int = hvd.local_size()
         self.one_rank_a_gpu = bool(hvd.nccl_built())
         self.wait_s = 0.0
-        self._announced: int | None = None  # handle of the last announcement of a small sum
-        self._announce = True  # the next one
+        self._announced: deque[int] = deque()  # handles of the last announcements of small sums
+        self._announcements = 0
         self._said = False  # that this rank waits for long, for the small sum under way
         self._direct = _direct_sums(self.rank, self.size, self.local_size == self.size, self._look)
 
@@ -115,7 +116,6 @@ class HorovodCommunicator:
     def waiting(self) -> Iterator[None]:
         """Count the time inside, where Horovod's queue is used, as waiting for other ranks."""
         start = time.perf_counter()
-        self._announce = True
         try:
             if self._direct is not None:
                 self._direct.settle()
@@ -141,8 +141,8 @@ class HorovodCommunicator:
     def _allreduce(self, tensor: Tensor, name: str, op: Any, combine: Combine) -> Pending:
         if self.size == 1 or self._direct is None or not suits(tensor):
             return self.in_queue(tensor, name, op)
-        if self._announce:
-            self._tell_queue()
+        if not name.startswith(OF_BATCH_NORM):  # a rank that came to the sum before is there
+            self._announce()
         with self.small():
             return _Small(self._direct.start(tensor, name, combine), self)
 
@@ -152,12 +152,13 @@ class HorovodCommunicator:
             return Ready(tensor)
         return _Handle(hvd.allreduce_async(tensor, name=name, op=op), self)
 
-    def _tell_queue(self) -> None:
-        """Announce the small sums that follow; the last announcement has arrived long ago."""
-        if self._announced is not None:
-            _result(self._announced)
-        self._announced = hvd.allreduce_async(torch.zeros(1), name="small sums", op=hvd.Sum)
-        self._announce = False
+    def _announce(self) -> None:
+        """Tell Horovod's queue that this rank has come to a small sum. Two may be under way."""
+        if len(self._announced) > 1:
+            _result(self._announced.popleft())
+        self._announcements += 1
+        name = f"small sums {self._announcements % 2}"
+        self._announced.append(hvd.allreduce_async(torch.zeros(1), name=name, op=hvd.Sum))
 
     @contextmanager
     def small(self) -> Iterator[None]:
@@ -177,14 +178,18 @@ class HorovodCommunicator:
         return HorovodInternalError(str(error))
 
     def _look(self, waited_s: float, whom: str) -> None:
-        """Of a rank that waits for a small sum: say so after long, and raise where others are given up."""
-        if self._announced is not None and hvd.poll(self._announced):
-            announced, self._announced = self._announced, None
-            hvd.synchronize(announced)
+        """Of a rank that waits for a small sum: say so after long, and raise where others are given up.
+
+        Horovod does both where the sum, or one before it, was announced and a rank has not come to it.
+        """
+        while self._announced and hvd.poll(self._announced[0]):
+            hvd.synchronize(self._announced.popleft())
+        if self._announced:
+            return
         named, ended = float(os.environ[NAMED_AFTER]), float(os.environ[ENDED_AFTER])
         if 0 < ended < waited_s:
             raise GoneError(f"{whom} has not come to a sum for {waited_s:.0f} s")
-        if self._announced is None and 0 < named < waited_s and not self._said:  # else Horovod says it
+        if 0 < named < waited_s and not self._said:
             self._said = True
             log.warning("late: %s; this one has waited for its part of a sum for %.0f s", whom, waited_s)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from horovod_yolo.distributed.communicator import Communicator, Sums
+from horovod_yolo.distributed.communicator import OF_BATCH_NORM, Communicator, Sums
 from horovod_yolo.models.batch_norm import BatchNorm2d, statistics, wide
 
 
@@ -81,7 +81,7 @@ class SyncBatchNorm2d(BatchNorm2d):
         self.running_mean, self.running_var = source.running_mean, source.running_var
         self.num_batches_tracked = source.num_batches_tracked
         self._comm = comm
-        self._name = f"bn.{name}"
+        self._name = f"{OF_BATCH_NORM}{name}"
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> the same; *collective* in training mode."""

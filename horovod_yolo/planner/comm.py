@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from horovod_yolo.distributed.communicator import Communicator, Sums
+from horovod_yolo.distributed.communicator import OF_BATCH_NORM, Communicator, Sums
 from horovod_yolo.planner.fit import latency_and_slope
 from horovod_yolo.planner.links import Link, ring_link
 
@@ -50,7 +50,7 @@ def measure_allreduce(comm: Communicator, device: torch.device, largest: int, se
 
 def measure_small_sum(comm: Communicator, device: torch.device) -> float:
     """Seconds of a sum of a few numbers, as batch norm makes them. *Collective.*"""
-    return float(np.median(_timed(comm, comm, device, SMALL_BYTES, SMALL_SUMS)))
+    return float(np.median(_timed(comm, comm, device, SMALL_BYTES, SMALL_SUMS, OF_BATCH_NORM)))
 
 
 def sizes_up_to(largest: int) -> list[int]:
@@ -75,13 +75,15 @@ def wait_for(device: torch.device) -> None:
         getattr(torch, device.type).synchronize(device)
 
 
-def _timed(comm: Communicator, sums: Sums, device: torch.device, size: int, repeats: int) -> list[float]:
+def _timed(
+    comm: Communicator, sums: Sums, device: torch.device, size: int, repeats: int, prefix: str = ""
+) -> list[float]:
     """Seconds of each of some sums, the mean over ranks. *Collective.*"""
     message = torch.ones(size // FLOAT32_BYTES, device=device)
     taken = torch.zeros(repeats, dtype=torch.float64)
     for number in range(repeats):
         begun = time.perf_counter()
-        sums.allreduce_sum(message, f"bench {size}").wait()
+        sums.allreduce_sum(message, f"{prefix}bench {size}").wait()
         wait_for(device)
         taken[number] = time.perf_counter() - begun
     summed = comm.allreduce_sum(taken.to(device), f"bench times {repeats}").wait()
