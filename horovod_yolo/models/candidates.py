@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,58 +62,64 @@ def candidates_of(decoded: Decoded, confidence: float, *, multi_label: bool, mos
 
 
 class _OnCpu:
-    """Image by image, so that what is looked at stays in the processor's cache."""
+    """Image by image, so that what is taken of the scores is still in the processor's cache."""
 
     def __init__(self, decoded: Decoded, confidence: float, multi_label: bool, most: int) -> None:
-        self._boxes_xyxy = decoded.boxes_xyxy.numpy()
-        self._scores = decoded.scores.contiguous().numpy()
-        above = np.empty(self._scores.shape[1:], bool)
-        self._places = []  # of candidates in an image's scores, row by row
-        for boxes_xyxy, scores in zip(self._boxes_xyxy, self._scores, strict=True):
-            np.greater(scores, confidence, out=above)
-            places = np.flatnonzero(above)
-            places = places[_sound(boxes_xyxy, scores, places)]
-            self._places.append(places if multi_label else _best_of_rows(scores, places))
-        self.counts = np.array([len(places) for places in self._places], np.int64).clip(max=most)
+        images = decoded.boxes_xyxy.numpy(), decoded.scores.contiguous().numpy()
+        above = np.empty(images[1].shape[1:], bool)
+        found = [
+            _of_image(*image, np.greater(image[1], confidence, out=above), multi_label, most)
+            for image in zip(*images, strict=True)
+        ]
+        nothing = (images[0].reshape(-1, 4)[:0], images[1].reshape(-1)[:0], np.empty(0, np.int64))
+        boxes_xyxy, scores, classes = map(np.concatenate, zip(nothing, *found, strict=True))
+        counts = np.array([len(one[2]) for one in found], np.int64)
+        of = np.repeat(np.arange(len(counts)), counts)
+        order = np.argsort(-scores, kind="stable")
+        order = order[np.argsort(of[order].astype(np.uint16), kind="stable")]  # 16 bits numpy only counts
+        self._all = Boxes(of, boxes_xyxy.astype(np.float64), scores, classes).only(order)
+        self._starts, self.counts = np.cumsum(counts) - counts, counts.clip(max=most)
 
     def take(self, images: Ints, first: int, last: int) -> Boxes:
         """See `Candidates`."""
-        classes = self._scores.shape[2]
-        places, scores = [], []
-        for image in images:
-            some = self._places[image]
-            its = self._scores[image].reshape(-1)[some]
-            end = min(last, int(self.counts[image]))
-            if end < len(some):
-                enough = np.flatnonzero(its >= np.partition(its, -end)[-end])
-                some, its = some[enough], its[enough]
-            order = np.argsort(-its, kind="stable")[first:end]
-            places.append(some[order])
-            scores.append(its[order])
-        of = np.repeat(images, [len(some) for some in places])
-        row, kinds = np.divmod(_joined(places, np.int64), classes)
-        return Boxes(
-            of, self._boxes_xyxy[of, row].astype(np.float64), _joined(scores, self._scores.dtype), kinds
-        )
+        of, ranks = _ranks(self.counts, images, first, last)
+        return self._all.only(self._starts[of] + ranks)
 
 
-def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype), *parts])
+def _of_image(
+    boxes_xyxy: NDArray[Any], scores: NDArray[Any], above: NDArray[np.bool_], multi_label: bool, most: int
+) -> tuple[NDArray[Any], NDArray[Any], Ints]:
+    """Boxes, scores and classes of an image's candidates, by row and then class.
+
+    Where a network has learnt nothing yet they may be millions: only the ``most`` best and their equals.
+    """
+    places = np.flatnonzero(above)
+    rows = places // max(scores.shape[1], 1)
+    seen = (
+        (scores, boxes_xyxy) if len(rows) >= len(scores) else (scores.take(rows, 0), boxes_xyxy.take(rows, 0))
+    )
+    with np.errstate(all="ignore"):
+        all_finite = np.isfinite(sum(numbers.sum() for numbers in seen))
+    if not all_finite:  # or their sum is too large, which is no matter
+        finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes_xyxy).all(axis=1)
+        places, rows = places[finite[rows]], rows[finite[rows]]
+    if multi_label:
+        its, classes = scores.reshape(-1).take(places), places - rows * scores.shape[1]
+    else:
+        rows = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
+        classes = scores[rows].argmax(axis=1)
+        its = scores[rows, classes]
+    if len(its) > most:
+        best = np.flatnonzero(its >= np.partition(its, -most)[-most])
+        rows, its, classes = rows[best], its[best], classes[best]
+    return boxes_xyxy.take(rows, 0), its, classes
 
 
-def _sound(boxes_xyxy: NDArray[Any], scores: NDArray[Any], places: Ints) -> NDArray[np.bool_]:
-    """Whether everything in the row of a place is finite: (n,)."""
-    rows = places // scores.shape[1]
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    each = rows[starts]
-    finite = np.isfinite(boxes_xyxy[each]).all(axis=1) & np.isfinite(scores[each]).all(axis=1)
-    return np.repeat(finite, np.diff(starts, append=len(rows)))
-
-
-def _best_of_rows(scores: NDArray[Any], places: Ints) -> Ints:
-    """Of the places in each row that of the best score, of equal ones the first."""
-    rows = np.unique(places // scores.shape[1])
-    return np.asarray(rows * scores.shape[1] + scores[rows].argmax(axis=1), np.int64)
+def _ranks(counts: Ints, images: Ints, first: int, last: int) -> tuple[Ints, Ints]:
+    """Image and number of each candidate from ``first`` to before ``last`` where images have ``counts``."""
+    numbers = np.minimum(counts[images], last) - np.minimum(counts[images], first)
+    of = np.repeat(images, numbers)
+    return of, first + np.arange(len(of)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
 
 
 class _OnDevice:
@@ -155,9 +160,7 @@ class _OnDevice:
 
     def _copied(self, images: Ints, first: int, last: int) -> tuple[Ints, Boxes]:
         """Places among an image's candidates, and the boxes."""
-        counts = np.minimum(self.counts[images], last) - np.minimum(self.counts[images], first)
-        of = np.repeat(images, counts)
-        ranks = first + np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        of, ranks = _ranks(self.counts, images, first, last)
         wanted = torch.from_numpy(self._starts[of] + ranks).to(self._places.device)
         places, classes = self._places[wanted], self._decoded.scores.shape[2]
         columns = (

@@ -14,8 +14,8 @@ from horovod_yolo.models.candidates import Boxes, candidates_of
 from horovod_yolo.models.greedy import first_of_each, overlapped
 
 MAX_CANDIDATES = 30_000  # an image; those of the lowest scores are left out
-FIRST = 64  # candidates of an image that are looked at first
-GROWTH = 3  # then up to so many times as many: what is found by then drops most of them, or is enough
+FIRST = 16  # candidates of an image that are looked at first
+GROWTH = 8  # then up to so many times as many: what is found by then drops most of them, or is enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ def non_max_suppression(decoded: Decoded, thresholds: Thresholds) -> list[Detect
     found = candidates.take(unfinished, 0, 0)
     while len(unfinished):
         new = candidates.take(unfinished, first, last)
-        new = new.only(~_overlapped(new, found, classes, thresholds))
+        if first:
+            new = new.only(~_overlapped(new, found, classes, thresholds))
         new = new.only(first_of_each(new.boxes_xyxy, _groups(new, classes, thresholds), thresholds.iou))
         found = found.and_then(new)
         numbers = np.bincount(found.images, minlength=images)
