@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from horovod_yolo.assembly.data import annotation_folder, say_what_counts
+from horovod_yolo.assembly.packing import require_whole
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.core.errors import UserError
@@ -48,6 +49,7 @@ def check_data(options: CheckOptions, comm: Communicator) -> tuple[str, ...]:
     for split in splits:
         try:
             annotations = shared_annotations(spec, split, comm, folder)
+            require_whole(annotations, comm)
         except UserError as error:
             if mistake is not None and comm.rank == 0:
                 log.error("error: %s", mistake)

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.agreement import raise_together
 from horovod_yolo.distributed.communicator import Communicator
 
 SECONDS_BETWEEN_MEETINGS = 5.0
 SECONDS_WITHOUT_PROGRESS = 600.0
+MOST_NAMED = 3
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -107,3 +109,37 @@ def meanwhile(comm: Communicator, work: Callable[[Callable[[int], None]], T]) ->
     for _ in meetings(comm, background, lambda: None):
         continue
     return background.result()
+
+
+def together_meanwhile(comm: Communicator, work: Callable[[Callable[[int], None]], T]) -> T:
+    """`meanwhile`, but what one rank raises, all raise. *Collective*, but for ``work`` itself.
+
+    Raises:
+        UserError: on all ranks, where any rank's work does.
+    """
+    try:
+        value, problem = meanwhile(comm, work), None
+    except UserError as error:
+        value, problem = None, str(error)
+    raise_together(comm, problem)
+    return value  # type: ignore[return-value]  # it is None for an error only
+
+
+def on_keepers(comm: Communicator, look: Callable[[Callable[[int], None]], T]) -> T | None:
+    """What one rank of each host finds there; None on the others. *Collective*, but for ``look`` itself.
+
+    Raises:
+        UserError: on all ranks, where any host's does; it names the hosts where others have no such mistake.
+    """
+    is_keeper = comm.local_rank == 0
+    try:
+        found, problem = meanwhile(comm, lambda advance: look(advance) if is_keeper else None), ""
+    except UserError as error:
+        found, problem = None, str(error)
+    problems = comm.allgather_object((is_keeper, socket.gethostname(), problem))
+    bad = [(host, text) for _, host, text in problems if text]
+    if bad:
+        some = len(bad) < sum(1 for is_keeper, _, _ in problems if is_keeper)
+        where = f" (on {', '.join(host for host, _ in bad[:MOST_NAMED])})" if some else ""
+        raise UserError(bad[0][1] + where)
+    return found

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from horovod_yolo.assembly.hand_on import hand_on, host_id
-from horovod_yolo.assembly.meetings import meanwhile
+from horovod_yolo.assembly.meetings import on_keepers, together_meanwhile
 from horovod_yolo.assembly.scanning import Keeper, Part, Plan, Seen, scan_together
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Ints
@@ -25,6 +25,7 @@ from horovod_yolo.data.annotation_cache import AnnotationCache, in_order
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import Entry, Problem
 from horovod_yolo.data.listing import list_entries, listing_of, survey
+from horovod_yolo.data.pack import as_asked, index_of, open_index, require_shards
 from horovod_yolo.data.scan import problems_of, require_useful
 from horovod_yolo.data.soundness import (
     Counts,
@@ -37,13 +38,12 @@ from horovod_yolo.data.soundness import (
 )
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.data.table import Table
-from horovod_yolo.distributed.agreement import on_rank_0, raise_together, require_same
+from horovod_yolo.distributed.agreement import on_rank_0, require_same, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.columns import ColumnFile
 from horovod_yolo.process.garbage import free, uncollected
 
 log = logging.getLogger(__name__)
-MOST_NAMED = 3
 SAME_FILES = "give every host the same files"
 
 
@@ -62,6 +62,9 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
     Raises:
         UserError: on all ranks alike, also where only one rank met the mistake.
     """
+    index = together(comm, lambda: index_of(spec, split))
+    if index is not None:
+        return _packed_annotations(spec, split, index, comm, folder)
     keeper = _look(spec, split, comm, AnnotationCache(folder))
     plan = _plan(comm, keeper, f"the {split} images or labels", spec.file)
     if any(seen.whole for seen in plan.seen if seen) and not any(seen.missing for seen in plan.seen if seen):
@@ -71,38 +74,58 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
     listed = keeper.survey.entries[0].problems if keeper else ()
     contents = comm.allgather_object(str(file.about["content"]) if file else None)
     _require_copies(plan, contents, f"the {split} images or labels", spec.file)
+    annotations = _on_all_ranks(spec, split, file, listed, comm, folder)
+    if keeper is not None:
+        free(keeper.survey.entries)
+    return annotations
+
+
+def _packed_annotations(
+    spec: DataSpec, split: str, index: Path, comm: Communicator, folder: Path | None
+) -> Annotations:
+    """Those of a pack, which needs no scan. *Collective.*"""
+
+    def look(advance: Callable[[int], None]) -> tuple[str, ColumnFile, list[Problem]]:
+        file = open_index(index)
+        require_shards(file, spec.root, advance)
+        return file.key, *as_asked(file, spec, split)
+
+    key, file, listed = on_keepers(comm, look) or ("", None, [])
+    keys = [(host, key) for host, key in comm.allgather_object((socket.gethostname(), key)) if key]
+    for host, other in keys:
+        if other != keys[0][1]:
+            what = f"the packs of {split} differ between hosts, {keys[0][0]} and {host}"
+            raise UserError(what, where=index, fix=SAME_FILES)
+    return _on_all_ranks(spec, split, file, listed, comm, folder)
+
+
+def _on_all_ranks(
+    spec: DataSpec,
+    split: str,
+    file: ColumnFile | None,
+    listed: Sequence[Problem],
+    comm: Communicator,
+    folder: Path | None,
+) -> Annotations:
+    """The annotations that keepers have, said and found sound. *Collective.*"""
     file = hand_on(file, comm, folder)
     assert file is not None, "rank 0 is a keeper"
     annotations = Annotations(spec.root, file)
     require_same(comm, annotations.digest, f"the {split} annotations", where=spec.file, fix=SAME_FILES)
     on_rank_0(comm, lambda: _say_and_require(spec, split, annotations, listed))
-    if keeper is not None:
-        free(keeper.survey.entries)
     return annotations
 
 
 def _look(spec: DataSpec, split: str, comm: Communicator, cache: AnnotationCache) -> Keeper | None:
     """What there is and what is known of it, on the keepers. *Collective.*"""
 
-    def look(advance: Callable[[int], None]) -> Keeper | None:
-        if comm.local_rank != 0:
-            return None
+    def look(advance: Callable[[int], None]) -> Keeper:
         with uncollected():
             entries = list_entries(spec, split)
         surveyed = survey(entries, spec, split, advance)
         return Keeper(surveyed, cache.find(surveyed, spec.root, split), cache)
 
-    try:
-        keeper, problem = meanwhile(comm, look), ""
-    except UserError as error:
-        keeper, problem = None, str(error)
-    problems = comm.allgather_object((comm.local_rank == 0, socket.gethostname(), problem))
-    bad = [(host, text) for _, host, text in problems if text]
-    if bad:
-        some = len(bad) < sum(1 for is_keeper, _, _ in problems if is_keeper)
-        where = f" (on {', '.join(host for host, _ in bad[:MOST_NAMED])})" if some else ""
-        raise UserError(bad[0][1] + where)
-    return keeper
+    return on_keepers(comm, look)
 
 
 def _plan(comm: Communicator, keeper: Keeper | None, what: str, where: Path) -> Plan:
@@ -143,12 +166,7 @@ def _scan(
     def keep(_advance: Callable[[int], None]) -> ColumnFile | None:
         return _kept(spec, split, keeper, parts) if keeper else None
 
-    try:
-        file, problem = meanwhile(comm, keep), None
-    except UserError as error:
-        file, problem = None, str(error)
-    raise_together(comm, problem)
-    return file
+    return together_meanwhile(comm, keep)
 
 
 def _listed(spec: DataSpec, split: str, comm: Communicator, keeper: Keeper | None) -> tuple[list[Entry], str]:
@@ -161,14 +179,7 @@ def _listed(spec: DataSpec, split: str, comm: Communicator, keeper: Keeper | Non
             entries = list_entries(spec, split)
         return entries, listing_of(entries, spec, split)
 
-    found: tuple[list[Entry], str] = ([], "")
-    problem = None
-    try:
-        found = meanwhile(comm, look)
-    except UserError as error:
-        problem = str(error)
-    raise_together(comm, problem)
-    return found
+    return together_meanwhile(comm, look)
 
 
 def _kept(spec: DataSpec, split: str, keeper: Keeper, parts: Sequence[Part]) -> ColumnFile:

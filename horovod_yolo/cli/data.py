@@ -13,9 +13,11 @@ from horovod_yolo.config.load import Parser, add_label_flags
 
 
 def data_main(argv: Sequence[str]) -> int:
-    """Make the built-in data set, check one, or import weights."""
+    """Make the built-in data set, check or pack one, or import weights."""
     if argv[:1] == ["check"]:
         return _check_main(argv[1:])
+    if argv[:1] == ["pack"]:
+        return _pack_main(argv[1:])
     if argv[:1] == ["import-weights"]:
         return _import_main(argv[1:])
 
@@ -25,6 +27,7 @@ def data_main(argv: Sequence[str]) -> int:
         kinds.add_parser(
             "check", help="scan a data set as a new run would, on as many ranks as were launched"
         )
+        kinds.add_parser("pack", help="write a data set as a few large tar files that runs read in place")
         kinds.add_parser("import-weights", help="write another trainer's weights as a checkpoint of ours")
         digits = kinds.add_parser("digits", help="handwritten digits on photographs, made on the spot")
         digits.add_argument("--out", required=True, type=Path, help="folder to make")
@@ -79,5 +82,30 @@ def _check_main(argv: Sequence[str]) -> int:
         splits = check_data(options, comm)
         if comm.rank == 0:
             print(f"{options.data}: a run can train on it ({', '.join(splits)})", flush=True)
+
+    return on_ranks(parse, job)
+
+
+def _pack_main(argv: Sequence[str]) -> int:
+    """Write a data set as a few large files, on as many ranks as were launched."""
+
+    def parse() -> Any:
+        from horovod_yolo.assembly.packing import PackOptions
+
+        p = Parser(prog="horovod-yolo data pack", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        p.add_argument("data", metavar="DATA", help="data.yaml of the loose files")
+        p.add_argument("--to", required=True, type=Path, metavar="DIR", help="empty or new folder")
+        p.add_argument("--shard", metavar="SIZE", help="images of a tar file, such as 1GB (the default)")
+        add_label_flags(p)
+        p.add_argument("--cache-dir", dest="cache_dir")
+        return PackOptions(**vars(p.parse_strictly(argv)))
+
+    def job(comm: Any, options: Any) -> None:
+        from horovod_yolo.assembly.packing import pack_data
+
+        images, shards = pack_data(options, comm)
+        if comm.rank == 0:
+            where = options.to / "data.yaml"
+            print(f"{images} images in {shards} tar files; train with --data {where}", flush=True)
 
     return on_ranks(parse, job)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Floats, Ints
 from horovod_yolo.data.contents import Marks, marks
+from horovod_yolo.data.shards import ImageFile, PackedImage, Shards
 from horovod_yolo.data.table import Table, ragged, ragged_row
 from horovod_yolo.io.columns import Column, ColumnFile, bytes_of, columns_in_memory
 
@@ -56,6 +57,7 @@ class Annotations:
         self.names: tuple[str, ...] = tuple(file.about["names"])
         self._ends: Ints = file["object_end"]
         self._folders: dict[int, str] = {}
+        self._shards = Shards(root, file.about["pack"]) if "pack" in file.about else None
 
     @classmethod
     def of(cls, root: Path, names: Sequence[str], records: Iterable[Record]) -> Annotations:
@@ -128,8 +130,16 @@ class Annotations:
         return self.file["area"]
 
     def image_path(self, i: int) -> Path:
-        """Where the i-th image is."""
+        """What the i-th image's file is called; in a pack, where it would be unpacked."""
         return self.root / self.path(i)
+
+    def image_file(self, i: int) -> ImageFile:
+        """Where the i-th image is read."""
+        path = self.image_path(i)
+        if self._shards is None:
+            return path
+        place = (int(self.file[name][i]) for name in ("shard", "offset", "length", "crc32"))
+        return PackedImage(path, self._shards, *place)
 
     def path(self, i: int) -> str:
         """The i-th image's path as its record has it."""

@@ -28,6 +28,7 @@ from horovod_yolo.core.types import Image, Ints
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.letterbox import reduction_of, reductions_of
 from horovod_yolo.data.read import read_image
+from horovod_yolo.data.shards import stamp
 from horovod_yolo.io.places import cache_home
 from horovod_yolo.io.private import own_folder
 
@@ -61,7 +62,7 @@ class ImageReader:
             ImageError: as ``read_image``, and where the image's size is no longer the annotations': its boxes
                 would lie elsewhere.
         """
-        return read_image(self.annotations.image_path(i), self.reduction(i), self.size(i))
+        return read_image(self.annotations.image_file(i), self.reduction(i), self.size(i))
 
     def size(self, i: int) -> tuple[int, int]:
         """(height, width) of the i-th image's file in pixels."""
@@ -151,10 +152,9 @@ class ImageCache:
         if self._kind == "ram":
             return 1, 1
         try:
-            status = self._read.annotations.image_path(i).stat()
+            return stamp(self._read.annotations.image_file(i))
         except OSError:
             return None
-        return status.st_mtime_ns, status.st_size
 
     def _place(self, i: int) -> tuple[int, int]:
         """Where an image begins in the file, and its bytes."""

@@ -31,6 +31,7 @@ from PIL import ExifTags
 
 from horovod_yolo.core.types import Image
 from horovod_yolo.data import jpeg
+from horovod_yolo.data.shards import ImageFile, PackedImage
 from horovod_yolo.io.files import opened
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a "decompression bomb": 1 GiB at 6 bytes a pixel
@@ -111,11 +112,11 @@ class MissingImageError(ImageError):
     """There is no such file."""
 
 
-def read_image(path: Path, reduction: int = 1, expected: tuple[int, int] | None = None) -> Image:
+def read_image(file: ImageFile, reduction: int = 1, expected: tuple[int, int] | None = None) -> Image:
     """The pixels of an image file: (H, W, 3) uint8 RGB, upright, contiguous.
 
     Args:
-        path: of the file.
+        file: its path, or its place in a pack.
         reduction: 1, 2, 4 or 8: a pixel stands for as many of the file's, across and down. H and W are
             rounded up: the last pixel of a row or column may stand for fewer. A JPEG is decoded at that size.
         expected: (height, width) in pixels that the file must have.
@@ -123,15 +124,16 @@ def read_image(path: Path, reduction: int = 1, expected: tuple[int, int] | None 
     Raises:
         ImageError: the file is missing, no image, broken, truncated, larger than MAX_PIXELS, not as expected.
     """
-    plain = _read_plain_jpeg(path, reduction, expected)
+    path, source = _named(file)
+    plain = _read_plain_jpeg(path, source, reduction, expected)
     if plain is not None:
         return plain
-    with quiet(), _opened(path, path) as image:
+    with quiet(), _opened(path, source) as image:
         size, pixels, done = image.size, None, reduction
         if image.format in ("JPEG", "MPO"):
             turned = _orientation(image) != 1  # then the part of a pixel would come first
             done = 1 if turned and any(side % reduction for side in size) else reduction
-            pixels = _decode_ordinary_jpeg(path, image, done)
+            pixels = _decode_ordinary_jpeg(source, image, done)
         if pixels is None:
             image.load()
             size, pixels, done = image.size, _rgb8(image), 1
@@ -143,14 +145,26 @@ def read_image(path: Path, reduction: int = 1, expected: tuple[int, int] | None 
     return np.ascontiguousarray(pixels if done == reduction else _reduced(pixels, reduction))
 
 
-def _read_plain_jpeg(path: Path, reduction: int, expected: tuple[int, int] | None) -> Image | None:
+def _named(file: ImageFile) -> tuple[Path, Path | io.BytesIO]:
+    """What a file is called, and what is read: an image in a pack whole, for a part of it has no checksum."""
+    if isinstance(file, PackedImage):
+        return file.path, io.BytesIO(read_content(file))
+    return file, file
+
+
+def _read_plain_jpeg(
+    path: Path, source: Path | io.BytesIO, reduction: int, expected: tuple[int, int] | None
+) -> Image | None:
     """What a training set has most of, without Pillow; None for anything else, and for what may be wrong."""
-    try:
-        with opened(path) as (file, size):
-            start = file.read(len(jpeg.START)) if size <= MAX_FILE_BYTES else b""
-            content = start + file.read(size - len(start)) if start == jpeg.START else b""
-    except OSError:
-        return None  # who reads it otherwise says why
+    if isinstance(source, Path):
+        try:
+            with opened(source) as (file, size):
+                start = file.read(len(jpeg.START)) if size <= MAX_FILE_BYTES else b""
+                content = start + file.read(size - len(start)) if start == jpeg.START else b""
+        except OSError:
+            return None  # who reads it otherwise says why
+    else:
+        content = source.getvalue()
     found = jpeg.plain_size(content, MAX_SCANS)
     if found is None or found[0] * found[1] > MAX_PIXELS:
         return None
@@ -217,18 +231,22 @@ def verify_image(path: Path) -> tuple[int, int]:
         return verify_content(path, read_content(path))
 
 
-def read_content(path: Path) -> bytes:
+def read_content(file: ImageFile) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ImageError: it is missing, empty, unreadable, no regular file or too large.
+        ImageError: it is missing, empty, unreadable, no regular file, too large, or damaged in its pack.
     """
+    path = file.path if isinstance(file, PackedImage) else file
     try:
-        with opened(path) as (file, size):
+        if isinstance(file, PackedImage):
+            return file.read()
+        with opened(path) as (stream, size):
             _require_size(path, size)
-            return file.read(size)
+            return stream.read(size)
     except FileNotFoundError as error:
-        raise MissingImageError(path, "no such file") from error
+        reason = "no such file" if file is path else f"its shard {error.filename} is gone"
+        raise MissingImageError(path, reason) from error
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
@@ -309,7 +327,9 @@ def _require_supported(path: Path, image: PIL.Image.Image, source: Path | io.Byt
             raise ImageError(path, f"it has more than {MAX_SCANS} scans")
 
 
-def _decode_ordinary_jpeg(path: Path, image: PIL.Image.Image, reduction: int) -> NDArray[np.uint8] | None:
+def _decode_ordinary_jpeg(
+    source: Path | io.BytesIO, image: PIL.Image.Image, reduction: int
+) -> NDArray[np.uint8] | None:
     """The fast path; None where Pillow has to decide.
 
     OpenCV paints the missing part of a truncated JPEG grey and says nothing. The end marker cannot occur
@@ -317,7 +337,10 @@ def _decode_ordinary_jpeg(path: Path, image: PIL.Image.Image, reduction: int) ->
     """
     if image.mode not in ("RGB", "L"):
         return None
-    data = np.fromfile(path, dtype=np.uint8)
+    if isinstance(source, Path):
+        data = np.fromfile(source, dtype=np.uint8)
+    else:
+        data = np.frombuffer(source.getbuffer(), np.uint8)
     if data[-2:].tobytes() != jpeg.END:
         return None
     return _decode(data, image.size[::-1], reduction)

@@ -10,7 +10,8 @@ from typing import Any
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.listing import list_entries, survey
-from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.data.pack import index_of, open_index
+from horovod_yolo.data.spec import DataSpec, load_data_yaml
 
 
 def describe(file: Path) -> dict[str, Any]:
@@ -21,16 +22,20 @@ def describe(file: Path) -> dict[str, Any]:
     """
     try:
         spec = load_data_yaml(file)
-        listed = {
-            split: list_entries(spec, split) for split in ("train", "val", "test") if getattr(spec, split)
+        splits = {
+            split: _described(spec, split) for split in ("train", "val", "test") if getattr(spec, split)
         }
     except UserError as error:
         return {"error": str(error)}
-    splits = {
-        split: {"key": survey(entries, spec, split).sizes[:12], "images": len(entries)}
-        for split, entries in listed.items()
-    }
     return {"splits": splits}
+
+
+def _described(spec: DataSpec, split: str) -> dict[str, Any]:
+    if index := index_of(spec, split):
+        packed = open_index(index)
+        return {"key": packed.key[:12], "images": len(packed["height"])}
+    entries = list_entries(spec, split)
+    return {"key": survey(entries, spec, split).sizes[:12], "images": len(entries)}
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def mistake(*arguments: str | Path, cwd: Path) -> str:
         ("data check", "the following arguments are required: --data"),
         ("data check --data none.yaml", "none.yaml: "),
         ("data check --data d --class-mab a=b", "unknown argument --class-mab. did you mean --class-map"),
+        ("data pack none.yaml --to there --shard 1GB", "none.yaml: "),
         ("data digitz --out x", "invalid choice: 'digitz'"),
         ("data digits", "the following arguments are required: --out"),
         ("data digits --out x --imges 5", "unknown argument --imges. did you mean --images"),
