@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,10 +98,9 @@ def test_a_run_is_the_same_to_the_bit(
     assert first == second
 
 
-def test_a_killed_pack_goes_on(
+def test_a_whole_pack_is_left_alone_and_one_without_its_pieces_is_written_anew(
     digits: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without what comes last, and with a shard that was not whole and what a killed writer leaves."""
     folder = tmp_path / "there"
     shutil.copytree(packed.parent, folder)
     written: list[int] = []
@@ -115,6 +117,37 @@ def test_a_killed_pack_goes_on(
     pack(digits, folder)
     assert sorted(written) == [0, 0, 1, 2, 3]  # what is in the index alone is not taken on trust
     assert bytes_in(folder) == bytes_in(packed.parent)
+
+
+_KILLED = """
+import os, signal, sys
+from horovod_yolo.assembly import packing
+from horovod_yolo.cli import main
+
+def killed(plan, shard, folder, advance):
+    def die(count):
+        advance(count)
+        if shard == 2 and len(os.listdir(folder)) == 5:  # two whole ones, and the one that is written
+            os.kill(os.getpid(), signal.SIGKILL)
+    real(plan, shard, folder, die)
+
+real, packing.write_shard = packing.write_shard, killed
+main(["data", "pack", *sys.argv[1:], "--shard", "60kB"])
+"""
+
+
+def test_what_a_killed_pack_had_whole_is_not_written_again(
+    digits: Path, packed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "there"
+    done = subprocess.run([sys.executable, "-c", _KILLED, digits, "--to", folder], check=False)
+    assert done.returncode == -signal.SIGKILL
+    whole = {path.name: path.stat().st_mtime_ns for path in folder.glob("train-*.tar")}
+    assert sorted(whole) == ["train-00000.tar", "train-00001.tar"]
+    assert list(folder.glob(".train-00002.tar.*.tmp"))
+    pack(digits, folder)
+    assert bytes_in(folder) == bytes_in(packed.parent)
+    assert {name: (folder / name).stat().st_mtime_ns for name in whole} == whole
 
 
 def test_whole_shards_of_a_failed_pack_are_kept(
