@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from horovod_yolo.core.types import Decoded, Ints
 
 FROM_DEVICE = 2048  # candidates of an image that are copied together
+SORTED_FIRST = 1024  # candidates of an image; mostly they are enough
+
+Found = tuple[NDArray[Any], NDArray[Any], Ints]  # boxes, scores and classes
 
 
 @dataclass(frozen=True)
@@ -67,28 +70,37 @@ class _OnCpu:
     def __init__(self, decoded: Decoded, confidence: float, multi_label: bool, most: int) -> None:
         images = decoded.boxes_xyxy.numpy(), decoded.scores.contiguous().numpy()
         above = np.empty(images[1].shape[1:], bool)
-        found = [
+        self._found = [
             _of_image(*image, np.greater(image[1], confidence, out=above), multi_label, most)
             for image in zip(*images, strict=True)
         ]
-        nothing = (images[0].reshape(-1, 4)[:0], images[1].reshape(-1)[:0], np.empty(0, np.int64))
-        boxes_xyxy, scores, classes = map(np.concatenate, zip(nothing, *found, strict=True))
-        counts = np.array([len(one[2]) for one in found], np.int64)
+        self._nothing = (images[0].reshape(-1, 4)[:0], images[1].reshape(-1)[:0], np.empty(0, np.int64))
+        self.counts = np.array([len(one[2]) for one in self._found], np.int64).clip(max=most)
+        self._most = most
+        self._sort(SORTED_FIRST)
+
+    def _sort(self, until: int) -> None:
+        """So many of each image."""
+        some = [_best(one, until) for one in self._found]
+        boxes_xyxy, scores, classes = map(np.concatenate, zip(self._nothing, *some, strict=True))
+        counts = np.array([len(one[2]) for one in some], np.int64)
         of = np.repeat(np.arange(len(counts)), counts)
         order = np.argsort(-scores, kind="stable")
         order = order[np.argsort(of[order].astype(np.uint16), kind="stable")]  # 16 bits numpy only counts
-        self._all = Boxes(of, boxes_xyxy.astype(np.float64), scores, classes).only(order)
-        self._starts, self.counts = np.cumsum(counts) - counts, counts.clip(max=most)
+        self._sorted = Boxes(of, boxes_xyxy.astype(np.float64), scores, classes).only(order)
+        self._starts, self._until = np.cumsum(counts) - counts, until
 
     def take(self, images: Ints, first: int, last: int) -> Boxes:
         """See `Candidates`."""
+        if last > self._until:
+            self._sort(self._most)
         of, ranks = _ranks(self.counts, images, first, last)
-        return self._all.only(self._starts[of] + ranks)
+        return self._sorted.only(self._starts[of] + ranks)
 
 
 def _of_image(
     boxes_xyxy: NDArray[Any], scores: NDArray[Any], above: NDArray[np.bool_], multi_label: bool, most: int
-) -> tuple[NDArray[Any], NDArray[Any], Ints]:
+) -> Found:
     """Boxes, scores and classes of an image's candidates, by row and then class.
 
     Where a network has learnt nothing yet they may be millions: only the ``most`` best and their equals.
@@ -109,10 +121,15 @@ def _of_image(
         rows = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
         classes = scores[rows].argmax(axis=1)
         its = scores[rows, classes]
-    if len(its) > most:
-        best = np.flatnonzero(its >= np.partition(its, -most)[-most])
-        rows, its, classes = rows[best], its[best], classes[best]
-    return boxes_xyxy.take(rows, 0), its, classes
+    return _best((boxes_xyxy.take(rows, 0), its, classes), most)
+
+
+def _best(found: Found, most: int) -> Found:
+    """Of boxes, scores and classes those of the ``most`` highest scores, and their equals, in their order."""
+    if len(found[1]) <= most:
+        return found
+    best = np.flatnonzero(found[1] >= np.partition(found[1], -most)[-most])
+    return found[0][best], found[1][best], found[2][best]
 
 
 def _ranks(counts: Ints, images: Ints, first: int, last: int) -> tuple[Ints, Ints]:

@@ -98,6 +98,7 @@ def test_equals_the_obvious_loop(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "FIRST", portion)
         patch.setattr(greedy, "PAIRS", 50 * portion)
+        patch.setattr(candidates, "SORTED_FIRST", 3 * portion)
         both = suppressed(batch, 0.1, iou, limit, multi, agnostic)
     for rows, found in zip(batch, both, strict=True):
         expected = slow_nms(rows, 0.1, iou, limit, multi, agnostic)
