@@ -33,6 +33,7 @@ mine, numbers = launcher().rank == 1, iter(range(1, 100))
 LIMITED = (
     HEAD
     + """
+import albumentations  # images are made in the step, and one in 25 of them would import it there
 import torch
 torch.backends.mkldnn.set_flags(False)
 
