@@ -25,7 +25,7 @@ from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
-from horovod_yolo.data.slots import Slots, sent
+from horovod_yolo.data.slots import Slots, sent, usable
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class _Batches(Dataset[Batch]):
                 samples.append(self._sample_fn(key))
             except ImageError as error:
                 unmade.append(LostImage(str(error.path), error.reason))
-        if get_worker_info() is None:
+        if get_worker_info() is None or not usable():
             return replace(collate(samples, request.height, request.width, unmade), first=request.first)
         self._slots = self._slots or Slots()
         slot = self._slots.take((len(samples), 3, request.height, request.width))

@@ -14,6 +14,7 @@ import os
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,21 @@ from torch import Tensor
 from horovod_yolo.core.types import Batch, Targets
 
 _FRONT = 64  # bytes before the batch, of which the first is 1 while it is needed
+
+
+@cache
+def usable() -> bool:
+    """Whether there is memory without a name that another process can open, as on Linux with /proc."""
+    try:
+        descriptor = os.memfd_create("batch", os.MFD_CLOEXEC)
+        try:
+            os.close(os.open(f"/proc/{os.getpid()}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC))
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
+    else:
+        return True
 
 
 class Slots:

@@ -17,6 +17,7 @@ import torch
 
 from horovod_yolo.core.errors import DataWorkerError
 from horovod_yolo.core.types import Batch, SampleKey
+from horovod_yolo.data import loader as loader_module
 from horovod_yolo.data.augment import AugmentParams, Sample, TrainTransform
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.read import ImageError
@@ -47,6 +48,11 @@ def faulty(key: SampleKey) -> Sample:
 def suicidal(key: SampleKey) -> Sample:
     if key.epoch == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    return SAMPLES(key)
+
+
+def without_slots(key: SampleKey) -> Sample:
+    loader_module.usable = lambda: False  # type: ignore[assignment]  # in this worker
     return SAMPLES(key)
 
 
@@ -95,6 +101,13 @@ def test_batches_are_bitwise_the_same_for_any_number_of_workers() -> None:
     assert [len(batch) for batch in made[0]] == [3, 3, 3, 1] * 2
     assert made[0][0].images.shape == (3, 3, 64, 96)
     assert not torch.equal(made[0][0].images, made[0][4].images)
+
+
+def test_workers_do_without_slots_where_the_system_has_none() -> None:
+    with loader(0) as alone, loader(1, sample_fn=without_slots) as loaded:
+        for one, other in zip(alone.epoch(0), loaded.epoch(0), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert other.images.is_shared(), "PyTorch's way of sending it"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
+import pytest
 import torch
 from torch import Tensor
 
-from horovod_yolo.data.slots import Slots
+from horovod_yolo.data.slots import Slots, usable
 
 SHAPE = (2, 3, 4, 5)
 
@@ -53,3 +55,13 @@ def test_slots_grow_and_hold_smaller_batches_and_none() -> None:
         assert images.shape == shape and (images == 9).all()
         del images
     assert len(slots._slots) == 1
+
+
+def test_a_system_without_such_memory_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    assert usable.__wrapped__()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        assert not usable.__wrapped__()
