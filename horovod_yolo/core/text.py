@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 LONGEST_LINE = 200  # characters
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != ord("\t")}
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """For Python's own parsers: what they warn of in a stranger's file, such as an odd escape, is not the
+    user's to mend.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def plain(text: str) -> str:

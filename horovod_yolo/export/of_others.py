@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.core.text import one_line
+from horovod_yolo.core.text import one_line, unwarned
 from horovod_yolo.core.types import Floats
 from horovod_yolo.export.about import LARGEST_SIDE_PX, MOST_CLASSES, About
 from horovod_yolo.export.running import Runner, Sides
@@ -93,7 +93,8 @@ def _names(text: str) -> tuple[str, ...]:
         known = entry is not None and entry["number"] in (None, str(len(names)))
         if entry is None or not known or len(names) == MOST_CLASSES:
             raise ValueError(f"names, at {inside[place : place + 20]!r}")
-        names.append(one_line(ast.literal_eval(entry["text"])))
+        with unwarned():
+            names.append(one_line(ast.literal_eval(entry["text"])))
         place = entry.end()
     if not names:
         raise ValueError("no names")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from horovod_yolo.core.text import unwarned
+
 LARGEST_PROGRAM = 8 << 20  # bytes; that of a large model in the middle of its training has 0.3 MB
 MOST_OPCODES = 500_000  # likewise 0.15 million
 LARGEST_KEY = 1 << 60  # integers beyond could be chosen so that all of them have one hash
@@ -70,15 +72,16 @@ def load(program: bytes, rules: Rules) -> Any:
         raise RefusedError(f"its structure has {len(program)} bytes, more than are read")
     machine = _Machine(rules)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
-            if count >= MOST_OPCODES:
-                raise RefusedError("its structure has more parts than are read")
-            if opcode.name == "STOP":
-                return machine.result()
-            step = _STEPS.get(opcode.name)
-            if step is None:
-                raise RefusedError(f"it uses {opcode.name}, which weights do not need")
-            step(machine, argument)
+        with unwarned():
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+                if count >= MOST_OPCODES:
+                    raise RefusedError("its structure has more parts than are read")
+                if opcode.name == "STOP":
+                    return machine.result()
+                step = _STEPS.get(opcode.name)
+                if step is None:
+                    raise RefusedError(f"it uses {opcode.name}, which weights do not need")
+                step(machine, argument)
     except RefusedError:
         raise
     except (IndexError, KeyError) as error:  # more taken off the stack or out of the memo than was put there
