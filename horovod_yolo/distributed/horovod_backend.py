@@ -51,7 +51,10 @@ NAMED_AFTER, ENDED_AFTER = "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SH
 DEFAULTS = {NAMED_AFTER: "30", ENDED_AFTER: "600"}
 # On CPUs what runs beside the computation takes its core. All ranks talk to each other in each of Horovod's
 # cycles (of 1 ms by itself) also when there is nothing to sum, and Open MPI spins while it waits.
+# Elastic jobs keep Horovod's own cycle: at 10 ms a survivor and a newcomer were seen to send each other their
+# gradients in pieces of different sizes, which ends a rank.
 QUIET = {"HOROVOD_CYCLE_TIME": "10", "OMPI_MCA_mpi_yield_when_idle": "1"}  # milliseconds; whether
+ELASTIC = "HOROVOD_ELASTIC"  # 1 where horovodrun's world may change
 INTERFACE, RENDEZVOUS = "HOROVOD_GLOO_IFACE", "HOROVOD_GLOO_RENDEZVOUS_ADDR"  # as horovodrun tells its ranks
 MOST_BYTES_AT_ONCE = 1 << 28  # of objects, all ranks' together: MPI counts with C's int
 
@@ -59,7 +62,7 @@ MOST_BYTES_AT_ONCE = 1 << 28  # of objects, all ranks' together: MPI counts with
 def initialise() -> None:
     """``hvd.init()`` as this trainer needs it; where that is done already, nothing."""
     os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"  # see HorovodCommunicator
-    quiet = {} if torch.cuda.is_available() else QUIET
+    quiet = {} if torch.cuda.is_available() or os.environ.get(ELASTIC) == "1" else QUIET
     for name, value in {**DEFAULTS, **quiet}.items():
         os.environ[name] = os.environ.get(name) or value  # Horovod takes an empty one for 0
     hvd.init()

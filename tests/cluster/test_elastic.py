@@ -51,7 +51,7 @@ def test_a_killed_worker_comes_back_and_for_a_black_hole_another_host_is_taken_i
     hosts: Cluster, folder: Path, flags: str
 ) -> None:
     patience = ["--gloo-timeout-seconds", "300"]  # the ranks notice by themselves
-    with ElasticJob(hosts, folder, TWO, (2, 1, 2), f"{flags} --epochs {10 * EPOCHS}", patience) as job:
+    with ElasticJob(hosts, folder, TWO, (2, 1, 2), f"{flags} --epochs {100 * EPOCHS}", patience) as job:
         job.until_step(5)
         job.signal_rank(hosts["host3"], signal.SIGKILL)
         before = job.step
