@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -35,14 +35,22 @@ def images(shape: tuple[int, ...], dtype: torch.dtype, seed: int, shift: float =
     return (torch.randn(shape, generator=rng, dtype=torch.float64) * 2 + shift).to(dtype)
 
 
-def equal(a: Tensor | None, b: Tensor | None, dtype: torch.dtype) -> None:
+def equal(a: Tensor | None, b: Tensor | None, dtype: torch.dtype, steepness: float = 1.0) -> None:
     assert a is not None and b is not None
-    torch.testing.assert_close(a, b, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * max(steepness, 1.0))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @settings(max_examples=25)
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(2, 6), st.integers(0, 1000))
+@example(batch=1, channels=4, height=1, width=2, seed=337)
+@given(
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 5),
+    height=st.integers(1, 6),
+    width=st.integers(2, 6),
+    seed=st.integers(0, 1000),
+)
 def test_one_rank_is_torchs(
     dtype: torch.dtype, batch: int, channels: int, height: int, width: int, seed: int
 ) -> None:
@@ -57,8 +65,11 @@ def test_one_rank_is_torchs(
             layer.zero_grad()
             (y * weights).sum().backward()
             results.append((y, own.grad, layer.weight.grad, layer.bias.grad))
+        # Pixels that are nearly equal are drawn far apart, and both roundings with them.
+        spread = (x.var(dim=(0, 2, 3), correction=0) + plain.eps).sqrt()
+        steepness = float((plain.weight.detach().abs() / spread).max())
         for theirs, mine in zip(*results, strict=True):
-            equal(mine, theirs, dtype)
+            equal(mine, theirs, dtype, steepness)
     equal(ours.running_mean, plain.running_mean, dtype)
     equal(ours.running_var, plain.running_var, dtype)
     assert ours.num_batches_tracked == plain.num_batches_tracked == 2
