@@ -42,7 +42,7 @@ from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.core.types import SampleKey
 from horovod_yolo.data import augment
 from horovod_yolo.data.augment import AugmentParams, TrainTransform
-from horovod_yolo.data.cache import ImageCache, ImageReader, disk_file, image_loader
+from horovod_yolo.data.cache import ImageCache, ImageReader, disk_file
 from horovod_yolo.data.collate import collate
 from horovod_yolo.data.colours import ColourChange
 from horovod_yolo.data.loader import Loader
@@ -226,7 +226,7 @@ def spent_by_children() -> float:
 
 
 def loading(case: Case) -> Callable[[int], np.ndarray]:
-    return image_loader(case.annotations, largest=(case.size, case.size))
+    return ImageReader(case.annotations, largest=(case.size, case.size))
 
 
 def batches_by(make: TrainTransform, case: Case, epoch: int, batches: int) -> None:

@@ -25,7 +25,7 @@ from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Ints
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, TrainTransform
-from horovod_yolo.data.cache import image_loader
+from horovod_yolo.data.cache import ImageReader
 from horovod_yolo.data.listing import require_mapped
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
@@ -122,7 +122,7 @@ def build_evaluation_loader(
     sampler = StepSampler(
         len(annotations), batch, comm.rank, comm.size, seed=0, shuffle=False, shape=shapes, order=order
     )
-    load = image_loader(annotations)
+    load = ImageReader(annotations)
     return Loader(
         EvaluationTransform(annotations, load, longest_side=imgsz, antialias=antialias),
         sampler,

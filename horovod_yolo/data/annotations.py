@@ -129,6 +129,10 @@ class Annotations:
         """(objects,) pixels."""
         return self.file["area"]
 
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of the i-th image in pixels."""
+        return int(self.heights[i]), int(self.widths[i])
+
     def image_path(self, i: int) -> Path:
         """What the i-th image's file is called; in a pack, where it would be unpacked."""
         return self.root / self.path(i)

@@ -39,11 +39,6 @@ _STATE = 3  # numbers of an image that say what is in its place: time, bytes and
 _PAGE = 4096
 
 
-def image_loader(annotations: Annotations, largest: tuple[int, int] | None = None) -> ImageReader:
-    """What reads an image by its place in the annotations, each time anew."""
-    return ImageReader(annotations, largest)
-
-
 @dataclass(frozen=True)
 class ImageReader:
     """Reads images of annotations at the size that inputs of ``largest`` need, at their own without it.
@@ -62,20 +57,16 @@ class ImageReader:
             ImageError: as ``read_image``, and where the image's size is no longer the annotations': its boxes
                 would lie elsewhere.
         """
-        return read_image(self.annotations.image_file(i), self.reduction(i), self.size(i))
-
-    def size(self, i: int) -> tuple[int, int]:
-        """(height, width) of the i-th image's file in pixels."""
-        return int(self.annotations.heights[i]), int(self.annotations.widths[i])
+        return read_image(self.annotations.image_file(i), self.reduction(i), self.annotations.size(i))
 
     def reduction(self, i: int) -> int:
         """What the i-th image is divided by."""
-        return 1 if self.largest is None else reduction_of(*self.size(i), *self.largest)
+        return 1 if self.largest is None else reduction_of(*self.annotations.size(i), *self.largest)
 
     def shape(self, i: int) -> tuple[int, int, int]:
         """Of the array that is given."""
         reduction = self.reduction(i)
-        rows, columns = (-(-side // reduction) for side in self.size(i))
+        rows, columns = (-(-side // reduction) for side in self.annotations.size(i))
         return rows, columns, 3
 
     def ends(self) -> Ints:

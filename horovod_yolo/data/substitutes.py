@@ -39,7 +39,7 @@ class Pictures:
 
     def size(self, position: int) -> tuple[int, int]:
         """(height, width) of an image in pixels, also where it is lost."""
-        return int(self._annotations.heights[position]), int(self._annotations.widths[position])
+        return self._annotations.size(position)
 
     def take(self, position: int) -> tuple[Image, Record]:
         """An image with its record, or those of the next in the order that can be read.

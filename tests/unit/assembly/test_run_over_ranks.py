@@ -17,7 +17,7 @@ import pytest
 from horovod_yolo.assembly.data import build_data
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.data.augment import AugmentParams, augment
-from horovod_yolo.data.cache import image_loader
+from horovod_yolo.data.cache import ImageReader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.spec import load_data_yaml
 from tests.helpers.runs import (
@@ -61,7 +61,7 @@ def config_of(data: Path, folder: Path, **changes: Any) -> TrainConfig:
 
 def test_the_data_has_slices_without_objects_and_without_images(half_empty: Path, tmp_path: Path) -> None:
     index = build_data(load_data_yaml(half_empty), config_of(half_empty, tmp_path), COMM).train
-    load = image_loader(index, largest=(64, 64))
+    load = ImageReader(index, largest=(64, 64))
     params = AugmentParams(mosaic=0.4, mixup=0.3, degrees=5.0, flipud=0.2)
     boxes_of_slices = []
     for rank in range(4):

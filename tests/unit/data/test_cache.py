@@ -16,7 +16,7 @@ from PIL import ExifTags
 
 from horovod_yolo.core.types import Image
 from horovod_yolo.data.annotations import Annotations, Record
-from horovod_yolo.data.cache import ImageCache, ImageReader, disk_file, image_loader
+from horovod_yolo.data.cache import ImageCache, ImageReader, disk_file
 from horovod_yolo.data.read import ImageError, MissingImageError, read_image
 from tests.helpers.disk import Disk, why_not
 
@@ -197,16 +197,16 @@ def test_cached_images_are_reduced_as_others_are(tmp_path: Path, kind: str) -> N
     """To the bit, whatever the format; each size of input has its own copies."""
     images = photographs(tmp_path)
     for largest in (None, (40, 40), (20, 20), (16, 30)):
-        plain, cached = image_loader(images, largest), cache_of(images, kind, tmp_path, largest)
+        plain, cached = ImageReader(images, largest), cache_of(images, kind, tmp_path, largest)
         for i in [*range(len(images))] * 2:
             np.testing.assert_array_equal(cached(i), plain(i))
-    plain = image_loader(images, (40, 40))
+    plain = ImageReader(images, (40, 40))
     assert [plain(i).shape for i in range(3)] == [(31, 41, 3), (31, 41, 3), (31, 41, 3)]
 
 
 def test_a_file_of_another_size_is_found_though_it_is_as_large_when_reduced(tmp_path: Path) -> None:
     images = photographs(tmp_path)
-    load = image_loader(images, largest=(40, 40))
+    load = ImageReader(images, largest=(40, 40))
     assert load(0).shape == (31, 41, 3)
     PIL.Image.new("RGB", (82, 62)).save(images.image_path(0), quality=90)
     assert read_image(images.image_path(0), 2).shape == (31, 41, 3)

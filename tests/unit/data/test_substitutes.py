@@ -12,7 +12,7 @@ from horovod_yolo.core.types import Ints, LostImage, SampleKey
 from horovod_yolo.data import substitutes
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, Sample, TrainTransform
-from horovod_yolo.data.cache import image_loader
+from horovod_yolo.data.cache import ImageReader
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler, epoch_order
@@ -90,7 +90,7 @@ def same(a: Sample, b: Sample) -> bool:
 @pytest.mark.parametrize("fixed", [False, True], ids=["shuffled", "fixed order"])
 def test_a_deleted_or_truncated_image_is_replaced_in_its_own_sample(images: Annotations, fixed: bool) -> None:
     order: Ints = np.arange(COUNT)[::-1].copy() if fixed else epoch_order(COUNT, 3, 2, True)
-    make = TrainTransform(images, image_loader(images), STILL, seed=3, order=order if fixed else None)
+    make = TrainTransform(images, ImageReader(images), STILL, seed=3, order=order if fixed else None)
     before = make(SampleKey(2, int(order[6]), 64, 96))
     assert before.lost == () and not before.replaced
     images.image_path(int(order[5])).unlink()
@@ -104,7 +104,7 @@ def test_a_deleted_or_truncated_image_is_replaced_in_its_own_sample(images: Anno
 
 
 def test_partners_are_replaced_alike_and_counted_as_no_sample(images: Annotations) -> None:
-    make = TrainTransform(images, image_loader(images), MIXED, seed=0)
+    make = TrainTransform(images, ImageReader(images), MIXED, seed=0)
     keys = [SampleKey(0, i, 64, 64) for i in range(COUNT)]
     before = [make(key) for key in keys]
     images.image_path(7).unlink()
@@ -121,13 +121,13 @@ def test_an_image_of_another_size_is_lost_its_boxes_would_lie_elsewhere(images: 
     PIL.Image.new("RGB", (record.width + 1, record.height)).save(images.image_path(0))
     now = f"{record.width + 1}x{record.height} now"
     with pytest.raises(ImageError, match=now):
-        image_loader(images)(0)
+        ImageReader(images)(0)
 
 
 def test_validation_leaves_out_what_is_lost(images: Annotations) -> None:
     images.image_path(3).unlink()
     plan = StepSampler(COUNT, 5, 0, 1, seed=0, shuffle=False, shape=(64, 64))
-    loader = Loader(EvaluationTransform(images, image_loader(images)), plan, workers=0, pin_memory=False)
+    loader = Loader(EvaluationTransform(images, ImageReader(images)), plan, workers=0, pin_memory=False)
     batches = list(loader.epoch(0))
     assert [int(i) for batch in batches for i in batch.indices] == [0, 1, 2, *range(4, COUNT)]
     assert [len(batch.letterboxes) for batch in batches] == [4, 5, 2]

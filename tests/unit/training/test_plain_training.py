@@ -12,7 +12,7 @@ from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
 from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.data.cache import image_loader
+from horovod_yolo.data.cache import ImageReader
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.families.anchor_based.recipe import AnchorBasedHyp as Hyp
@@ -59,7 +59,7 @@ def test_the_weights_are_those_of_the_plain_loop(digits: Path, hyp: Hyp, changes
     trainer = build_trainer(config, data, comm, [], None)
     trainer.fit()
     trainer.close()
-    load = image_loader(data.train, largest=(config.imgsz, config.imgsz))
+    load = ImageReader(data.train, largest=(config.imgsz, config.imgsz))
     model, average = train_plainly(data.train, load, config, DTYPES[config.precision])
     for ours, plain in ((trainer.stepper.model, model), (trainer.ema.model, average)):
         for (name, mine), theirs in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
