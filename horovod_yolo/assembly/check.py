@@ -43,7 +43,7 @@ def check_data(options: CheckOptions, comm: Communicator) -> tuple[str, ...]:
     rules = LabelRules(options.class_map, options.skip_bad_classes)
     spec = together(comm, lambda: load_data_yaml(Path(options.data), rules))
     together(comm, lambda: require_mapped(spec))
-    splits = ("train", "val", "test") if spec.test else ("train", "val")
+    splits = spec.splits
     folder = annotation_folder(options.cache_dir)
     mistake: UserError | None = None
     for split in splits:

@@ -22,6 +22,7 @@ SECONDS_WITHOUT_PROGRESS = 600.0
 MOST_NAMED = 3
 T = TypeVar("T")
 R = TypeVar("R")
+Work = Callable[[Callable[[int], None]], T]
 
 
 class Background(Generic[T]):
@@ -31,7 +32,7 @@ class Background(Generic[T]):
         done: how far it has got, in units of its own.
     """
 
-    def __init__(self, work: Callable[[Callable[[int], None]], T]) -> None:
+    def __init__(self, work: Work[T]) -> None:
         self.done = 0
         self._work = work
         self._moved = time.monotonic()
@@ -99,33 +100,42 @@ def meetings(comm: Communicator, work: Background[T], report: Callable[[], R]) -
             return
 
 
-def meanwhile(comm: Communicator, work: Callable[[Callable[[int], None]], T]) -> T:
+def _say_nothing(_done: int) -> None:
+    pass
+
+
+def meanwhile(comm: Communicator, work: Work[T], show: Callable[[int], None] = _say_nothing) -> T:
     """Do something that may take long. *Collective*, but for ``work`` itself.
+
+    Args:
+        comm: of the ranks.
+        work: is given what it calls with the units that it has done.
+        show: called every few seconds with the units that all ranks have done.
 
     Raises:
         UserError: this rank's own; the others do not know of it.
     """
     background = Background(work)
-    for _ in meetings(comm, background, lambda: None):
-        continue
+    for done in meetings(comm, background, lambda: background.done):
+        show(sum(done))
     return background.result()
 
 
-def together_meanwhile(comm: Communicator, work: Callable[[Callable[[int], None]], T]) -> T:
+def together_meanwhile(comm: Communicator, work: Work[T], show: Callable[[int], None] = _say_nothing) -> T:
     """`meanwhile`, but what one rank raises, all raise. *Collective*, but for ``work`` itself.
 
     Raises:
         UserError: on all ranks, where any rank's work does.
     """
     try:
-        value, problem = meanwhile(comm, work), None
+        value, problem = meanwhile(comm, work, show), None
     except UserError as error:
         value, problem = None, str(error)
     raise_together(comm, problem)
     return value  # type: ignore[return-value]  # it is None for an error only
 
 
-def on_keepers(comm: Communicator, look: Callable[[Callable[[int], None]], T]) -> T | None:
+def on_keepers(comm: Communicator, look: Work[T]) -> T | None:
     """What one rank of each host finds there; None on the others. *Collective*, but for ``look`` itself.
 
     Raises:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from horovod_yolo.assembly.data import annotation_folder
-from horovod_yolo.assembly.meetings import Background, meetings, together_meanwhile
+from horovod_yolo.assembly.meetings import together_meanwhile
+from horovod_yolo.assembly.scanning import SECONDS_BETWEEN_LINES
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.core.class_names import listed
@@ -31,20 +32,18 @@ from horovod_yolo.data.packing import (
     make_plan,
     names_in_tar,
     piece_of,
-    splits_of,
     write_index,
     write_shard,
 )
 from horovod_yolo.data.shards import is_shard, shard_name
 from horovod_yolo.data.spec import DataSpec, load_data_yaml
-from horovod_yolo.distributed.agreement import on_rank_0, raise_together, require_same, together
+from horovod_yolo.distributed.agreement import on_rank_0, require_same, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.atomic import replacing
 from horovod_yolo.planner.units import data_size
 from horovod_yolo.process.garbage import uncollected
 
 log = logging.getLogger(__name__)
-SECONDS_BETWEEN_LINES = 15.0
 GB = 1e9
 DATA = "data.yaml"
 _SPLITS = "(train|val|test)"
@@ -81,7 +80,7 @@ def pack_data(options: PackOptions, comm: Communicator) -> tuple[int, int]:
     together(comm, lambda: _require_loose(spec))
     on_rank_0(comm, lambda: _prepare(options.to))
     known = annotation_folder(options.cache_dir)
-    annotations = {split: shared_annotations(spec, split, comm, known) for split in splits_of(spec)}
+    annotations = {split: shared_annotations(spec, split, comm, known) for split in spec.splits}
     plans = together_meanwhile(comm, lambda _: _plans(spec, annotations, limit))
     keys = " ".join(plan.key for plan in plans)
     require_same(comm, keys, "the images", where=spec.file, fix="give every host the same files")
@@ -116,7 +115,7 @@ def require_whole(annotations: Annotations, comm: Communicator) -> None:
 
 def _require_loose(spec: DataSpec) -> None:
     require_mapped(spec)
-    if packed := [split for split in splits_of(spec) if index_of(spec, split)]:
+    if packed := [split for split in spec.splits if index_of(spec, split)]:
         what = f"{', '.join(packed)} is packed already"
         raise UserError(what, where=spec.file, fix="copy its folder, or pack the loose files")
 
@@ -201,18 +200,15 @@ def _write_shards(plans: Sequence[Plan], folder: Path, comm: Communicator) -> No
                 what = f"cannot be written: {error.strerror or error}"
                 raise UserError(what, where=folder / shard_name(plan.split, k), fix=ROOM) from error
 
-    work = Background(write)
     total, shown = sum(int(plan.sizes.sum()) for plan in plans), time.monotonic()
-    for reports in meetings(comm, work, lambda: work.done):
+
+    def show(done: int) -> None:
+        nonlocal shown
         if comm.rank == 0 and time.monotonic() > shown + SECONDS_BETWEEN_LINES:
             shown = time.monotonic()
-            log.info("packed: %.2f of %.2f GB", sum(reports) / GB, total / GB)
-    try:
-        work.result()
-        problem = None
-    except UserError as error:
-        problem = str(error)
-    raise_together(comm, problem)
+            log.info("packed: %.2f of %.2f GB", done / GB, total / GB)
+
+    together_meanwhile(comm, write, show)
 
 
 def _finish(spec: DataSpec, plans: Sequence[Plan], folder: Path) -> None:

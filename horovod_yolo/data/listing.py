@@ -50,7 +50,7 @@ def list_entries(spec: DataSpec, split: str) -> list[Entry]:
     Raises:
         UserError: the split, a folder or a file is missing, or there is no image.
     """
-    items: tuple[str, ...] = {"train": spec.train, "val": spec.val, "test": spec.test}[split]
+    items = spec.items(split)
     if not items:
         raise UserError(f"has no '{split}'", where=spec.file, fix=f"add '{split}: images/{split}'")
     found, problems = _list_items(items, spec, split)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,10 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import FORMAT_VERSION, Annotations, about
 from horovod_yolo.data.contents import marks
 from horovod_yolo.data.formats import Problem, other_classes
+from horovod_yolo.data.listing import THREADS
+from horovod_yolo.data.read import ImageError, read_content
 from horovod_yolo.data.scan import require_useful
-from horovod_yolo.data.shards import Shards, mark
+from horovod_yolo.data.shards import ImageFile, Shards, mark
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.io.columns import ColumnFile, DamagedError, check_columns, columns_in_memory
 from horovod_yolo.io.places import is_local
@@ -30,7 +31,6 @@ from horovod_yolo.io.places import is_local
 VERSION = 1  # of shards and index
 SUFFIX = ".columns"
 ANEW = "copy the pack again, or make it anew with 'horovod-yolo data pack'"
-_THREADS = 16  # a network file system takes as long for many questions at once as for one
 _BYTES_AT_ONCE = 4 << 20
 _OF_OBJECTS = ("class_id", "box_xyxy", "crowd", "area")
 
@@ -41,7 +41,7 @@ def index_of(spec: DataSpec, split: str) -> Path | None:
     Raises:
         UserError: the index is one of several items, or lies elsewhere than the shards.
     """
-    items: tuple[str, ...] = {"train": spec.train, "val": spec.val, "test": spec.test}[split]
+    items = spec.items(split)
     packed = [item for item in items if item.endswith(SUFFIX)]
     if not packed:
         return None
@@ -95,7 +95,7 @@ def require_shards(file: ColumnFile, folder: Path, advance: Callable[[int], None
             return f"the shard has {size} bytes, not the {sizes[k]} that were written"
         return "" if found == start else "the shard is of another pack than the index"
 
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         for k, reason in enumerate(threads.map(problem, range(len(sizes)))):
             if reason:
                 raise UserError(reason, where=shards.path(k), fix=ANEW)
@@ -149,15 +149,16 @@ def damage(annotations: Annotations, k: int, advance: Callable[[int], None]) -> 
     if total.digest() == file["shard_sha256"][k].tobytes():
         return ""
     images = np.flatnonzero(file["shard"] == k).tolist()
-    bad = [i for i in images if not _is_whole(annotations, i)]
+    bad = [i for i in images if not _is_whole(annotations.image_file(i))]
     first = f", such as {annotations.path(bad[0])}" if bad else ""
     return (
         f"{path}: it is not what was written, and {len(bad)} of its {len(images)} images are damaged{first}"
     )
 
 
-def _is_whole(annotations: Annotations, i: int) -> bool:
-    file = annotations.file
-    shards = Shards(annotations.root, file.about["pack"])
-    offset, length = int(file["offset"][i]), int(file["length"][i])
-    return zlib.crc32(shards.read(int(file["shard"][i]), offset, length)) == int(file["crc32"][i])
+def _is_whole(file: ImageFile) -> bool:
+    try:
+        read_content(file)
+    except ImageError:
+        return False
+    return True

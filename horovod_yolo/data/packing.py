@@ -100,8 +100,8 @@ def names_in_tar(annotations: Mapping[str, Annotations]) -> dict[str, list[str]]
             base = base.parent
         paths = {split: [os.path.relpath(path, base) for path in some] for split, some in whole.items()}
     for split, some in paths.items():
-        count = Counter(some)
-        for name, root in zip(some, (annotations[split].root for _ in some), strict=True):
+        count, root = Counter(some), annotations[split].root
+        for name in some:
             if count[name] > 1:
                 raise UserError(f"two images would be called {name}", where=root, fix="rename one of them")
             if name.splitlines() != [name]:
@@ -148,7 +148,7 @@ def make_plan(
         what = f"{annotations.image_path(i)} has {sizes[i]} bytes, more than a shard of {limit}"
         raise UserError(what, where="--shard", fix=f"give {-(-int(sizes[i]) // 1_000_000)}MB or more")
     starts = _starts(sizes, limit)
-    loose = data_yaml(spec, {each: LIST.format(each) for each in splits_of(spec)})
+    loose = data_yaml(spec, {each: LIST.format(each) for each in spec.splits})
     said = [VERSION, split, file.about["content"], annotations.digest, loose.decode(), starts.tolist()]
     front = {LIST.format(split): b"".join(os.fsencode(f"./{name}\n") for name in names)}
     return Plan(
@@ -163,11 +163,6 @@ def make_plan(
         starts=starts,
         front=front | ({UNPACKED: loose} if split == "train" else {}),
     )
-
-
-def splits_of(spec: DataSpec) -> tuple[str, ...]:
-    """The splits that a data set has."""
-    return ("train", "val", "test") if spec.test else ("train", "val")
 
 
 def data_yaml(spec: DataSpec, items: Mapping[str, str]) -> bytes:

@@ -46,6 +46,15 @@ class DataSpec:
     numbered: Numbering | None = None  # where the file's own names are not the classes'
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that the file has: "train", "val" and maybe "test"."""
+        return ("train", "val", "test") if self.test else ("train", "val")
+
+    def items(self, split: str) -> tuple[str, ...]:
+        """The items of "train", "val" or "test"."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+    @property
     def own_names(self) -> tuple[str, ...]:
         """The names in the file, which its labels are numbered by."""
         return self.numbered.names if self.numbered else self.names

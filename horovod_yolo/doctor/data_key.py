@@ -22,9 +22,7 @@ def describe(file: Path) -> dict[str, Any]:
     """
     try:
         spec = load_data_yaml(file)
-        splits = {
-            split: _described(spec, split) for split in ("train", "val", "test") if getattr(spec, split)
-        }
+        splits = {split: _described(spec, split) for split in spec.splits}
     except UserError as error:
         return {"error": str(error)}
     return {"splits": splits}
