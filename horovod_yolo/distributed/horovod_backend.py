@@ -35,15 +35,16 @@ from horovod_yolo.distributed.direct import (
     suits,
 )
 from horovod_yolo.distributed.gradient_groups import grouped
+from horovod_yolo.distributed.launchers.horovodrun import Horovodrun
 from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.distributed.local import Ready
 from horovod_yolo.distributed.mpi_sums import MpiSums, UnfitError
+from horovod_yolo.distributed.polling import pause
 from horovod_yolo.process.interfaces import address_of, route_interface
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-SECONDS_BETWEEN_POLLS = (1e-4, 5e-3)  # at first, and at most
-POLLS_A_WAIT = 20  # a poll comes at most so late: the wait so far, divided by this
+SECONDS_BETWEEN_POLLS = 1e-4  # at first
 # What Horovod reads when it starts, unless the user has set it. It names a rank that is late for a call after
 # the first and ends the job after the second, which has to outlast what one rank may do alone, as reading the
 # labels of its part from a slow disk.
@@ -54,7 +55,6 @@ DEFAULTS = {NAMED_AFTER: "30", ENDED_AFTER: "600"}
 # Elastic jobs keep Horovod's own cycle: at 10 ms a survivor and a newcomer were seen to send each other their
 # gradients in pieces of different sizes, which ends a rank.
 QUIET = {"HOROVOD_CYCLE_TIME": "10", "OMPI_MCA_mpi_yield_when_idle": "1"}  # milliseconds; whether
-ELASTIC = "HOROVOD_ELASTIC"  # 1 where horovodrun's world may change
 INTERFACE, RENDEZVOUS = "HOROVOD_GLOO_IFACE", "HOROVOD_GLOO_RENDEZVOUS_ADDR"  # as horovodrun tells its ranks
 MOST_BYTES_AT_ONCE = 1 << 28  # of objects, all ranks' together: MPI counts with C's int
 
@@ -62,7 +62,7 @@ MOST_BYTES_AT_ONCE = 1 << 28  # of objects, all ranks' together: MPI counts with
 def initialise() -> None:
     """``hvd.init()`` as this trainer needs it; where that is done already, nothing."""
     os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"  # see HorovodCommunicator
-    quiet = {} if torch.cuda.is_available() or os.environ.get(ELASTIC) == "1" else QUIET
+    quiet = {} if torch.cuda.is_available() or Horovodrun.is_elastic(os.environ) else QUIET
     for name, value in {**DEFAULTS, **quiet}.items():
         os.environ[name] = os.environ.get(name) or value  # Horovod takes an empty one for 0
     hvd.init()
@@ -310,13 +310,11 @@ def _sleep_until_done(handle: int) -> None:
     """Wait without using the core.
 
     ``hvd.synchronize`` spins, which starves Horovod's own thread and the other ranks where they share cores;
-    so do many ranks that poll often. The longer the wait has been, the less a late poll adds to it.
+    so do many ranks that poll often.
     """
-    shortest, longest = SECONDS_BETWEEN_POLLS
     start = time.perf_counter()
     while not hvd.poll(handle):
-        waited = time.perf_counter() - start
-        time.sleep(min(max(waited / POLLS_A_WAIT, shortest), longest))
+        pause(time.perf_counter() - start, SECONDS_BETWEEN_POLLS)
 
 
 def _result(handle: int) -> Tensor:

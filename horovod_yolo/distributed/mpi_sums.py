@@ -16,10 +16,10 @@ from horovod_yolo.distributed.direct import (
     Look,
     SmallSum,
 )
+from horovod_yolo.distributed.polling import pause
 
 _SPINS = 200  # looks at once, as the others mostly come within microseconds
-SECONDS_BETWEEN_POLLS = (5e-5, 5e-3)  # then, at first and at most
-_POLLS_A_WAIT = 20  # a poll comes at most so late: the wait so far, divided by this
+_SECONDS_BETWEEN_POLLS = 5e-5  # then, at first
 
 
 class UnfitError(RuntimeError):
@@ -95,8 +95,7 @@ class _Request:
             if now - looked > SECONDS_BETWEEN_LOOKS:
                 looked = now
                 self._look(now - begun, "another rank")
-            shortest, longest = SECONDS_BETWEEN_POLLS
-            time.sleep(min(max((now - begun) / _POLLS_A_WAIT, shortest), longest))
+            pause(now - begun, _SECONDS_BETWEEN_POLLS)
         return self._result
 
     def _done(self) -> bool:

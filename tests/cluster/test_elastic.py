@@ -19,6 +19,7 @@ COMMIT_EVERY = 3
 IMAGES, EPOCHS = 320, 12  # long enough for a host to come back
 LONGER_THAN_GLOO = 35
 TWO = {"host2": 1, "host3": 1}
+FOR_GOOD = ["--blacklist-cooldown-range", "600", "3600"]  # a host that has failed stays out
 
 
 @pytest.fixture
@@ -77,8 +78,7 @@ def test_a_killed_worker_comes_back_and_for_a_black_hole_another_host_is_taken_i
 
 def test_a_stopped_worker_is_ended_by_its_guard(hosts: Cluster, folder: Path, flags: str) -> None:
     variables = {"HOROVOD_YOLO_HEARTBEAT_SECONDS": "6"}
-    for_good = ["--blacklist-cooldown-range", "600", "3600"]
-    with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags + " --epochs 3", for_good, **variables) as job:
+    with ElasticJob(hosts, folder, TWO, (2, 1, 2), flags + " --epochs 3", FOR_GOOD, **variables) as job:
         job.until_step(5)
         job.signal_rank(hosts["host2"], signal.SIGSTOP)
         job.until(lambda: "it hangs or was stopped. It is ended" in job.output, 60)
@@ -119,8 +119,7 @@ def test_a_host_struck_out_below_the_least_ends_with_a_checkpoint(
 @pytest.mark.slow
 @pytest.mark.parametrize("cfg", ["yolov8n", "yolo11n", "yolo26n"])
 def test_models_without_anchors_lose_a_worker(hosts: Cluster, folder: Path, flags: str, cfg: str) -> None:
-    for_good = ["--blacklist-cooldown-range", "600", "3600"]
-    with ElasticJob(hosts, folder, TWO, (2, 1, 2), f"{flags} --cfg {cfg} --epochs 3", for_good) as job:
+    with ElasticJob(hosts, folder, TWO, (2, 1, 2), f"{flags} --cfg {cfg} --epochs 3", FOR_GOOD) as job:
         job.until_step(5)
         job.signal_rank(hosts["host3"], signal.SIGKILL)
         before = job.step
