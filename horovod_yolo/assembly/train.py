@@ -17,6 +17,7 @@ from horovod_yolo.assembly.labels import label_rules
 from horovod_yolo.assembly.results import finish, results_of, time_spent
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.assembly.run_folder import discard_if_empty, write_config
+from horovod_yolo.assembly.staging import staged
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.config.schema import TrainConfig
@@ -76,7 +77,7 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
     checkpointer = Checkpointer(run.folder / "weights", run.config.save_period, least_seconds)
     of_data = together(comm, lambda: _data_state(run, data))
-    callbacks: list[Callback] = []
+    data, callbacks = staged(data, run.config.stage, keeper=comm.local_rank == 0)
     if comm.rank == 0:
         callbacks += [run.lock, checkpointer, *_callbacks(run, alone=comm.size == 1)]
     first_size = run.elastic.first_size if run.elastic else comm.size

@@ -125,8 +125,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="lr0 by the images of a step / nbs")
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
     add_label_flags(p)
-    add("--cache-dir", dest="cache_dir", help="folder of the data index and the image cache")
-    add("--log-dir", dest="log_dir", help="a log file of each rank in this folder, with all messages")
+    _add_place_flags(p)
     return p
 
 
@@ -139,6 +138,15 @@ def _add_batch_flags(p: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of a rank that go through the network at once; auto: as many as fit each rank's memory",
     )
+
+
+def _add_place_flags(p: argparse.ArgumentParser) -> None:
+    folder = "folder of the data index and the image cache"
+    p.add_argument("--cache-dir", dest="cache_dir", help=folder)
+    copied = "copy the images to this folder, on a disk of each host, while training goes on"
+    p.add_argument("--stage", metavar="DIR", help=copied)
+    log = "a log file of each rank in this folder, with all messages"
+    p.add_argument("--log-dir", dest="log_dir", help=log)
 
 
 def row_or_name(text: str) -> int | str:

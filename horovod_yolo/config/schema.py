@@ -78,6 +78,7 @@ class TrainConfig:
     skip_bad_classes: bool = False
     data_changed: bool = False
     cache_dir: str = ""
+    stage: str = ""
     log_dir: str = ""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -51,9 +51,13 @@ class Annotations:
     has.
     """
 
-    def __init__(self, root: Path, file: ColumnFile) -> None:
+    def __init__(
+        self, root: Path, file: ColumnFile, copies: Callable[[int], ImageFile | None] | None = None
+    ) -> None:
+        """``copies`` gives this host's copy of an image where it has one; see `stage`. Picklable."""
         self.root = root
         self.file = file
+        self._copies = copies
         self.names: tuple[str, ...] = tuple(file.about["names"])
         self._ends: Ints = file["object_end"]
         self._folders: dict[int, str] = {}
@@ -75,6 +79,10 @@ class Annotations:
     def at(self, root: Path) -> Annotations:
         """The same images in the same order, in another folder."""
         return Annotations(root, self.file)
+
+    def with_copies(self, copies: Callable[[int], ImageFile | None]) -> Annotations:
+        """The same, read from copies on this host as far as there are any."""
+        return Annotations(self.root, self.file, copies)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -137,8 +145,12 @@ class Annotations:
         """What the i-th image's file is called; in a pack, where it would be unpacked."""
         return self.root / self.path(i)
 
-    def image_file(self, i: int) -> ImageFile:
-        """Where the i-th image is read."""
+    def nearest_file(self, i: int) -> ImageFile:
+        """Where the i-th image is read: this host's copy, or the data set's own file."""
+        return (self._copies and self._copies(i)) or self.image_file(i)
+
+    def image_file(self, i: int) -> Path | PackedImage:
+        """The data set's file of the i-th image."""
         path = self.image_path(i)
         if self._shards is None:
             return path
@@ -174,7 +186,7 @@ class Annotations:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.root, self.file)
+        return type(self), (self.root, self.file, self._copies)
 
 
 class Records(Sequence[Record]):

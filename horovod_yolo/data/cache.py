@@ -57,7 +57,7 @@ class ImageReader:
             ImageError: as ``read_image``, and where the image's size is no longer the annotations': its boxes
                 would lie elsewhere.
         """
-        return read_image(self.annotations.image_file(i), self.reduction(i), self.annotations.size(i))
+        return read_image(self.annotations.nearest_file(i), self.reduction(i), self.annotations.size(i))
 
     def reduction(self, i: int) -> int:
         """What the i-th image is divided by."""

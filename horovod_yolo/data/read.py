@@ -31,7 +31,7 @@ from PIL import ExifTags
 
 from horovod_yolo.core.types import Image
 from horovod_yolo.data import jpeg
-from horovod_yolo.data.shards import ImageFile, PackedImage
+from horovod_yolo.data.shards import ImageFile
 from horovod_yolo.io.files import opened
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a "decompression bomb": 1 GiB at 6 bytes a pixel
@@ -116,7 +116,7 @@ def read_image(file: ImageFile, reduction: int = 1, expected: tuple[int, int] | 
     """The pixels of an image file: (H, W, 3) uint8 RGB, upright, contiguous.
 
     Args:
-        file: its path, or its place in a pack.
+        file: its path, its place in a pack, or a copy.
         reduction: 1, 2, 4 or 8: a pixel stands for as many of the file's, across and down. H and W are
             rounded up: the last pixel of a row or column may stand for fewer. A JPEG is decoded at that size.
         expected: (height, width) in pixels that the file must have.
@@ -147,9 +147,9 @@ def read_image(file: ImageFile, reduction: int = 1, expected: tuple[int, int] | 
 
 def _named(file: ImageFile) -> tuple[Path, Path | io.BytesIO]:
     """What a file is called, and what is read: an image in a pack whole, for a part of it has no checksum."""
-    if isinstance(file, PackedImage):
-        return file.path, io.BytesIO(read_content(file))
-    return file, file
+    if isinstance(file, Path):
+        return file, file
+    return file.path, io.BytesIO(read_content(file))
 
 
 def _read_plain_jpeg(
@@ -237,9 +237,9 @@ def read_content(file: ImageFile) -> bytes:
     Raises:
         ImageError: it is missing, empty, unreadable, no regular file, too large, or damaged in its pack.
     """
-    path = file.path if isinstance(file, PackedImage) else file
+    path = file if isinstance(file, Path) else file.path
     try:
-        if isinstance(file, PackedImage):
+        if not isinstance(file, Path):
             return file.read()
         with opened(path) as (stream, size):
             _require_size(path, size)

@@ -52,10 +52,22 @@ class PackedImage:
         return content
 
 
-ImageFile = Path | PackedImage
+@dataclass(frozen=True, slots=True)
+class ImageBytes:
+    """An image's file that has been read: what it is called, and its content."""
+
+    path: Path
+    content: bytes
+
+    def read(self) -> bytes:
+        """The content."""
+        return self.content
 
 
-def stamp(file: ImageFile) -> tuple[int, int]:
+ImageFile = Path | PackedImage | ImageBytes
+
+
+def stamp(file: Path | PackedImage) -> tuple[int, int]:
     """Two numbers, not both 0, that tell one content of an image's file from another.
 
     Raises:
@@ -76,7 +88,7 @@ class Shards:
         self.folder = folder
         self.key: str = pack["key"]
         self.split: str = pack["split"]
-        self._opened = lru_cache(MOST_OPEN)(_Shard)
+        self._opened = lru_cache(MOST_OPEN)(OpenFile)
 
     def path(self, shard: int) -> Path:
         """Where a shard is."""
@@ -91,7 +103,7 @@ class Shards:
         return self._opened(self.path(shard)).read(offset, length)
 
 
-class _Shard:
+class OpenFile:
     """An open file. Whoever reads from it keeps it open, also where it is closed to make room for others."""
 
     def __init__(self, path: Path) -> None:
@@ -99,6 +111,7 @@ class _Shard:
         self._closing = weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
+        """Bytes of it; fewer than ``length`` where it ends."""
         return os.pread(self._descriptor, length, offset)
 
 

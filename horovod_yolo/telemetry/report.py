@@ -130,7 +130,7 @@ class ReportWriter(Callback):
         count = len(annotations)
         chosen = np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).astype(int)
         try:
-            images = [read_image(annotations.image_file(int(i))) for i in chosen]
+            images = [read_image(annotations.nearest_file(int(i))) for i in chosen]
         except ImageError as error:
             log.warning("%s; val_predictions.png is left out", error)
             return

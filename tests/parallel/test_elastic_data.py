@@ -155,7 +155,8 @@ def test_survivors_and_newcomers_have_the_images_of_the_start(place: tuple[Path,
 
 def test_ranks_lost_before_the_first_commit(place: tuple[Path, list[Path]]) -> None:
     folder, broken = place
-    with ElasticJob(folder, [ONE, OTHER], "--batch 2 --epochs 1 --commit-every 1000 --cache disk") as job:
+    flags = f"--batch 2 --epochs 1 --commit-every 1000 --cache disk --stage {folder / 'stage'}"
+    with ElasticJob(folder, [ONE, OTHER], flags) as job:
         job.until(lambda: job.steps >= 1)
         for path in broken:
             path.unlink()
