@@ -223,9 +223,16 @@ class _NotingEnd(LocalCommunicator):
         group_mb: float,
     ) -> tuple[Optimizer, GradientExchange]:
         """Nothing is exchanged."""
-        exchange = NoExchange()
-        exchange.finish = self._note  # type: ignore[method-assign]
-        return optimizer, exchange
+        return optimizer, _NotingExchange(self._note)
+
+
+class _NotingExchange(NoExchange):
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def finish(self) -> bool:
+        self._note()
+        return True
 
 
 def _config(settings: dict[str, Any], comm: Communicator) -> TrainConfig:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
 
 from horovod_yolo.assembly.auto_optimizer import kept_choice, with_optimizer
 from horovod_yolo.assembly.data import Data
@@ -18,10 +19,12 @@ from horovod_yolo.assembly.fitting import fitted, passes_of, passes_of_evaluatio
 from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
+from horovod_yolo.assembly.slicing import slices_of, with_slices
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.precision import Precision
+from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Ints
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, TrainTransform
@@ -31,7 +34,8 @@ from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.agreement import together
-from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.communicator import Communicator, GradientExchange
+from horovod_yolo.distributed.exact_sums import ExactExchange
 from horovod_yolo.evaluation.evaluator import Evaluator
 from horovod_yolo.families.zoo import Recipe, recipe_of
 from horovod_yolo.losses.criterion import Criterion
@@ -82,6 +86,7 @@ def build_training_data(
         shuffle=not config.rect,
         shape=shapes,
         order=order,
+        slices=slices_of(config, comm),
     )
     largest = np.atleast_2d(shapes).max(0).tolist()
     load = training_images(config, annotations, comm, (largest[0], largest[1]))
@@ -108,10 +113,11 @@ def build_evaluation_loader(
     rect: bool = True,
     antialias: bool = True,
     shape: tuple[int, int] | None = None,
+    slices: Slices | None = None,
 ) -> Loader:
     """This rank's validation batches: rectangular, as small as the global batch allows, or squares.
 
-    With ``shape``, a (height, width), all are of that.
+    With ``shape``, a (height, width), all are of that. ``slices`` are this rank's; by default each has one.
     """
     order: Ints | None = None
     shapes: Any = shape or (round_to_stride(imgsz, stride),) * 2
@@ -120,7 +126,15 @@ def build_evaluation_loader(
             annotations.heights, annotations.widths, imgsz=imgsz, stride=stride, batch=batch
         )
     sampler = StepSampler(
-        len(annotations), batch, comm.rank, comm.size, seed=0, shuffle=False, shape=shapes, order=order
+        len(annotations),
+        batch,
+        comm.rank,
+        comm.size,
+        seed=0,
+        shuffle=False,
+        shape=shapes,
+        order=order,
+        slices=slices,
     )
     load = ImageReader(annotations)
     return Loader(
@@ -152,6 +166,7 @@ def build_evaluator(
         workers=config.workers,
         pin_memory=pinned(precision.device),
         antialias=recipe.averages_areas,
+        slices=slices_of(config, comm),
     )
     return Evaluator(
         annotations=annotations,
@@ -233,12 +248,15 @@ def build_stepper(
     scaler = torch.amp.GradScaler(
         precision.device.type, init_scale=FP16_FIRST_SCALE, enabled=precision.dtype == torch.float16
     )
-    optimizer, exchange = comm.exchange_gradients(
-        plain,
-        [(name, p) for name, p in model.named_parameters() if p.requires_grad],
-        wire=wire_type(config.compression, scaler, precision.device, comm),
-        group_mb=config.fusion_mb,
-    )
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer: Optimizer
+    exchange: GradientExchange
+    if config.sums == "exact" and config.slices > 1:  # what is one slice has no order
+        optimizer, group_mb = plain, config.fusion_mb
+        exchange = ExactExchange(trained, comm, group_mb=group_mb, scale=scaler.get_scale)
+    else:
+        wire = wire_type(config.compression, scaler, precision.device, comm)
+        optimizer, exchange = comm.exchange_gradients(plain, trained, wire=wire, group_mb=config.fusion_mb)
     return Stepper(
         model=model,
         criterion=criterion,
@@ -249,7 +267,8 @@ def build_stepper(
         comm=comm,
         sync_bn=config.sync_bn,
         stop=stop,
-        passes=passes or Passes(math.ceil(config.batch_size / comm.size)),
+        passes=passes or Passes(math.ceil(config.batch_size / (config.slices or comm.size))),
+        slices=slices_of(config, comm),
     )
 
 
@@ -299,12 +318,8 @@ def build_trainer(
     stop: StopRequest | None = None,
     first_size: int | None = None,
 ) -> Trainer:
-    """Everything of a run, with equal state on all ranks. *Collective.*
-
-    ``first_size`` is the number of ranks that an elastic run began on.
-    """
-    stop = stop or StopRequest()
-    first_size = first_size or comm.size
+    """Everything of a run, which began on ``first_size`` ranks, with equal state on all. *Collective.*"""
+    stop, first_size = stop or StopRequest(), first_size or comm.size
     device = agreed_device(config.device, comm)
     precision = choose_precision(config.precision, device)
     weights = None if resumed else _weights(config, data.spec, comm)
@@ -315,6 +330,7 @@ def build_trainer(
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
     together(comm, lambda: require_cells(config, stride, resumed=resumed is not None))
     model.to(device, precision.of_weights)
+    config = with_slices(config, first_size, device, resumed, comm)
     ema, criterion = Ema(model), build_criterion(model, config)
     tuned = with_optimizer(config, len(data.train), model.num_classes, resumed)
     passes = passes_of(config, comm.size, first_size, resumed)

@@ -29,8 +29,8 @@ NUMBERS_A_WEIGHT = 2  # that an optimizer keeps, at most
 def passes_of(config: TrainConfig, ranks: int, first_size: int, resumed: dict[str, Any] | None) -> Passes:
     """How slices are split as far as it is known before a search: none larger than what is known to fit.
 
-    With synchronised batch norm a resumed run keeps its number of passes where that is enough, as what batch
-    norm sees depends on it.
+    With synchronised batch norm each rank has one slice, and a resumed run keeps its number of passes where
+    that is enough, as what batch norm sees depends on it.
 
     Args:
         config: of the run.
@@ -38,7 +38,9 @@ def passes_of(config: TrainConfig, ranks: int, first_size: int, resumed: dict[st
         first_size: ranks when the run began. A rank's memory is known to hold a slice of then.
         resumed: the state that the run goes on from.
     """
-    share = math.ceil(config.batch_size / ranks)
+    share = math.ceil(config.batch_size / (config.slices or ranks))
+    if config.slices:
+        return Passes.that_fit(share, _known(config) or share)
     passes = Passes.that_fit(share, _known(config) or math.ceil(config.batch_size / first_size))
     before: int = (resumed or {}).get("passes", 1)
     return Passes(share, max(passes.count, before)) if config.sync_bn and _known(config) else passes
@@ -47,6 +49,9 @@ def passes_of(config: TrainConfig, ranks: int, first_size: int, resumed: dict[st
 def passes_of_evaluation(config: TrainConfig, ranks: int, first_size: int) -> int:
     """In how many a slice is scored: of twice as many images, for nothing is kept to go back."""
     batch = config.evaluation_batch_size
+    if config.slices:
+        share = math.ceil(batch / config.slices)
+        return Passes.that_fit(share, 2 * _known(config) or share).count
     return Passes.that_fit(
         math.ceil(batch / ranks), 2 * _known(config) or math.ceil(batch / first_size)
     ).count
@@ -70,11 +75,11 @@ def fitted(
         boxes = most_boxes(config, annotations)
         state = _room(stepper, comm)
         images = largest_pass(
-            lambda count: stepper.lack_of_memory(_sample(count, config.imgsz, boxes), scale), share
+            lambda count: stepper.lack_of_memory(_sample(count, config.imgsz, boxes, stepper), scale), share
         )
         del state
         give_back(device)
-        stepper.split(Passes.that_fit(share, images))
+        stepper.passes = Passes.that_fit(share, images)
         config = replace(config, micro_batch=images)
         log.info("--micro-batch auto: %d images in a pass fit on each rank, of its %d", images, share)
     if stepper.passes.count > 1:
@@ -134,8 +139,12 @@ def _room(stepper: Stepper, comm: Communicator) -> Tensor | None:
     return room
 
 
-def _sample(images: int, side: int, boxes: int) -> Batch:
-    """Black images, which take no memory as long as they are not on the way through the network."""
+def _sample(images: int, side: int, boxes: int, stepper: Stepper) -> Batch:
+    """A slice of black images, which take no memory as long as they are not on the way through the network.
+
+    The rank's other slices are empty: they are not in memory at the same time.
+    """
+    slices = len(stepper.slices)
     pixel = torch.zeros((1, 1, 1, 1), dtype=torch.uint8)
     places = torch.linspace(0.1, 0.9, boxes).repeat(images)
     return Batch(
@@ -147,4 +156,5 @@ def _sample(images: int, side: int, boxes: int) -> Batch:
         ),
         torch.arange(images),
         (),
+        slices=(images, *[0] * (slices - 1)) if slices > 1 else (),
     )

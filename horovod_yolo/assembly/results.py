@@ -47,6 +47,8 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "world_size": trainer.comm.size,
         "global_batch": trainer.config.batch_size,
+        "slices": trainer.config.slices,
+        "bitwise": bitwise(trainer),
         "epochs": progress.epoch,
         "steps": progress.step,
         "skipped_steps": progress.skipped,
@@ -60,6 +62,18 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
         "exit": 0,
         "versions": versions(),
     }
+
+
+def bitwise(trainer: Trainer) -> str:
+    """``yes`` where the same run on another number of ranks ends with the same bits; else why not."""
+    config, device = trainer.config, trainer.stepper.precision.device
+    if config.sync_bn:
+        return "no: --sync-bn"
+    if config.sums != "exact":
+        return "no: --sums float"
+    if device.type != "cpu" and not config.deterministic:
+        return "no: without --deterministic"
+    return "yes"
 
 
 def finish(folder: Path, callbacks: Sequence[Callback], results: dict[str, Any]) -> list[str]:

@@ -64,8 +64,7 @@ class Checkpointer:
     def on_commit(self, state: dict[str, Any], best: bool) -> None:
         """Copy the state and queue it; waits only where the disk is a whole commit behind."""
         within_epoch, now = state["sampler"]["batch"] > 0, time.monotonic()
-        of_a_stop = "running_statistics" in state  # nothing comes after it
-        if within_epoch and not of_a_stop and now - self._taken_at < self._least_seconds:
+        if within_epoch and not state.get("stopped") and now - self._taken_at < self._least_seconds:
             return
         self._taken_at = now
         self._next_waits.set()

@@ -21,6 +21,7 @@ from horovod_yolo.config.schema import (
     OptimizerName,
     Precision,
     ScaleLr,
+    Sums,
     TrainConfig,
 )
 from horovod_yolo.core.engines import ENGINES
@@ -136,8 +137,12 @@ def _add_batch_flags(p: argparse.ArgumentParser) -> None:
         dest="micro_batch",
         type=foreign.number_or_auto,
         metavar="N",
-        help="images of a rank that go through the network at once; auto: as many as fit each rank's memory",
+        help="images of a slice that go through the network at once; auto: as many as fit each rank's memory",
     )
+    p.add_argument(
+        "--slices", type=int, metavar="V", help="parts of a batch with a pass each; the ranks' number"
+    )
+    p.add_argument("--sums", choices=get_args(Sums), help="of gradients; exact: equal bits on any ranks")
 
 
 def _add_place_flags(p: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16", "fp64"]  # fp64: to 
 Freeze = tuple[int, ...] | tuple[str, ...]
 ScaleLr = Literal["none", "linear", "sqrt"]
 MicroBatch = int | Literal["auto"]
+Sums = Literal["auto", "exact", "float"]
 
 AUTO: Literal["auto"] = "auto"
 STEPS_BETWEEN_ELASTIC_COMMITS = 10
@@ -43,7 +44,9 @@ class TrainConfig:
     head: str = ""  # that detects, of a model with several; "": the model's usual one
     epochs: int = 300
     batch_size: int = 16
-    micro_batch: MicroBatch = 0  # images of a rank in a pass; 0: its whole share; auto: as many as fit
+    micro_batch: MicroBatch = 0  # images of a slice in a pass; 0: all of it; auto: as many as fit
+    slices: int = 0  # of each global batch; 0: as many as ranks when the run begins
+    sums: Sums = "auto"  # of gradients over the slices
     imgsz: int = 640
     rect: bool = False
     cache: Cache = "none"
@@ -89,6 +92,7 @@ class TrainConfig:
             ("workers", 0),
             ("patience", 0),
             ("close_mosaic", 0),
+            ("slices", 0),
             ("commit_every", 0),
             ("max_steps", 0),
             ("seed", 0),
@@ -105,12 +109,27 @@ class TrainConfig:
         _require(self.elastic_wait > 0, "--elastic-wait", self.elastic_wait, "seconds, above 0")
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
         self._check_choices()
+        self._check_slices()
         _require(
             not (self.deterministic and self.precision == "tf32"),
             "--precision",
             self.precision,
             "another one with --deterministic, which leaves out TF32",
         )
+
+    def _check_slices(self) -> None:
+        _require(
+            self.slices <= self.batch_size, "--slices", self.slices, f"up to --batch-size, {self.batch_size}"
+        )
+        if self.sync_bn and (self.slices or self.sums == "exact"):
+            flag = "--slices" if self.slices else "--sums exact"
+            fix = "leave one of them out: with --sync-bn each rank's part of a batch depends on the others'"
+            raise UserError(f"{flag} and --sync-bn exclude each other", fix=fix)
+        if self.sums == "exact" and self.compression not in ("auto", "none"):
+            raise UserError(
+                f"--sums exact and --compression {self.compression} exclude each other",
+                fix="leave one of them out: what travels as integers is not compressed",
+            )
 
     def _check_freeze(self) -> None:
         numbers = [one for one in self.freeze if isinstance(one, int)]
@@ -126,6 +145,7 @@ class TrainConfig:
             ("compression", Compression),
             ("precision", Precision),
             ("scale_lr", ScaleLr),
+            ("sums", Sums),
         ):
             allowed = get_args(choices)
             _require(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -90,9 +91,17 @@ class Batch:
     lost: Sequence[LostImage] = ()  # met while it was made
     replaced: int = 0  # of the B, those that show another image because their own is lost
     first: int = 0  # place of the first of them in the global batch
+    slices: tuple[int, ...] = ()  # images of each slice, in order, where they are more than one
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def in_slices(self) -> list[Batch]:
+        """Each slice as a batch of its own, which does not know its place; one at least, maybe empty."""
+        if not self.slices:
+            return [self]
+        ends = accumulate(self.slices)
+        return [self._from(end - size, end) for end, size in zip(ends, self.slices, strict=True)]
 
     def split(self, count: int) -> list[Batch]:
         """The batch as ``count`` micro-batches whose sizes differ by one at most; some may be empty.
@@ -106,7 +115,21 @@ class Batch:
 
     def without_images(self) -> Batch:
         """What a rank has that has no share in the global batch."""
-        return self._every(1, len(self))
+        nothing = self._every(1, len(self))
+        return replace(nothing, slices=(0,) * len(self.slices))
+
+    def _from(self, start: int, end: int) -> Batch:
+        of = self.targets
+        inside = (of.image >= start) & (of.image < end)
+        return replace(
+            self,
+            images=self.images[start:end],
+            targets=Targets(of.image[inside] - start, of.classes[inside], of.boxes_xywhn[inside]),
+            indices=self.indices[start:end],
+            letterboxes=self.letterboxes[start:end],
+            first=0,
+            slices=(),
+        )
 
     def _every(self, step: int, start: int) -> Batch:
         """Every ``step``-th image, from ``start`` on."""

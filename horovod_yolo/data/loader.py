@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from multiprocessing.process import BaseProcess, active_children
 from typing import Any
 
@@ -42,6 +43,7 @@ class _Request:
     height: int
     width: int
     first: int  # place of the first of them in the global batch
+    slices: tuple[int, ...]  # of how many of them each slice is
 
 
 class _Batches(Dataset[Batch]):
@@ -57,17 +59,23 @@ class _Batches(Dataset[Batch]):
     def __getitem__(self, request: _Request) -> Batch:
         samples: list[Sample] = []
         unmade: list[LostImage] = []
-        for key in request.keys:
-            try:
-                samples.append(self._sample_fn(key))
-            except ImageError as error:
-                unmade.append(LostImage(str(error.path), error.reason))
+        slices: list[int] = []
+        keys = iter(request.keys)
+        for size in request.slices:
+            before = len(samples)
+            for key in islice(keys, size):
+                try:
+                    samples.append(self._sample_fn(key))
+                except ImageError as error:
+                    unmade.append(LostImage(str(error.path), error.reason))
+            slices.append(len(samples) - before)
+        place = partial(replace, first=request.first, slices=tuple(slices) if len(slices) > 1 else ())
         if get_worker_info() is None or not usable():
-            return replace(collate(samples, request.height, request.width, unmade), first=request.first)
+            return place(collate(samples, request.height, request.width, unmade))
         self._slots = self._slots or Slots()
         slot = self._slots.take((len(samples), 3, request.height, request.width))
         batch = collate(samples, request.height, request.width, unmade, slot.images)
-        return sent(replace(batch, first=request.first), slot)
+        return sent(place(batch), slot)
 
 
 class _Requests(Sampler[_Request]):
@@ -81,8 +89,9 @@ class _Requests(Sampler[_Request]):
     def __iter__(self) -> Iterator[_Request]:
         epoch, start = self.epoch, self.start
         for batch in range(start, self.plan.batches_per_epoch):
-            first = self.plan.first_place(epoch, batch)
-            yield _Request(self.plan.rank_keys(epoch, batch), *self.plan.shape_of(batch), first)
+            plan = self.plan
+            place = plan.first_place(epoch, batch), plan.slice_sizes(epoch, batch)
+            yield _Request(plan.rank_keys(epoch, batch), *plan.shape_of(batch), *place)
 
 
 def _as_it_is(item: Any) -> Any:

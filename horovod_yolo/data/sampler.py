@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Ints, SampleKey
 
 Shape = tuple[int, int]  # height, width
@@ -95,6 +97,7 @@ class StepSampler:
         shuffle: a new order every epoch; otherwise the data set's own order, or ``order``.
         shape: input (height, width) of all batches, or one for each global batch (see rect_shapes).
         order: (count,) fixed order of the images. Only without ``shuffle``.
+        slices: this rank's; by default each rank has one.
 
     Raises:
         ValueError: the numbers contradict each other.
@@ -108,6 +111,7 @@ class StepSampler:
     shuffle: bool = field(kw_only=True)
     shape: Shape | Sequence[Shape] = field(kw_only=True)
     order: Ints | None = field(kw_only=True, default=None)
+    slices: Slices | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.global_batch < 1 or not 0 <= self.rank < self.size:
@@ -143,13 +147,19 @@ class StepSampler:
     def rank_keys(self, epoch: int, batch: int) -> list[SampleKey]:
         """This rank's samples of a step, in order. Empty when there are fewer images than ranks."""
         indices = self.global_indices(epoch, batch)
-        start, stop = (self._start(len(indices), rank) for rank in (self.rank, self.rank + 1))
+        places = self._places(len(indices))
         height, width = self.shape_of(batch)
-        return [SampleKey(epoch, int(i), height, width) for i in indices[start:stop]]
+        return [SampleKey(epoch, int(i), height, width) for i in indices[places[0] : places[-1]]]
 
     def first_place(self, epoch: int, batch: int) -> int:
         """The place of the first of them among those of all ranks."""
-        return self._start(self.images_in(epoch, batch), self.rank)
+        return self._places(self.images_in(epoch, batch))[0]
 
-    def _start(self, images: int, rank: int) -> int:
-        return images * rank // self.size
+    def slice_sizes(self, epoch: int, batch: int) -> tuple[int, ...]:
+        """Images of each of this rank's slices of a step."""
+        places = self._places(self.images_in(epoch, batch))
+        return tuple(end - start for start, end in pairwise(places))
+
+    def _places(self, images: int) -> list[int]:
+        own = Slices.even(self.size, self.rank, self.size) if self.slices is None else self.slices
+        return own.places(images)

@@ -29,8 +29,14 @@ class Pending(Protocol):
 class GradientExchange(Protocol):
     """The sum of the ranks' gradients, sent while ``backward()`` still runs."""
 
-    def expect(self, backward_passes: int) -> None:
-        """Announce how many backward passes add up to the next step."""
+    def expect(self, slices: int, *, passes: int = 1, of_all: int | None = None) -> None:
+        """Announce what adds up to the next step.
+
+        Args:
+            slices: of this rank, in all batches of the step.
+            passes: backward passes of each slice.
+            of_all: slices of all ranks; by default this one has all.
+        """
 
     def abandon(self) -> None:
         """Leave off before the last backward pass is over: zeros go for what has not been sent.
@@ -38,11 +44,20 @@ class GradientExchange(Protocol):
         The other ranks send and wait as ever; `finish` is due here too, and what it gives is of no use.
         """
 
-    def finish(self) -> None:
-        """Wait until every gradient is the sum over ranks. *Collective.*"""
+    def finish(self) -> bool:
+        """Wait until every gradient is the sum over ranks. *Collective.*
+
+        False, on all ranks alike, where a gradient was too large to be added up exactly: do the step again.
+        """
 
     def stepping(self) -> AbstractContextManager[None]:
         """Inside, ``optimizer.step()`` does not exchange gradients a second time."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the sums of the next steps depend on, the same on all ranks."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
 
 
 class Sums(Protocol):

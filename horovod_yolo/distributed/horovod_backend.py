@@ -359,8 +359,8 @@ class _HorovodExchange:
         self._optimizer = optimizer
         self._comm = comm
 
-    def expect(self, backward_passes: int) -> None:
-        self._optimizer.set_backward_passes_per_step(backward_passes)
+    def expect(self, slices: int, *, passes: int = 1, of_all: int | None = None) -> None:
+        self._optimizer.set_backward_passes_per_step(slices * passes)
 
     def abandon(self) -> None:
         """Send zeros for the groups that have not left, as Horovod's hooks would.
@@ -375,7 +375,7 @@ class _HorovodExchange:
             handles[group] = self._optimizer._grouped_allreduce_grad_async(group)
             counts[group] = 0
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         # What a GPU still computes is no wait for others.
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.current_stream().synchronize()
@@ -384,7 +384,14 @@ class _HorovodExchange:
                 if handle is not None:
                     _sleep_until_done(handle)
             self._optimizer.synchronize()
+        return True
 
     def stepping(self) -> AbstractContextManager[None]:
         context: AbstractContextManager[None] = self._optimizer.skip_synchronize()
         return context
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Floats remember nothing."""

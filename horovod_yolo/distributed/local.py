@@ -30,18 +30,26 @@ class Ready:
 class NoExchange:
     """The gradients of one rank are the sum already."""
 
-    def expect(self, backward_passes: int) -> None:
+    def expect(self, slices: int, *, passes: int = 1, of_all: int | None = None) -> None:
         """Nothing to prepare."""
 
     def abandon(self) -> None:
         """Nothing to send."""
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Nothing to wait for."""
+        return True
 
     def stepping(self) -> AbstractContextManager[None]:
         """Nothing to hold back."""
         return nullcontext()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing to remember."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take up."""
 
 
 class LocalCommunicator:

@@ -10,14 +10,14 @@ the means taken over all ranks.
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from horovod_yolo.distributed.communicator import OF_BATCH_NORM, Communicator, Sums
-from horovod_yolo.models.batch_norm import BatchNorm2d, statistics, wide
+from horovod_yolo.distributed.communicator import OF_BATCH_NORM, Sums
+from horovod_yolo.models.batch_norm import BatchNorm2d, follows_batches, statistics, wide
 
 
 class _Normalise(torch.autograd.Function):
@@ -102,47 +102,5 @@ def synchronise_batch_norm(model: nn.Module, comm: Sums) -> None:
     """
     for parent_name, parent in list(model.named_modules()):
         for child_name, child in list(parent.named_children()):
-            if _follows_batches(child) and not isinstance(child, SyncBatchNorm2d):
+            if follows_batches(child) and not isinstance(child, SyncBatchNorm2d):
                 setattr(parent, child_name, SyncBatchNorm2d(child, comm, f"{parent_name}.{child_name}"))
-
-
-@torch.no_grad()
-def average_running_statistics(model: nn.Module, comm: Communicator) -> None:
-    """Give all ranks the mean of their batch norms' running statistics. *Collective.*
-
-    Without synchronised batch norm each rank tracks its own slice; what is validated and saved must
-    not be rank 0's alone.
-    """
-    own = running_statistics(model)
-    if comm.size > 1 and own.numel():
-        total = comm.allreduce_sum(own.double(), "running_statistics").wait()
-        set_running_statistics(model, total / comm.size)
-
-
-def running_statistics(model: nn.Module) -> Tensor:
-    """(N,) copy of the running means and variances of all batch norms of ``model`` that are not fixed."""
-    tracked = _tracked(model)
-    return torch.cat([buffer.flatten() for buffer in tracked]) if tracked else torch.zeros(0)
-
-
-@torch.no_grad()
-def set_running_statistics(model: nn.Module, values: Tensor) -> None:
-    """The inverse of `running_statistics`."""
-    tracked = _tracked(model)
-    parts = torch.split(values, [buffer.numel() for buffer in tracked])
-    for buffer, part in zip(tracked, parts, strict=True):
-        buffer.copy_(part)
-
-
-def _tracked(model: nn.Module) -> list[Tensor]:
-    return [
-        buffer
-        for module in model.modules()
-        if _follows_batches(module)
-        for buffer in (module.running_mean, module.running_var)
-        if buffer is not None
-    ]
-
-
-def _follows_batches(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return isinstance(module, nn.BatchNorm2d) and not (isinstance(module, BatchNorm2d) and module.fixed)

@@ -112,23 +112,24 @@ class TorchCommunicator:
 
     @property
     def messages(self) -> Sums:
-        """All sums travel alike."""
-        return self
+        """Sums in the gradients' own group: they may leave earlier or later than others, on each rank."""
+        return _Messages(self)
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing a tensor over ranks. *Collective.*"""
-        return self._allreduce(tensor, dist.ReduceOp.SUM)
+        return self.start(tensor, dist.ReduceOp.SUM)
 
     def allreduce_max(self, tensor: Tensor, name: str) -> Pending:
         """Start looking for the largest value at each place. *Collective.*"""
-        return self._allreduce(tensor, dist.ReduceOp.MAX)
+        return self.start(tensor, dist.ReduceOp.MAX)
 
-    def _allreduce(self, tensor: Tensor, op: Any) -> Pending:
+    def start(self, tensor: Tensor, op: Any, group: Any = None) -> Pending:
+        """Start an operation in a group; by default, that of all but gradients. *Collective.*"""
         if self.size == 1 or not tensor.numel():
             return Ready(tensor)
         result = tensor.detach().clone(memory_format=torch.contiguous_format)
         with self.waiting():
-            return _Handle(dist.all_reduce(result, op=op, async_op=True), result, self)
+            return _Handle(dist.all_reduce(result, op=op, group=group, async_op=True), result, self)
 
     def allgather_object(self, value: T) -> list[T]:
         """Everyone's value, by rank. *Collective.*"""
@@ -173,6 +174,14 @@ class TorchCommunicator:
         """
         self.of_gradients = None
         dist.destroy_process_group()
+
+
+class _Messages:
+    def __init__(self, comm: TorchCommunicator) -> None:
+        self._comm = comm
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
+        return self._comm.start(tensor, dist.ReduceOp.SUM, self._comm.of_gradients)
 
 
 class _Handle:
@@ -236,9 +245,9 @@ class _TorchExchange:
             parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
         self.expect(1)
 
-    def expect(self, backward_passes: int) -> None:
-        """Announce how many backward passes add up to the next step."""
-        self._passes, self._sent = backward_passes, 0
+    def expect(self, slices: int, *, passes: int = 1, of_all: int | None = None) -> None:
+        """Announce what adds up to the next step."""
+        self._passes, self._sent = slices * passes, 0
         self._brought = dict.fromkeys(self._group_of, 0)
         for group in self._groups:
             group.missing, group.work = len(group.parameters), None
@@ -263,7 +272,7 @@ class _TorchExchange:
             for parameter in group.parameters:
                 parameter.grad = None
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Wait until every gradient is the sum over ranks. *Collective.*"""
         while self._sent < len(self._groups):
             self._send()
@@ -273,10 +282,18 @@ class _TorchExchange:
             group.empty()
         if self._comm.one_rank_a_gpu and not self._watched:  # NCCL has made its connections by now
             self._watched = watch_connections() > 0
+        return True
 
     def stepping(self) -> AbstractContextManager[None]:
         """The optimizer exchanges nothing by itself."""
         return nullcontext()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Floats remember nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take up."""
 
 
 def _patience() -> timedelta:

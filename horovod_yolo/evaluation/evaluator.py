@@ -13,12 +13,13 @@ from torch import Tensor
 from horovod_yolo.core.boxes import xyxy_to_ltwh
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.core.precision import Precision
+from horovod_yolo.core.slices import in_parts, of_parts
 from horovod_yolo.core.types import Batch, Detections
 from horovod_yolo.data.annotations import Annotations, Record
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.lost_images import require_images
-from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
+from horovod_yolo.losses.criterion import IMAGES, Criterion, beside, by_name, count
 from horovod_yolo.metrics.accumulator import DetectionAccumulator
 from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
 from horovod_yolo.metrics.scores import Evaluation
@@ -59,9 +60,10 @@ class Evaluator:
         model = fused(model.eval())
         accumulator = new_accumulator(self.annotations, self.thresholds.most)
         terms = self.criterion.terms
-        losses = torch.zeros(len(terms) + 1, dtype=torch.float64, device=self.precision.device)
+        losses = torch.zeros((2, len(terms) + 1), dtype=torch.float64, device=self.precision.device)
         for batch in self.loader.epoch(0):
-            micro_batches = [one for one in batch.split(self.micro_batches) if len(one)] or [batch]
+            passes = [one for part in batch.in_slices() for one in part.split(self.micro_batches)]
+            micro_batches = [one for one in passes if len(one)] or [batch.without_images()]
             matches, kept = self._match(model, micro_batches)
             totals = self._totals(matches, len(batch))
             for micro_batch, matched, predictions in zip(micro_batches, matches, kept, strict=True):
@@ -73,7 +75,7 @@ class Evaluator:
                     if collected is not None:
                         collected[index] = found
         summary = self._merged(accumulator)
-        *sums, images = self.comm.allreduce_sum(losses, "validation.losses").wait().tolist()
+        *sums, images = of_parts(self.comm.allreduce_sum(losses, "validation.losses").wait()).tolist()
         lost = len(self.annotations) - int(images)
         require_images(
             self.comm, lost, len(self.annotations), self.loader.lost.values(), self.annotations.root
@@ -98,20 +100,20 @@ class Evaluator:
     def _totals(self, matches: Sequence[Any], images: int) -> dict[str, Tensor]:
         """What the losses divide by: counts over all ranks' slices. *Collective.*"""
         counts = count(self.criterion, matches, images)
-        asked = counts.new_full((1,), self.stop.asked)
-        totals = self.comm.allreduce_sum(torch.cat((counts, asked)), "validation.normalisers").wait()
-        if totals[-1] > 0:
+        asked = beside(counts, self.stop.asked)
+        totals = self.comm.allreduce_sum(torch.cat((counts, asked), dim=1), "validation.normalisers").wait()
+        if totals[0, -1] > 0:
             raise StoppedError("in validation")
-        return by_name(self.criterion, totals[:-1])
+        return by_name(self.criterion, totals[:, :-1])
 
     def _forward(self, model: Detector, batch: Batch) -> Any:
         with self.precision.autocast():
             return model(self.precision.images(batch))
 
     def _losses(self, predictions: Any, matched: Any, totals: dict[str, Tensor], images: int) -> Tensor:
-        """(T + 1,) shares of a global batch's loss terms, each times its images; own images."""
+        """(2, T + 1) parts of shares of a global batch's loss terms, each times its images; own images."""
         terms = self.criterion(predictions, matched, totals).terms.double()
-        return torch.cat((terms * totals[IMAGES], totals[IMAGES].new_full((1,), images)))
+        return in_parts(torch.cat((terms * totals[IMAGES], totals[IMAGES].new_full((1,), images))))
 
     def _found(self, model: Detector, predictions: Any, batch: Batch) -> Iterator[tuple[int, Detections]]:
         return in_original(model.detect(predictions, self.thresholds), batch)

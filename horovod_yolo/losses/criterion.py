@@ -16,6 +16,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from horovod_yolo.core.slices import in_parts, of_parts
 from horovod_yolo.core.types import Targets
 
 Predictions = TypeVar("Predictions")  # what the head of the family gives
@@ -75,11 +76,19 @@ class Criterion(ABC, Generic[Predictions, Matches]):
 
 
 def count(criterion: Criterion[Predictions, Matches], matches: Sequence[Matches], images: int) -> Tensor:
-    """(K + 1,) float64: the normalisers of a rank's micro-batches and its images, to be summed over ranks."""
-    counts = torch.stack([criterion.counts(matched) for matched in matches]).sum(dim=0)
-    return torch.cat((counts, counts.new_full((1,), images)))
+    """(2, K + 1) the normalisers of a rank's micro-batches and its images, to be summed over ranks.
+
+    They come in parts, so that the sum does not depend on who adds them up.
+    """
+    counts = torch.stack([in_parts(criterion.counts(matched)) for matched in matches]).sum(dim=0)
+    return torch.cat((counts, beside(counts, images)), dim=1)
+
+
+def beside(counts: Tensor, number: int) -> Tensor:
+    """(2, 1) a whole number in parts, on the device of the counts, which is not waited for."""
+    return torch.cat((counts.new_full((1, 1), number), counts.new_zeros((1, 1))))
 
 
 def by_name(criterion: Criterion[Predictions, Matches], totals: Tensor) -> dict[str, Tensor]:
     """The inverse of `count`: each total under its name."""
-    return dict(zip((*criterion.normalisers, IMAGES), totals, strict=True))
+    return dict(zip((*criterion.normalisers, IMAGES), of_parts(totals), strict=True))

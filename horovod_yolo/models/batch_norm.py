@@ -9,7 +9,7 @@ Ioffe and Szegedy, "Batch normalization", 2015, algorithm 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,11 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         return mean, var
     mean = x.mean(pixels)
     return mean, (x - mean.view(1, -1, 1, 1)).square_().mean(pixels)
+
+
+def follows_batches(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether it is a batch norm whose running statistics move in training."""
+    return isinstance(module, nn.BatchNorm2d) and not (isinstance(module, BatchNorm2d) and module.fixed)
 
 
 class _Normalise(torch.autograd.Function):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
@@ -22,7 +23,6 @@ from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.agreement import different_ranks
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.lost_images import most_lost, require_images
-from horovod_yolo.distributed.sync_batchnorm import average_running_statistics, running_statistics
 from horovod_yolo.metrics.scores import Evaluation, metrics_of
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
@@ -101,7 +101,7 @@ class Trainer:
             while not self.done:
                 self.train_epoch()
         except StoppedError:
-            self._commit_each_rank()
+            self.commit(best=False, stopped=True)
             raise
         except MemoryShortError:  # on all ranks, and the steps before are whole
             self._read_all_but(0)
@@ -143,7 +143,7 @@ class Trainer:
             every = self.config.steps_between_commits
             if every and self.progress.step % every == 0:
                 self.commit(best=False)
-            if step.stop:  # after a commit that is due: it averages statistics
+            if step.stop:
                 self._read_all_but(0)
                 self.progress.wall_s += time.perf_counter() - start
                 raise StoppedError("in an epoch")
@@ -160,31 +160,18 @@ class Trainer:
             comm_wait_s=comm_wait,
         )
 
-    def commit(self, best: bool) -> None:
-        """Hand everything a resumed run needs to the callbacks. *Collective.*
+    def commit(self, best: bool, stopped: bool = False) -> None:
+        """Hand everything a resumed run needs to the callbacks; the last time where it is ``stopped``.
 
-        An elastic run may leave from here, and begin anew in another world.
+        *Collective*: an elastic run may leave from here, and begin anew in another world.
         """
         self._read_all_but(0)
-        self._agree_on_statistics()
         if self.callbacks or self.keep:
-            state = self.state()
+            state = {**self.state(), "stopped": stopped}
             for callback in self.callbacks:
                 callback.on_commit(state, best)
-            if self.keep is not None:
+            if self.keep is not None and not stopped:
                 self.keep(state)
-
-    def _commit_each_rank(self) -> None:
-        """`commit` where no commit was due. *Collective.*
-
-        A commit averages the ranks' running statistics. The run without an interruption does not do so
-        here, and to end with its bits a resumed one needs each rank's own.
-        """
-        own = (running_statistics(self.stepper.model), running_statistics(self.ema.model))
-        of_ranks = [] if self.config.sync_bn else self.comm.allgather_object(own)
-        self._agree_on_statistics()
-        for callback in self.callbacks:
-            callback.on_commit({**self.state(), "running_statistics": of_ranks}, False)
 
     def state(self) -> dict[str, Any]:
         """What ``last.pt`` holds. The tensors are live: copy or write them before the next step."""
@@ -201,7 +188,9 @@ class Trainer:
             variant=self.stepper.model.variant,
             names=self.names,
         )
-        return {**state, **self.about, "passes": self.passes}
+        exchange = self.stepper.exchange.state_dict()
+        here = {"passes": self.passes, "exchange": exchange, "threads": torch.get_num_threads()}
+        return {**state, **self.about, **here}
 
     def close(self) -> None:
         """End the data workers and what else runs beside training, also in the middle of a run."""
@@ -252,7 +241,6 @@ class Trainer:
 
     def _close_epoch(self, **measured: Any) -> None:
         """Validate, report and commit what `train_epoch` did."""
-        self._agree_on_statistics()
         self._agree_on_weights()
         progress, epoch = self.progress, self.progress.epoch
         finished = progress.batch >= self.schedule.batches_per_epoch
@@ -276,11 +264,6 @@ class Trainer:
             callback.on_epoch(report)
         progress.closed_step = progress.step
         self.commit(best)
-
-    def _agree_on_statistics(self) -> None:
-        if not self.config.sync_bn:
-            average_running_statistics(self.stepper.model, self.comm)
-            average_running_statistics(self.ema.model, self.comm)
 
     def _agree_on_weights(self) -> None:
         """Where unlike processors have rounded otherwise, all go on with rank 0's weights. *Collective.*

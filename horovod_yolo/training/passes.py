@@ -1,4 +1,4 @@
-"""Through the network in several passes: a rank's share of a batch that its memory does not hold at once."""
+"""Through the network in several passes: a slice of a batch that a rank's memory does not hold at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
 
 from horovod_yolo.core.types import Batch
 from horovod_yolo.process.allocator import give_back_freed_memory
@@ -15,9 +14,9 @@ from horovod_yolo.process.allocator import give_back_freed_memory
 
 @dataclass(frozen=True)
 class Passes:
-    """How a rank's share of a batch is split. The count is the same on all ranks, whatever their shares."""
+    """How a slice is split. The count is the same for all slices, whatever their sizes."""
 
-    share: int  # images of the largest share
+    share: int  # images of the largest slice
     count: int = 1
 
     @classmethod
@@ -52,45 +51,6 @@ class Window:
             if number == len(self._taken):
                 self._taken.append(next(self.batches))
             yield self._taken[number], scale
-
-
-class KeptBuffers:
-    """A model's buffers as they were at a moment: what batch norm tracks, above all."""
-
-    def __init__(self, model: nn.Module) -> None:
-        kinds: dict[torch.dtype, list[Tensor]] = {}  # tensors of one type are copied at once
-        for buffer in model.buffers():
-            kinds.setdefault(buffer.dtype, []).append(buffer)
-        self._pairs = [(live, [buffer.clone() for buffer in live]) for live in kinds.values()]
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        """Now is the moment."""
-        for live, kept in self._pairs:
-            torch._foreach_copy_(kept, live)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Undo all changes since."""
-        for live, kept in self._pairs:
-            torch._foreach_copy_(live, kept)
-
-
-class Momenta:
-    """How fast the running statistics of a model's batch norms move: as far in all passes as in one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._of_one_pass = {
-            module: module.momentum
-            for module in model.modules()
-            if isinstance(module, nn.BatchNorm2d) and module.momentum is not None
-        }
-
-    def slow_down(self, passes: int) -> None:
-        """Set them for so many passes."""
-        for module, momentum in self._of_one_pass.items():
-            # The formula does not give the momentum of one pass to the last bit.
-            module.momentum = momentum if passes == 1 else 1 - (1 - momentum) ** (1 / passes)
 
 
 def give_back(device: torch.device) -> None:

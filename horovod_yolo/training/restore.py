@@ -8,7 +8,6 @@ import torch
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.distributed.agreement import require_equal
-from horovod_yolo.distributed.sync_batchnorm import set_running_statistics
 from horovod_yolo.training.loop import Trainer
 from horovod_yolo.training.optimizers import restore_optimizer
 
@@ -18,8 +17,6 @@ def set_state(trainer: Trainer, resumed: dict[str, Any] | None) -> None:
     if resumed is not None:
         restore(trainer, resumed)
     share_state(trainer)
-    if resumed is not None:
-        restore_running_statistics(trainer, resumed)
 
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> None:
@@ -29,23 +26,13 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.ema.updates = state["ema"]["updates"]
     restore_optimizer(trainer.stepper.optimizer, state["optimizer"])
     trainer.stepper.scaler.load_state_dict(state["scaler"])
+    if state.get("exchange"):  # of a run whose gradients are summed as this one's
+        trainer.stepper.exchange.load_state_dict(state["exchange"])
     trainer.progress = Progress(**state["progress"])
     trainer.early_stopping = EarlyStopping(**state["early_stopping"])
     trainer.metrics = state["metrics"]
     trainer.passes = state.get("passes", trainer.passes)
     torch.set_rng_state(state["rng"]["torch"])
-
-
-def restore_running_statistics(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Give this rank its own where the checkpoint has them, which is one written between two commits.
-
-    On another number of ranks all go on with the mean, as after any commit.
-    """
-    of_ranks = state.get("running_statistics", [])
-    if len(of_ranks) == trainer.comm.size:
-        own, averaged = of_ranks[trainer.comm.rank]
-        set_running_statistics(trainer.stepper.model, own)
-        set_running_statistics(trainer.ema.model, averaged)
 
 
 def share_state(trainer: Trainer) -> None:

@@ -1,8 +1,8 @@
 """One optimizer step. The page to read twice.
 
-A *window* is the run of global batches whose gradients add up to one step; a rank holds its slice of
-each. Whatever the number of ranks, the sum of their gradients is the gradient of the window, because
-the loss divides by counts that were summed over ranks first.
+A *window* is the run of global batches whose gradients add up to one step. Each batch has slices, with a
+forward and a backward pass of their own, and a rank has some of them. Whatever the number of ranks, the sum
+over the slices is the gradient of the window, because the loss divides by counts that were summed first.
 
 A rank that runs out of memory in a step goes on without images: the others must not wait for it. Before the
 optimizer all ranks know of it, undo what the step did, and do it again with half as many images in a pass.
@@ -18,7 +18,6 @@ import logging
 import math
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch.optim import Optimizer
 from horovod_yolo.core.errors import MemoryShortError, NonFiniteError
 from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
+from horovod_yolo.core.slices import Slices, in_parts, of_parts
 from horovod_yolo.core.transfer import Fetched
 from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.agreement import agree
@@ -41,7 +41,8 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.events import StepResult
 from horovod_yolo.training.optimizers import step_where, steps_where
-from horovod_yolo.training.passes import KeptBuffers, Momenta, Passes, Window, give_back
+from horovod_yolo.training.passes import Passes, Window, give_back
+from horovod_yolo.training.running_statistics import RunningStatistics
 
 log = logging.getLogger(__name__)
 LARGEST_GRADIENT_NORM = 10.0
@@ -57,6 +58,7 @@ class _Sums:
     images: int
     replaced: int  # of them, those that stand for a lost one
     stop: bool  # whether any rank is asked to
+    statistics: Tensor  # what batch norm saw; see `RunningStatistics`
 
 
 class Step:
@@ -104,14 +106,18 @@ class Stepper:
         sync_bn: bool,
         stop: StopRequest,
         passes: Passes,
+        slices: Slices | None = None,
     ) -> None:
-        """With ``sync_bn`` the model's batch norms are replaced by those of all ranks."""
+        """With ``sync_bn`` the model's batch norms are replaced by those of all ranks.
+
+        ``slices`` are this rank's; by default each rank has one.
+        """
         self.model = model
         self.criterion = criterion
         self.optimizer = optimizer
         self.scaler = scaler
         self.skipped_in_a_row = 0
-        self._exchange = exchange
+        self.exchange = exchange
         self.precision = precision
         self._comm = comm
         self._sync_bn = sync_bn
@@ -120,14 +126,10 @@ class Stepper:
         self._sums = RejoiningSums(comm)  # of a batch, before the gradients are complete
         if sync_bn:
             synchronise_batch_norm(model, self._sums)
-        self._buffers, self._momenta = KeptBuffers(model), Momenta(model)
+        self.slices = Slices.even(comm.size, comm.rank, comm.size) if slices is None else slices
+        self.passes = passes  # in which a slice goes through the network, as many on every rank
+        self._statistics = RunningStatistics(model, passes.share * self.slices.count)
         self._lacks: list[str] = []  # memory on this rank, in the step under way
-        self.split(passes)
-
-    def split(self, passes: Passes) -> None:
-        """Let slices go through the network in so many passes from now on, as many on every rank."""
-        self.passes = passes
-        self._momenta.slow_down(passes.count)
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> Step:
         """Run one window. *Collective.*
@@ -149,8 +151,9 @@ class Stepper:
             raise MemoryShortError(f"{lack}, also with {self.passes.images} images in a pass. {_LOWER}")
         norm = self._clip_gradients()
         numbers = Fetched(torch.cat((sums.losses, norm.double()[None])))
-        with self._exchange.stepping():
+        with self.exchange.stepping():
             made = self._update(norm, numbers)
+        self._statistics.move(sums.statistics, made)
         self.optimizer.zero_grad()
         return Step(self, sums, numbers, made, redone)
 
@@ -160,10 +163,12 @@ class Stepper:
         It is tried with two passes, as the second finds the gradients of the first. Nothing is changed by it.
         """
         passes, self.passes = self.passes, Passes(len(batch))
+        expected = self.exchange.state_dict()
         try:
             _, lack = self._gradients(Window(iter((batch, batch)), (scale, scale)))
         finally:
             self.passes = passes
+            self.exchange.load_state_dict(expected)
         if lack is None:
             self._undo()
         return lack
@@ -175,37 +180,53 @@ class Stepper:
             Sums, and which memory was too small on which rank: then nothing is changed, and there are no
             gradients.
         """
+        while True:
+            sums, lacking, complete = self._tried(window)
+            if complete and not lacking:
+                return sums, None
+            self._undo()
+            if lacking:
+                return sums, agree(self._comm, next(iter(self._lacks), None))
+
+    def _tried(self, window: Window) -> tuple[_Sums, bool, bool]:
+        """The same; whether a rank lacked memory, and whether the gradients could be added up."""
         self._lacks.clear()
-        self._buffers.keep()
-        self._exchange.expect(len(window) * self.passes.count)
-        losses = torch.zeros(len(self.criterion.terms), dtype=torch.float64, device=self.precision.device)
+        self._statistics.begin()
+        here = max(len(self.slices), 1)  # a rank without a slice has an empty one
+        self.exchange.expect(
+            len(window) * here, passes=self.passes.count, of_all=len(window) * self.slices.count
+        )
+        losses = torch.zeros(
+            (2, len(self.criterion.terms)), dtype=torch.float64, device=self.precision.device
+        )
         images = replaced = 0
-        for batch, scale in window:
-            losses += self._share(batch, scale)
+        for batch, factor in window:
+            self._statistics.begin_batch()
+            losses += self._share(batch, factor)
             if not self._lacks:
                 images, replaced = images + len(batch), replaced + batch.replaced
+        self._statistics.restore()
         if self._lacks:
-            self._exchange.abandon()
-        self._exchange.finish()
+            self.exchange.abandon()
+        statistics = self._statistics.summed(self._comm)
+        complete = self.exchange.finish()
         told = torch.tensor([images, replaced, self._stop.asked, len(self._lacks)], dtype=torch.float64)
         losses, (*counted, stop, lacking) = self._summed(losses, told)
-        sums = _Sums(losses, int(counted[0]), int(counted[1]), stop > 0)
-        if not lacking:
-            return sums, None
-        self._undo()
-        return sums, agree(self._comm, next(iter(self._lacks), None))
+        sums = _Sums(losses, int(counted[0]), int(counted[1]), stop > 0, statistics.wait())
+        return sums, lacking > 0, complete
 
     def _summed(self, losses: Tensor, told: Tensor) -> tuple[Tensor, list[float]]:
-        """What is on the device and what the host tells, over the ranks. *Collective.*
+        """(T,) what is on the device, and what the host tells, over the ranks. *Collective.*
 
         The host's numbers travel by themselves: to wait for the other hosts is not to wait for the devices.
         """
         if losses.device.type == "cpu":
-            of_all = self._comm.allreduce_sum(torch.cat((losses, told)), "losses").wait()
-            return of_all[: len(losses)], of_all[len(losses) :].tolist()
+            of_all = self._comm.allreduce_sum(torch.cat((losses.flatten(), told)), "losses").wait()
+            losses, told = torch.split(of_all, [losses.numel(), len(told)])
+            return of_parts(losses.view(2, -1)), told.tolist()
         of_devices = self._comm.allreduce_sum(losses, "losses")
         of_hosts: list[float] = self._comm.allreduce_sum(told, "told").wait().tolist()
-        return of_devices.wait(), of_hosts
+        return of_parts(of_devices.wait()), of_hosts
 
     def _share(self, batch: Batch, scale: float) -> Tensor:
         """`_forward_backward`, or this rank's part in the others' where it lacks memory. *Collective.*"""
@@ -226,7 +247,6 @@ class Stepper:
 
     def _undo(self) -> None:
         self.optimizer.zero_grad()
-        self._buffers.restore()
         give_back(self.precision.device)
 
     def _halve_passes(self, lack: str) -> None:
@@ -237,30 +257,30 @@ class Stepper:
             "%s: the step is done again, and the run goes on, with %d images in a pass instead of %d; %s",
             *(lack, smaller.images, self.passes.images, what_batch_norm_sees(smaller, self._sync_bn)),
         )
-        self.split(smaller)
+        self.passes = smaller
 
     def _forward_backward(self, batch: Batch, scale: float = 1.0, follows: bool = False) -> Tensor:
-        """This rank's share of a batch: (T,) loss terms, each times the global images.
+        """This rank's share of a batch: (2, T) loss terms in parts, each times the global images.
 
         Where it only ``follows`` the others no gradient is kept, and no hook is told of one.
         """
-        micro_batches = batch.split(self.passes.count)
+        micro_batches = [one for part in batch.in_slices() for one in part.split(self.passes.count)]
         matches, kept = self._match(micro_batches, scale)
         counting = self._sums.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")
         totals: dict[str, Tensor] = {}
         terms = []
         for micro_batch, matched, predictions in zip(micro_batches, matches, kept, strict=True):
             if predictions is None:
-                predictions = self._forward(micro_batch, scale)
+                predictions = self._forward(micro_batch, scale, tracks=not follows)
             totals = totals or by_name(self.criterion, counting.wait())  # they travelled meanwhile
             loss = self.criterion(predictions, matched, totals)
             if follows:
                 torch.autograd.grad(loss.total, self._trained, allow_unused=True)
             else:  # in the last pass hooks start to send each gradient in here, as soon as it is complete
                 self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
-            terms.append(loss.terms.double())
+            terms.append(in_parts(loss.terms.double() * totals[IMAGES]))
         self.model.train()
-        return torch.stack(terms).sum(dim=0) * totals[IMAGES]
+        return torch.stack(terms).sum(dim=0)
 
     def _match(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[Any], list[Any]]:
         """The matches of each micro-batch, and its predictions where they were made for that and can be kept.
@@ -274,8 +294,10 @@ class Stepper:
         if len(micro_batches) == 1:
             predictions = self._forward(micro_batches[0], scale)
             return [self._matched(micro_batches[0], scale, predictions)], [predictions]
-        with torch.no_grad(), _buffers_kept(self.model):
-            matches = [self._matched(one, scale, self._forward(one, scale)) for one in micro_batches]
+        with torch.no_grad():
+            matches = [
+                self._matched(one, scale, self._forward(one, scale, tracks=False)) for one in micro_batches
+            ]
         return matches, [None] * len(micro_batches)
 
     @torch.no_grad()
@@ -283,13 +305,16 @@ class Stepper:
         size = _size(batch, scale, max(self.model.strides))
         return self.criterion.match(batch.targets, size, predictions)
 
-    def _forward(self, batch: Batch, scale: float) -> Any:
+    def _forward(self, batch: Batch, scale: float, tracks: bool = True) -> Any:
         batch = _resized(batch, scale, max(self.model.strides))
         self.model.train()
         if len(batch) == 0 and not self._sync_bn:
             self.model.eval()  # batch norm has no statistics of nothing; all gradients will be zero
         with self.precision.autocast():
-            return self.model(self.precision.images(batch))
+            predictions = self.model(self.precision.images(batch))
+        if tracks and len(batch):
+            self._statistics.add(len(batch))
+        return predictions
 
     def _clip_gradients(self) -> Tensor:
         """() the norm that the gradients had. It is the same on every rank."""
@@ -325,15 +350,6 @@ class Stepper:
                 f"gradients were infinite or NaN for {self.skipped_in_a_row} steps in a row; "
                 "lower lr0 or warmup_bias_lr, or use --precision fp32 with --compression none"
             )
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what happens inside to buffers, such as batch norm's running statistics."""
-    before = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, kept in zip(model.buffers(), before, strict=True):
-        buffer.copy_(kept)
 
 
 def what_batch_norm_sees(passes: Passes, sync_bn: bool) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from horovod_yolo.core.types import Batch, Targets
 from horovod_yolo.families.anchor_based.head import AnchorHead
 from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights
+from horovod_yolo.models.batch_norm import follows_batches
 from horovod_yolo.models.blocks import Backbone, Neck
 from horovod_yolo.models.detector import Detector
 
@@ -74,3 +75,10 @@ def tiny_batch(images: int, seed: int, size: tuple[int, int] = (32, 48)) -> Batc
         torch.arange(images),
         [],
     )
+
+
+def running_statistics(model: nn.Module) -> Tensor:
+    """(N,) what all batch norms of ``model`` track that follow batches."""
+    norms = [module for module in model.modules() if follows_batches(module)]
+    tracked = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    return torch.cat([buffer.clone() for buffer in tracked if buffer is not None])

@@ -43,9 +43,9 @@ class GradientSums:
         for name, parameter in trained.items():
             parameter.register_post_accumulate_grad_hook(partial(self._after_backward, name))
 
-    def expect(self, backward_passes: int) -> None:
-        """Announce how many backward passes add up to the next step."""
-        self._expected = backward_passes
+    def expect(self, slices: int, *, passes: int = 1, of_all: int | None = None) -> None:
+        """Announce what adds up to the next step."""
+        self._expected = slices * passes
         self._seen = dict.fromkeys(self._trained, 0)
 
     def abandon(self) -> None:
@@ -55,7 +55,7 @@ class GradientSums:
                 parameter.grad = None
 
     @torch.no_grad()
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Make every gradient the sum over ranks, first to last. *Collective.*"""
         for name, parameter in self._trained.items():
             assert parameter.grad is not None or name not in self._sent, (
@@ -74,6 +74,14 @@ class GradientSums:
         self._sent.clear()
         self._seen = dict.fromkeys(self._trained, 0)
         self._finished = True
+        return True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Floats remember nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to take up."""
 
     @contextmanager
     def _step_allowed(self) -> Iterator[None]:

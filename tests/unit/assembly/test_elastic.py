@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from horovod_yolo.assembly import data
 from horovod_yolo.assembly import train as training
@@ -23,7 +21,6 @@ from horovod_yolo.assembly.train import train
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed import elastic as worlds
 from horovod_yolo.training.loop import Trainer
-from horovod_yolo.training.passes import Momenta
 from tests.helpers.runs import checkpoint, steps
 
 from .test_run import COMM, settings
@@ -46,18 +43,6 @@ def test_no_pass_is_larger_than_the_first_slices(
     digits: Path, batch: int, first: int, now: int, expected: int
 ) -> None:
     assert passes_of(settings(digits, batch_size=batch), now, first, None).count == expected
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_statistics_move_as_far_in_micro_batches_as_without_them(count: int) -> None:
-    split, images = nn.Sequential(nn.BatchNorm2d(3, momentum=0.1)), torch.randn(2, 3, 4, 4)
-    whole = nn.BatchNorm2d(3, momentum=0.1)
-    Momenta(split).slow_down(count)
-    whole(images)
-    for _ in range(count):
-        split(images)
-    torch.testing.assert_close(split[0].running_mean, whole.running_mean)
-    torch.testing.assert_close(split[0].running_var, whole.running_var)
 
 
 class LeftError(Exception):

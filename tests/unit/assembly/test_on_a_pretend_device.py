@@ -175,7 +175,7 @@ def test_a_step_waits_for_the_device_for_its_numbers_only(
     counted: it makes what later ones keep.
     """
     trainer = make_trainer(settings(digits, NAME, cfg=cfg, optimizer=optimizer, precision=precision))
-    trainer.stepper.split(Passes(2, passes))
+    trainer.stepper.passes = Passes(2, passes)
     for seed in (1, 2):
         log.clear()
         step = trainer.stepper.step(iter([random_batch(2, 64, classes=10, seed=seed)]), [1.0])

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.distributed.sync_batchnorm import (
-    average_running_statistics,
-    running_statistics,
-    synchronise_batch_norm,
-)
-from tests.helpers.world import WorldCommunicator, run_world
+from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
+from tests.helpers.tiny import running_statistics
+from tests.helpers.world import run_world
 
 from .test_sync_batchnorm import TOLERANCES, equal, images, pair
 
@@ -60,22 +57,3 @@ def test_the_statistics_of_no_image_at_all_change_nothing_to_nan() -> None:
         return running_statistics(model)
 
     assert all(bool(statistics.isfinite().all()) for statistics in run_world(2, job))
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_running_statistics_of_ranks_are_averaged(size: int) -> None:
-    def job(comm: WorldCommunicator) -> tuple[Tensor, Tensor]:
-        model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm2d(3))
-        for norm in (model[0], model[2]):
-            norm.running_mean += comm.rank
-            norm.running_var *= 1 + comm.rank
-        own = running_statistics(model)
-        average_running_statistics(model, comm)
-        average_running_statistics(nn.Conv2d(1, 1, 1), comm)
-        assert [call.name for call in comm.calls] == ["running_statistics"] * (comm.size > 1)
-        return own, running_statistics(model)
-
-    ranks = run_world(size, job)
-    mean = torch.stack([own for own, _ in ranks]).mean(0)
-    for _, averaged in ranks:
-        torch.testing.assert_close(averaged, mean)

@@ -150,7 +150,7 @@ def test_accumulation_and_micro_batches_add_up(name: str) -> None:
     whole, split = (
         make_stepper(model, criterion=criterion) for model, criterion in zip(models, criteria, strict=True)
     )
-    split.split(Passes(7, 7))
+    split.passes = Passes(7, 7)
     for window in windows:
         first, second = (s.step(iter(window), [1.0] * len(window)).result() for s in (whole, split))
         assert second.losses == pytest.approx(first.losses, rel=1e-9)

@@ -311,7 +311,7 @@ def test_the_commit_of_a_stop_is_written_however_soon_it_comes(weights: Path) ->
     checkpointer = Checkpointer(weights, save_period=-1, least_seconds=3600.0)
     checkpointer.on_commit(make_state(1), best=False)
     assert not checkpointer.saved
-    checkpointer.on_commit({**make_state(2), "running_statistics": []}, best=False)
+    checkpointer.on_commit({**make_state(2), "stopped": True}, best=False)
     checkpointer.wait()
     assert checkpointer.saved and store.read(weights / "last.pt")["step"] == 2
 

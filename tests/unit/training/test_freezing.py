@@ -11,16 +11,13 @@ import torch
 from horovod_yolo.config.schema import Freeze
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
-from horovod_yolo.distributed.sync_batchnorm import (
-    SyncBatchNorm2d,
-    running_statistics,
-    synchronise_batch_norm,
-)
+from horovod_yolo.distributed.sync_batchnorm import SyncBatchNorm2d, synchronise_batch_norm
 from horovod_yolo.families.zoo import build_model
 from horovod_yolo.models.batch_norm import BatchNorm2d
 from horovod_yolo.models.detector import Detector, published_names
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.freezing import freeze, frozen_parameters, held
+from tests.helpers.tiny import running_statistics
 
 from ..models.helpers import on_meta
 

@@ -143,14 +143,14 @@ def trained(
     """Three steps; what they gave, all state, and the batches that were taken from the loader."""
     model, criterion = made
     stepper = make_stepper(model, criterion=criterion, comm=comm, lr=0.01, **how)
-    stepper.split(Passes(SHARE))
+    stepper.passes = Passes(SHARE)
     if comm.rank == comm.size - 1:
         trap.set(model)
     taken = 0
     results = []
     for number, window in enumerate(windows(), 1):
         if number == split_before:
-            stepper.split(Passes(SHARE, 2))
+            stepper.passes = Passes(SHARE, 2)
         batches = iter(slices(comm, *window, tiny_batch(1, 9)))
         results.append(stepper.step(batches, [1.0, 0.5][: len(window)]).result())
         taken += len(window) + 1 - len(list(batches))
@@ -214,7 +214,7 @@ def test_a_second_time_ends_all_ranks_with_the_same_line(sync_bn: bool, most: in
 
 def test_where_one_image_is_too_much_the_step_is_not_tried_again() -> None:
     stepper = make_stepper(tiny_detector())
-    stepper.split(Passes(SHARE, SHARE))
+    stepper.passes = Passes(SHARE, SHARE)
     Trap("after it", most_images=0).set(stepper.model)
     with pytest.raises(MemoryShortError, match="for a single image"):
         stepper.step(iter([tiny_batch(4, 0)]), [1.0]).result()
@@ -237,7 +237,7 @@ def test_with_synchronised_batch_norm_any_number_of_ranks_makes_the_same_passes(
     def job(comm: Communicator) -> tuple[list[StepResult], dict[str, Any]]:
         model = tiny_detector()
         stepper = make_stepper(model, comm=comm, sync_bn=True, lr=0.01)
-        stepper.split(Passes(SHARE, passes))
+        stepper.passes = Passes(SHARE, passes)
         results = [stepper.step(iter(slices(comm, *w)), [1.0] * len(w)).result() for w in windows()]
         return results, copied(model.state_dict())
 

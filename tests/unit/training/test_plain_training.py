@@ -63,4 +63,6 @@ def test_the_weights_are_those_of_the_plain_loop(digits: Path, hyp: Hyp, changes
     model, average = train_plainly(data.train, load, config, DTYPES[config.precision])
     for ours, plain in ((trainer.stepper.model, model), (trainer.ema.model, average)):
         for (name, mine), theirs in zip(ours.state_dict().items(), plain.state_dict().values(), strict=True):
-            assert torch.equal(mine, theirs), name
+            # What batch norm tracks is weighted by images: in float64 that may change the last bit.
+            near = 1e-14 if mine.dtype == torch.float64 else 0.0
+            torch.testing.assert_close(mine, theirs, rtol=near, atol=near, msg=name)

@@ -142,7 +142,7 @@ def test_musgd_rounds_to_bfloat16_and_stays_close(size: int) -> None:
 def test_so_it_is_where_slices_go_through_the_network_in_micro_batches(micro_batches: int) -> None:
     def make(model: Any, comm: Communicator) -> Stepper:
         stepper = make_stepper(frozen_norm(model), comm=comm)
-        stepper.split(Passes(8, micro_batches if comm.size > 1 else 1))
+        stepper.passes = Passes(8, micro_batches if comm.size > 1 else 1)
         return stepper
 
     compare(3, windows(), make)
@@ -216,6 +216,7 @@ def test_what_overflows_on_the_wire_is_skipped_by_all_and_lowers_the_scale(
 ) -> None:
     """Each rank's gradient fits half precision, which ends at 65504; the sum over four of them may not."""
     alone = make_stepper(tiny_detector())
+    alone._statistics.begin_batch()
     alone._forward_backward(tiny_batch(2, 0))
     of_all = 1024 * max(float(p.grad.abs().max()) for p in alone._trained if p.grad is not None)
 
@@ -247,4 +248,7 @@ def test_a_step_asks_for_the_same_on_every_rank_and_in_a_known_order() -> None:
         return [call.name or call.kind for call in comm.calls]
 
     batch = ["normalisers", "bn.backbone.norm", "bn.backbone.norm.backward"]
-    assert run_world(3, job) == [["exchange_gradients", *batch, *batch, "finish", "losses"]] * 3
+    assert (
+        run_world(3, job)
+        == [["exchange_gradients", *batch, *batch, "running statistics", "finish", "losses"]] * 3
+    )

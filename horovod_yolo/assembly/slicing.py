@@ -1,0 +1,69 @@
+"""What a run's bits depend on besides its settings: how many slices a batch has, and on how many threads."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.slices import Slices
+from horovod_yolo.distributed.communicator import Communicator
+
+log = logging.getLogger(__name__)
+
+
+def slices_of(config: TrainConfig, comm: Communicator) -> Slices | None:
+    """This rank's of each batch; None where every rank has one."""
+    return Slices.even(config.slices, comm.rank, comm.size) if config.slices else None
+
+
+def with_slices(
+    config: TrainConfig,
+    first_size: int,
+    device: torch.device,
+    resumed: dict[str, Any] | None,
+    comm: Communicator,
+) -> TrainConfig:
+    """The config with the number of slices, and with what adds them up; sets the threads. *Collective.*
+
+    With synchronised batch norm the ranks' parts of a batch depend on each other, and there are none.
+
+    Args:
+        config: of the run; without a number of slices it has as many as ranks when it began.
+        first_size: ranks when it began.
+        device: of this rank.
+        resumed: the state that the run goes on from.
+        comm: the ranks of now.
+    """
+    if config.sync_bn:
+        return replace(config, sums="float")
+    count = config.slices or min(first_size, config.batch_size)
+    if config.sums == "auto":
+        exact = device.type == "cpu" and config.compression in ("auto", "none")
+        config = replace(config, sums="exact" if exact else "float")
+    if comm.size > count:
+        log.warning("%d slices on %d ranks: some have none, and wait for the others", count, comm.size)
+    if count > 1:
+        where = (
+            "any number of ranks" if config.sums == "exact" else f"{comm.size} ranks, to rounding on others"
+        )
+        log.info("%d slices a batch: the same results with --slices %d on %s", count, count, where)
+    _share_threads(resumed, comm)
+    return replace(config, slices=count)
+
+
+def _share_threads(resumed: dict[str, Any] | None, comm: Communicator) -> None:
+    """Compute on as many threads on every rank as the run began with: at first the fewest. *Collective.*
+
+    What several threads add up is rounded otherwise than what one does.
+    """
+    least = min(comm.allgather_object(torch.get_num_threads()))
+    threads = (resumed or {}).get("threads") or least
+    if threads > least:
+        log.warning(
+            "the run began with %d threads a rank and keeps them; here are cores for %d", threads, least
+        )
+    torch.set_num_threads(threads)

@@ -1,0 +1,182 @@
+"""Promise 1 to the bit: with fixed slices the number of ranks changes nothing at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from horovod_yolo.core.precision import Precision
+from horovod_yolo.core.slices import Slices
+from horovod_yolo.core.types import Batch
+from horovod_yolo.distributed.agreement import checksum
+from horovod_yolo.distributed.communicator import Communicator, GradientExchange
+from horovod_yolo.distributed.exact_sums import ExactExchange
+from horovod_yolo.losses.anchor_based import LossWeights
+from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.events import StepResult
+from horovod_yolo.training.optimizers import make_optimizer
+from horovod_yolo.training.passes import Passes
+from horovod_yolo.training.step import Stepper
+from tests.helpers.tiny import tiny_batch, tiny_detector, tiny_head
+from tests.helpers.world import run_world
+
+from .test_step import Faulty
+
+V = 8
+Windows = Sequence[Sequence[Batch]]
+
+
+def windows() -> Windows:
+    """Full and short batches, with empty slices; accumulation; a batch of one image."""
+    return [
+        [tiny_batch(16, 0)],
+        [tiny_batch(13, 1), tiny_batch(16, 2)],
+        [tiny_batch(5, 3)],
+        [tiny_batch(1, 4)],
+        [tiny_batch(16, 5), tiny_batch(3, 6), tiny_batch(16, 7)],
+    ]
+
+
+def share(batch: Batch, mine: Slices) -> Batch:
+    """What the loader of a rank with these slices gives."""
+    places = mine.places(len(batch))
+    part = batch._from(places[0], places[-1])
+    sizes = tuple(end - start for start, end in pairwise(places))
+    return replace(part, first=places[0], slices=sizes if len(sizes) > 1 else ())
+
+
+def make(
+    comm: Communicator,
+    shares: Sequence[int],
+    *,
+    optimizer: str = "SGD",
+    dtype: torch.dtype = torch.float32,
+    passes: int = 1,
+    scaled: bool = False,
+    exact: bool = True,
+    factor: float = 1.0,
+) -> Stepper:
+    """What makes the steps of a rank, where the ranks have so many slices; losses are times the factor."""
+    model = tiny_detector(torch.float32)
+    first = sum(shares[: comm.rank])
+    mine = Slices(V, first, first + shares[comm.rank])
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+    exchange: GradientExchange = ExactExchange(
+        model.named_parameters(), comm, group_mb=0.001, scale=scaler.get_scale
+    )
+    plain = make_optimizer(optimizer, model, lr=0.01, momentum=0.9, decay=0.01)
+    if not exact:
+        model = tiny_detector(torch.float32)  # without the hooks
+        plain = make_optimizer(optimizer, model, lr=0.01, momentum=0.9, decay=0.01)
+        plain, exchange = comm.exchange_gradients(plain, model.named_parameters(), wire=None, group_mb=1.0)
+    criterion = Faulty(LossWeights(), tiny_head().float())
+    criterion.factor = factor
+    return Stepper(
+        model=model,
+        criterion=criterion,
+        optimizer=plain,
+        exchange=exchange,
+        scaler=scaler,
+        precision=Precision(device=torch.device("cpu"), dtype=dtype),
+        comm=comm,
+        sync_bn=False,
+        stop=StopRequest(),
+        passes=Passes(2, passes),
+        slices=mine,
+    )
+
+
+def step(stepper: Stepper, window: Sequence[Batch]) -> StepResult:
+    part = [share(batch, stepper.slices) for batch in window]
+    return stepper.step(iter(part), [1.0] * len(window)).result()
+
+
+def trained(comm: Communicator, shares: Sequence[int], **case: Any) -> tuple[list[StepResult], str]:
+    """Results and a digest of weights, buffers and the optimizer's state."""
+    stepper = make(comm, shares, **case)
+    results = [step(stepper, window) for window in windows()]
+    state = stepper.optimizer.state_dict()["state"]
+    moments = {f"{n}.{key}": torch.as_tensor(value) for n, own in state.items() for key, value in own.items()}
+    return results, checksum({**stepper.model.state_dict(), **moments, **stepper.exchange.state_dict()})
+
+
+SHARES = [
+    (8,),
+    (4, 4),
+    (1, 7),
+    (3, 5),
+    (2, 2, 4),
+    (2, 3, 3),
+    (2, 2, 2, 2),
+    (1,) * 8,
+    (0, 8, 0),
+    (1,) * 8 + (0,),
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"optimizer": "AdamW"},
+        {"optimizer": "MuSGD"},
+        {"dtype": torch.bfloat16},
+        {"passes": 2},
+        {"scaled": True},
+    ],
+    ids=str,
+)
+def test_ranks_and_shares_change_no_bit(case: dict[str, Any]) -> None:
+    expected = run_world(1, lambda comm: trained(comm, (V,), **case))[0]
+    for shares in SHARES:
+        for outcome in run_world(len(shares), lambda comm, shares=shares: trained(comm, shares, **case)):
+            assert outcome == expected, shares
+
+
+def test_they_are_the_sums_of_floats_to_rounding() -> None:
+    for shares in ((V,), (3, 5)):
+        exact, floats = (
+            run_world(len(shares), lambda comm, s=shares, e=e: trained(comm, s, exact=e))[0][0]
+            for e in (True, False)
+        )
+        for mine, theirs in zip(exact, floats, strict=True):
+            assert mine.losses == pytest.approx(theirs.losses, rel=1e-4)
+            assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1e-2, 1e3, 1e9])
+def test_a_gradient_of_another_size_than_expected_is_added_up_all_the_same(factor: float) -> None:
+    def job(comm: Communicator) -> tuple[StepResult, list[Tensor]]:
+        stepper = make(comm, (3, 5), factor=1.0)
+        step(stepper, windows()[0])
+        stepper.criterion.factor = factor  # type: ignore[attr-defined]
+        result = step(stepper, windows()[1])
+        return result, [p.detach().clone() for p in stepper.model.parameters()]
+
+    result, weights = run_world(2, job)[0]
+    assert not result.skipped
+    usual = run_world(2, lambda comm: trained(comm, (3, 5)))[0][0][1].grad_norm
+    assert result.grad_norm == pytest.approx(usual * factor, rel=1e-3)
+    assert all(bool(weight.isfinite().all()) for weight in weights)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_what_is_not_finite_in_one_slice_is_skipped_by_all(bad: float) -> None:
+    def job(comm: Communicator) -> tuple[list[bool], bool]:
+        stepper = make(comm, (3, 5))
+        first = step(stepper, windows()[0])
+        before = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
+        stepper.criterion.factor = bad if comm.rank == 1 else 1.0  # type: ignore[attr-defined]
+        second = step(stepper, windows()[1])
+        same = all(torch.equal(tensor, before[n]) for n, tensor in stepper.model.state_dict().items())
+        stepper.criterion.factor = 1.0  # type: ignore[attr-defined]
+        return [first.skipped, second.skipped, step(stepper, windows()[2]).skipped], same
+
+    assert run_world(2, job) == [([False, True, False], True)] * 2
