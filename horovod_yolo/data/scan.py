@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Ints
+from horovod_yolo.data.ahead import made_ahead
 from horovod_yolo.data.annotations import object_columns
 from horovod_yolo.data.formats import Entry, Labels, Problem
 from horovod_yolo.data.listing import relative_name
@@ -27,7 +27,6 @@ from horovod_yolo.data.read import ImageError, MissingImageError, quiet, read_co
 from horovod_yolo.data.table import Table, places_of, ragged, ragged_row
 from horovod_yolo.io.files import read_bytes
 
-THREADS = 8  # of a rank: they wait for the disk, and decode
 CONTENT_BYTES = 16
 UNREAD = bytes(CONTENT_BYTES)  # in place of the content's hash where a file is missing or cannot be read
 MAX_HASHED_BYTES = 4 << 30
@@ -52,18 +51,9 @@ class ScannedImage:
 
 def scan(entries: Sequence[Entry], names: Sequence[str]) -> Iterator[ScannedImage]:
     """Decode each image and read its labels, in the order of the entries, on several threads."""
-    waiting: deque[Future[ScannedImage]] = deque()
     hashes = _Hashes()
-    with quiet(), ThreadPoolExecutor(THREADS) as threads:
-        try:
-            for entry in entries:
-                waiting.append(threads.submit(scan_entry, entry, names, hashes))
-                if len(waiting) > 4 * THREADS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+    with quiet(), closing(made_ahead(lambda entry: scan_entry(entry, names, hashes), entries)) as scanned:
+        yield from scanned
 
 
 class _Hashes:

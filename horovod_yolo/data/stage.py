@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Ints
+from horovod_yolo.data.ahead import made_ahead
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.read import ImageError, read_content
-from horovod_yolo.data.scan import THREADS, content_hash
+from horovod_yolo.data.scan import content_hash
 from horovod_yolo.data.shards import MOST_OPEN, ImageBytes, OpenFile, Shards, shard_name
 from horovod_yolo.io.columns import bytes_of
 
@@ -171,8 +171,8 @@ class OfLooseImages:
         """The images that are what was scanned; zeros for the others, which are read from the source."""
         images = self._images(part)
         checksums = np.zeros(len(images), "<u4")
-        with ThreadPoolExecutor(THREADS) as threads:
-            for place, content in enumerate(_ahead(threads, self._content, images)):
+        with closing(made_ahead(self._content, images)) as contents:
+            for place, content in enumerate(contents):
                 if isinstance(content, str):
                     lost(content)
                     yield bytes(self.place(images[place])[2])
@@ -282,19 +282,3 @@ def _key(*of: str | NDArray[Any]) -> str:
     for each in of:
         total.update(each.encode() if isinstance(each, str) else bytes_of(each))
     return total.hexdigest()
-
-
-def _ahead(
-    threads: ThreadPoolExecutor, read: Callable[[int], bytes | str], images: Sequence[int]
-) -> Iterator[bytes | str]:
-    """What is read, in order, some of it ahead of time."""
-    waiting: deque[Future[bytes | str]] = deque()
-    try:
-        for i in images:
-            waiting.append(threads.submit(read, i))
-            if len(waiting) > 4 * THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
