@@ -252,8 +252,8 @@ def build_stepper(
     optimizer: Optimizer
     exchange: GradientExchange
     if config.sums == "exact" and config.slices > 1:  # what is one slice has no order
-        optimizer, group_mb = plain, config.fusion_mb
-        exchange = ExactExchange(trained, comm, group_mb=group_mb, scale=scaler.get_scale)
+        optimizer = plain
+        exchange = ExactExchange(trained, comm, group_mb=config.fusion_mb, scale=scaler.get_scale)
     else:
         wire = wire_type(config.compression, scaler, precision.device, comm)
         optimizer, exchange = comm.exchange_gradients(plain, trained, wire=wire, group_mb=config.fusion_mb)

@@ -39,9 +39,8 @@ def passes_of(config: TrainConfig, ranks: int, first_size: int, resumed: dict[st
         resumed: the state that the run goes on from.
     """
     share = math.ceil(config.batch_size / (config.slices or ranks))
-    if config.slices:
-        return Passes.that_fit(share, _known(config) or share)
-    passes = Passes.that_fit(share, _known(config) or math.ceil(config.batch_size / first_size))
+    first = math.ceil(config.batch_size / (config.slices or first_size))
+    passes = Passes.that_fit(share, _known(config) or first)
     before: int = (resumed or {}).get("passes", 1)
     return Passes(share, max(passes.count, before)) if config.sync_bn and _known(config) else passes
 
@@ -49,12 +48,9 @@ def passes_of(config: TrainConfig, ranks: int, first_size: int, resumed: dict[st
 def passes_of_evaluation(config: TrainConfig, ranks: int, first_size: int) -> int:
     """In how many a slice is scored: of twice as many images, for nothing is kept to go back."""
     batch = config.evaluation_batch_size
-    if config.slices:
-        share = math.ceil(batch / config.slices)
-        return Passes.that_fit(share, 2 * _known(config) or share).count
-    return Passes.that_fit(
-        math.ceil(batch / ranks), 2 * _known(config) or math.ceil(batch / first_size)
-    ).count
+    share = math.ceil(batch / (config.slices or ranks))
+    first = math.ceil(batch / (config.slices or first_size))
+    return Passes.that_fit(share, 2 * _known(config) or first).count
 
 
 def _known(config: TrainConfig) -> int:

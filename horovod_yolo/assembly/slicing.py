@@ -15,9 +15,9 @@ from horovod_yolo.distributed.communicator import Communicator
 log = logging.getLogger(__name__)
 
 
-def slices_of(config: TrainConfig, comm: Communicator) -> Slices | None:
-    """This rank's of each batch; None where every rank has one."""
-    return Slices.even(config.slices, comm.rank, comm.size) if config.slices else None
+def slices_of(config: TrainConfig, comm: Communicator) -> Slices:
+    """This rank's of each batch; one where the config does not say how many there are."""
+    return Slices.even(config.slices or comm.size, comm.rank, comm.size)
 
 
 def with_slices(

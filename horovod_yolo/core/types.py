@@ -101,7 +101,7 @@ class Batch:
         if not self.slices:
             return [self]
         ends = accumulate(self.slices)
-        return [self._from(end - size, end) for end, size in zip(ends, self.slices, strict=True)]
+        return [self._part(end - size, end) for end, size in zip(ends, self.slices, strict=True)]
 
     def split(self, count: int) -> list[Batch]:
         """The batch as ``count`` micro-batches whose sizes differ by one at most; some may be empty.
@@ -111,37 +111,24 @@ class Batch:
         """
         if count == 1:
             return [self]
-        return [self._every(count, (k - self.first) % count) for k in range(count)]
+        return [self._part((k - self.first) % count, len(self), count) for k in range(count)]
 
     def without_images(self) -> Batch:
         """What a rank has that has no share in the global batch."""
-        nothing = self._every(1, len(self))
-        return replace(nothing, slices=(0,) * len(self.slices))
+        return replace(self._part(0, 0), slices=(0,) * len(self.slices))
 
-    def _from(self, start: int, end: int) -> Batch:
-        of = self.targets
-        inside = (of.image >= start) & (of.image < end)
+    def _part(self, start: int, end: int, step: int = 1) -> Batch:
+        """Every ``step``-th image from ``start`` to before ``end``; the result does not know its place."""
+        of, places = self.targets, self.targets.image - start
+        inside = (places >= 0) & (of.image < end) & (places % step == 0)
         return replace(
             self,
-            images=self.images[start:end],
-            targets=Targets(of.image[inside] - start, of.classes[inside], of.boxes_xywhn[inside]),
-            indices=self.indices[start:end],
-            letterboxes=self.letterboxes[start:end],
+            images=self.images[start:end:step],
+            targets=Targets(places[inside] // step, of.classes[inside], of.boxes_xywhn[inside]),
+            indices=self.indices[start:end:step],
+            letterboxes=self.letterboxes[start:end:step],
             first=0,
             slices=(),
-        )
-
-    def _every(self, step: int, start: int) -> Batch:
-        """Every ``step``-th image, from ``start`` on."""
-        of, places = self.targets, self.targets.image - start
-        inside = (places >= 0) & (places % step == 0)
-        targets = Targets(places[inside] // step, of.classes[inside], of.boxes_xywhn[inside])
-        return replace(
-            self,
-            images=self.images[start::step],
-            targets=targets,
-            indices=self.indices[start::step],
-            letterboxes=self.letterboxes[start::step],
         )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:

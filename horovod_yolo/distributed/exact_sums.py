@@ -22,9 +22,7 @@ from horovod_yolo.distributed.communicator import Communicator, Pending
 from horovod_yolo.distributed.gradient_groups import grouped
 
 ROOM = 4  # bits above the largest value expected: it may grow by as much until a step is made again
-FADES = (
-    0.8  # what is left in the next step of a largest value that was not reached again: a bit in three steps
-)
+FADES = 0.8  # left of an expected value by a step that does not reach it: a bit is won in three steps
 LEAST_EXPECTED = 2.0**-90  # of a tensor that never had a gradient; keeps powers of two in float32's range
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 

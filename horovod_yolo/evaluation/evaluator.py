@@ -19,7 +19,7 @@ from horovod_yolo.data.annotations import Annotations, Record
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.lost_images import require_images
-from horovod_yolo.losses.criterion import IMAGES, Criterion, beside, by_name, count
+from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
 from horovod_yolo.metrics.accumulator import DetectionAccumulator
 from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
 from horovod_yolo.metrics.scores import Evaluation
@@ -100,7 +100,7 @@ class Evaluator:
     def _totals(self, matches: Sequence[Any], images: int) -> dict[str, Tensor]:
         """What the losses divide by: counts over all ranks' slices. *Collective.*"""
         counts = count(self.criterion, matches, images)
-        asked = beside(counts, self.stop.asked)
+        asked = in_parts(counts.new_full((1,), self.stop.asked))
         totals = self.comm.allreduce_sum(torch.cat((counts, asked), dim=1), "validation.normalisers").wait()
         if totals[0, -1] > 0:
             raise StoppedError("in validation")

@@ -81,12 +81,7 @@ def count(criterion: Criterion[Predictions, Matches], matches: Sequence[Matches]
     They come in parts, so that the sum does not depend on who adds them up.
     """
     counts = torch.stack([in_parts(criterion.counts(matched)) for matched in matches]).sum(dim=0)
-    return torch.cat((counts, beside(counts, images)), dim=1)
-
-
-def beside(counts: Tensor, number: int) -> Tensor:
-    """(2, 1) a whole number in parts, on the device of the counts, which is not waited for."""
-    return torch.cat((counts.new_full((1, 1), number), counts.new_zeros((1, 1))))
+    return torch.cat((counts, in_parts(counts.new_full((1,), images))), dim=1)
 
 
 def by_name(criterion: Criterion[Predictions, Matches], totals: Tensor) -> dict[str, Tensor]:

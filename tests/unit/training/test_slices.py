@@ -47,7 +47,7 @@ def windows() -> Windows:
 def share(batch: Batch, mine: Slices) -> Batch:
     """What the loader of a rank with these slices gives."""
     places = mine.places(len(batch))
-    part = batch._from(places[0], places[-1])
+    part = batch._part(places[0], places[-1])
     sizes = tuple(end - start for start, end in pairwise(places))
     return replace(part, first=places[0], slices=sizes if len(sizes) > 1 else ())
 
@@ -68,14 +68,13 @@ def make(
     first = sum(shares[: comm.rank])
     mine = Slices(V, first, first + shares[comm.rank])
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
-    exchange: GradientExchange = ExactExchange(
-        model.named_parameters(), comm, group_mb=0.001, scale=scaler.get_scale
-    )
     plain = make_optimizer(optimizer, model, lr=0.01, momentum=0.9, decay=0.01)
-    if not exact:
-        model = tiny_detector(torch.float32)  # without the hooks
-        plain = make_optimizer(optimizer, model, lr=0.01, momentum=0.9, decay=0.01)
-        plain, exchange = comm.exchange_gradients(plain, model.named_parameters(), wire=None, group_mb=1.0)
+    named = [*model.named_parameters()]
+    exchange: GradientExchange
+    if exact:
+        exchange = ExactExchange(named, comm, group_mb=0.001, scale=scaler.get_scale)
+    else:
+        plain, exchange = comm.exchange_gradients(plain, named, wire=None, group_mb=1.0)
     criterion = Faulty(LossWeights(), tiny_head().float())
     criterion.factor = factor
     return Stepper(
