@@ -41,8 +41,13 @@ class Pulse:
     def __init__(self, rank: int, pipe: int) -> None:
         self.rank = rank
         self._pipe = pipe
+        with suppress(OSError):  # the guard is gone: the thread says so
+            self._send()  # at once, so that a rank that hangs before its thread runs has a name
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         atexit.register(self._leave)
+
+    def _send(self) -> None:
+        os.write(self._pipe, f"{self.rank}\n".encode())
 
     def _leave(self) -> None:
         """On a busy machine the end may take longer than a rank at work may be silent."""
@@ -52,7 +57,7 @@ class Pulse:
     def _beat(self) -> None:
         while True:
             try:
-                os.write(self._pipe, f"{self.rank}\n".encode())
+                self._send()
             except BlockingIOError:
                 log.warning("the guard of this rank does not listen")
             except BrokenPipeError:

@@ -23,13 +23,16 @@ class _Forgiving(io.FileIO):
 
 
 def outlive_lost_output() -> None:
-    """Let no full disk, no lost terminal and no odd character end this process for a line it prints."""
+    """Let no full disk, no lost terminal and no odd character end this process for a line it prints.
+
+    A line is one write, also under PYTHONUNBUFFERED, which our images set: ranks that share a pipe would
+    print their words in between.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a folder's name may be no text, a terminal's alphabet small
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            # A folder's name may be no text, a terminal's alphabet small.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True, write_through=False)
         if stream is getattr(sys, f"__{name}__") and _may_be_lost(stream):
             setattr(sys, name, _forgiving(stream))
 

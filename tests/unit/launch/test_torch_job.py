@@ -17,7 +17,8 @@ from horovod_yolo.launch.torch_job import TorchJob
 HERE = (Host("localhost", 2),)
 RANK = """
 import os, pathlib, sys, time
-print(os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MINE"], sys.stdin.read(), flush=True)
+words = [os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MINE"], sys.stdin.read()]
+os.write(1, (" ".join(words) + "\\n").encode())  # ranks share the pipe: two writes could lie apart
 while not pathlib.Path(os.environ["HOROVOD_YOLO_STOP_FILE"]).exists():
     time.sleep(0.05)
 sys.exit(3)

@@ -1,7 +1,8 @@
-"""A log file on a full disk costs lines, not the run."""
+"""A log file on a full disk costs lines, not the run; and a line is one write."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,16 @@ for line in sys.stdin:
     print("said", file=sys.stderr, flush=True)
 """
 
+TWO_LINES = """
+from horovod_yolo.process.output import outlive_lost_output
 
-@pytest.fixture(autouse=True)
+outlive_lost_output()
+print(1, 2)
+print("ä")
+"""
+
+
+@pytest.fixture
 def disks_can_be_made() -> None:
     reason = disk.why_not()
     if reason is not None:
@@ -47,6 +56,7 @@ def say(process: subprocess.Popen[str], line: str) -> str:
     return process.stderr.readline()
 
 
+@pytest.mark.usefixtures("disks_can_be_made")
 def test_lines_are_lost_while_the_disk_is_full(tmp_path: Path) -> None:
     with disk.Disk(tmp_path / "disk", "64k") as small:
         log = small.inside / "log"
@@ -63,6 +73,7 @@ def test_lines_are_lost_while_the_disk_is_full(tmp_path: Path) -> None:
         assert sum(map(len, lines)) < 10_000
 
 
+@pytest.mark.usefixtures("disks_can_be_made")
 def test_the_danger_is_real(tmp_path: Path) -> None:
     with disk.Disk(tmp_path / "disk", "64k") as small:
         process = echo(small.inside / "log")
@@ -70,3 +81,12 @@ def test_the_danger_is_real(tmp_path: Path) -> None:
         assert say(process, "x" * 10_000).startswith("Traceback")
         process.communicate()
         assert process.returncode != 0
+
+
+def test_a_line_is_one_write() -> None:
+    read, write = os.pipe2(os.O_DIRECT)  # each write is a packet of its own
+    with os.fdopen(read, "rb", buffering=0) as packets:
+        environ = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        subprocess.run([sys.executable, "-c", TWO_LINES], stdout=write, env=environ, check=True)
+        os.close(write)
+        assert [packets.read(100) for _ in range(3)] == [b"1 2\n", "ä\n".encode(), b""]
