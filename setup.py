@@ -35,6 +35,13 @@ EXPORT = [
 
 OPENVINO = ["openvino>=2024.6"]
 
+CLOUD = [  # data sets at s3://, gs:// and https://
+    "fsspec>=2024.6",
+    "s3fs>=2024.6",
+    "gcsfs>=2024.6",
+    "aiohttp>=3.9",
+]
+
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -50,6 +57,10 @@ TEST = [
     "pathspec>=0.12",
     *EXPORT,
     *OPENVINO,
+    *CLOUD,
+    "moto[s3]>=5",  # an object store on this machine
+    "flask>=3",
+    "flask-cors>=5",
 ]
 
 setup(
@@ -91,6 +102,7 @@ setup(
         "safetensors": ["safetensors>=0.4"],
         "export": EXPORT,
         "openvino": OPENVINO,
+        "cloud": CLOUD,
         "test": TEST,
         "dev": [
             *TEST,

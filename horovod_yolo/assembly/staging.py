@@ -13,6 +13,7 @@ from horovod_yolo.data.stage import Staged, parts_of
 from horovod_yolo.data.staging import Copier
 from horovod_yolo.io.places import is_local
 from horovod_yolo.io.private import own_folder
+from horovod_yolo.io.remote import shown
 from horovod_yolo.training.events import Callback, RunStart
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,11 @@ def staged(data: Data, stage: str, *, keeper: bool) -> tuple[Data, list[Callback
     except OSError as error:
         if keeper:
             reason = error.strerror or error
-            log.warning("--stage %s: %s: images are read from %s", stage, reason, data.spec.root)
+            log.warning("--stage %s: %s: images are read from %s", stage, reason, shown(data.spec.root))
         return data, []
     if keeper and not is_local(folder):
         log.warning("--stage %s is on a network: the copies are no nearer than the images", stage)
     splits = [Staged(parts, folder) for parts in of_splits]
     train, val = data.train.with_copies(splits[0]), data.val.with_copies(splits[1])
-    here = [Staging(splits, str(data.spec.root))] if keeper else []
+    here = [Staging(splits, shown(data.spec.root))] if keeper else []
     return replace(data, train=train, val=val), [*here]

@@ -13,8 +13,8 @@ THREADS = 8  # of a rank: they wait for the disk, and decode
 AHEAD = 4 * THREADS  # results that may wait to be taken
 
 
-def made_ahead(make: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """What ``make`` gives of each item, in their order, some of it ahead of time.
+def made_ahead(make: Callable[[T], R], items: Iterable[T], most: int = AHEAD) -> Generator[R, None, None]:
+    """What ``make`` gives of each item, in their order, at most so many of them ahead of time.
 
     Close it where it is left early: what has not begun is then not begun any more.
     """
@@ -23,7 +23,7 @@ def made_ahead(make: Callable[[T], R], items: Iterable[T]) -> Generator[R, None,
         try:
             for item in items:
                 waiting.append(threads.submit(make, item))
-                if len(waiting) > AHEAD:
+                if len(waiting) > most:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -27,6 +27,7 @@ from horovod_yolo.data.collate import collate
 from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.slots import Slots, sent, usable
+from horovod_yolo.io.remote import shown
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class _Batches(Dataset[Batch]):
                 try:
                     samples.append(self._sample_fn(key))
                 except ImageError as error:
-                    unmade.append(LostImage(str(error.path), error.reason))
+                    unmade.append(LostImage(shown(error.path), error.reason))
             slices.append(len(samples) - before)
         place = partial(replace, first=request.first, slices=tuple(slices) if len(slices) > 1 else ())
         if get_worker_info() is None or not usable():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from horovod_yolo.core.class_names import listed
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import FORMAT_VERSION, Annotations, about
 from horovod_yolo.data.contents import marks
@@ -25,8 +26,15 @@ from horovod_yolo.data.read import ImageError, read_content
 from horovod_yolo.data.scan import require_useful
 from horovod_yolo.data.shards import ImageFile, Shards, mark
 from horovod_yolo.data.spec import DataSpec
-from horovod_yolo.io.columns import ColumnFile, DamagedError, check_columns, columns_in_memory
+from horovod_yolo.io.columns import (
+    ColumnFile,
+    DamagedError,
+    check_columns,
+    check_descriptor,
+    columns_in_memory,
+)
 from horovod_yolo.io.places import is_local
+from horovod_yolo.io.remote import RemoteFolder, shown, url_of
 
 VERSION = 1  # of shards and index
 SUFFIX = ".columns"
@@ -43,13 +51,21 @@ def index_of(spec: DataSpec, split: str) -> Path | None:
     """
     items = spec.items(split)
     packed = [item for item in items if item.endswith(SUFFIX)]
-    if not packed:
-        return None
     where = f"{spec.file}, {split}"
+    remote = url_of(spec.root)
+    if not packed:
+        if remote:
+            what = f"{remote} must hold a pack, and {listed(items)} is no index of one"
+            raise UserError(what, where=where, fix="pack the data, copy the pack there, and name its index")
+        return None
     if len(items) > 1:
         raise UserError(f"{packed[0]} is one of {len(items)} items", where=where, fix="name it alone")
     path = spec.root / packed[0]
-    if os.path.realpath(path.parent) != os.path.realpath(spec.root):
+    if remote:
+        inside = path.parent == spec.root
+    else:
+        inside = os.path.realpath(path.parent) == os.path.realpath(spec.root)
+    if not inside:
         fix = f"set path to {path.parent}, where the shards are"
         raise UserError(f"{packed[0]} is in another folder than {spec.root}", where=where, fix=fix)
     return path
@@ -62,17 +78,32 @@ def open_index(path: Path) -> ColumnFile:
         UserError: it is missing, damaged, no index, or of another version.
     """
     try:
-        ours = path.stat().st_uid == os.geteuid()
-        # A copy in memory where somebody could cut the file while it is mapped.
-        file = check_columns(path.resolve(), in_place=ours and is_local(path))
+        file = _checked(path)
     except (OSError, DamagedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"the index of a pack cannot be read: {reason}", where=path, fix=ANEW) from error
+        raise UserError(
+            f"the index of a pack cannot be read: {reason}", where=shown(path), fix=ANEW
+        ) from error
     pack = file.about.get("pack")
     if pack is None or (pack["version"], file.about["version"]) != (VERSION, FORMAT_VERSION):
         reason = "no index of a pack" if pack is None else "written by another version of horovod-yolo"
-        raise UserError(reason, where=path, fix="make the pack anew with 'horovod-yolo data pack'")
+        raise UserError(reason, where=shown(path), fix="make the pack anew with 'horovod-yolo data pack'")
     return file
+
+
+def _checked(path: Path) -> ColumnFile:
+    remote = RemoteFolder.at(path.parent)
+    if remote is None:
+        ours = path.stat().st_uid == os.geteuid()
+        # A copy in memory where somebody could cut the file while it is mapped.
+        return check_columns(path.resolve(), in_place=ours and is_local(path))
+    remote.read(path.name, 0, 1)  # of a small file this shows whether there are ranges
+    size = remote.size(path.name)
+    copy = os.memfd_create("columns")
+    with os.fdopen(copy, "wb", closefd=False) as target:
+        for start in range(0, size, _BYTES_AT_ONCE):
+            target.write(remote.read(path.name, start, min(_BYTES_AT_ONCE, size - start)))
+    return check_descriptor(copy)
 
 
 def require_shards(file: ColumnFile, folder: Path, advance: Callable[[int], None]) -> None:
@@ -85,9 +116,8 @@ def require_shards(file: ColumnFile, folder: Path, advance: Callable[[int], None
 
     def problem(k: int) -> str:
         try:
-            with shards.path(k).open("rb") as shard:
-                start = mark(shards.key, k)
-                found, size = shard.read(len(start)), os.fstat(shard.fileno()).st_size
+            start = mark(shards.key, k)
+            found, size = shards.beginning(k, len(start))
         except OSError as error:
             return f"a shard cannot be read: {error.strerror or error}"
         advance(1)
@@ -98,7 +128,7 @@ def require_shards(file: ColumnFile, folder: Path, advance: Callable[[int], None
     with ThreadPoolExecutor(THREADS) as threads:
         for k, reason in enumerate(threads.map(problem, range(len(sizes)))):
             if reason:
-                raise UserError(reason, where=shards.path(k), fix=ANEW)
+                raise UserError(reason, where=shown(shards.path(k)), fix=ANEW)
 
 
 def as_asked(file: ColumnFile, spec: DataSpec, split: str) -> tuple[ColumnFile, list[Problem]]:
@@ -138,12 +168,12 @@ def as_asked(file: ColumnFile, spec: DataSpec, split: str) -> tuple[ColumnFile, 
 def damage(annotations: Annotations, k: int, advance: Callable[[int], None]) -> str:
     """What is wrong with a shard, all of which is read; empty: nothing."""
     file, shards = annotations.file, Shards(annotations.root, annotations.file.about["pack"])
-    path, total = shards.path(k), hashlib.sha256()
+    path, total, size = shown(shards.path(k)), hashlib.sha256(), int(file["shard_bytes"][k])
     try:
-        with path.open("rb") as shard:
-            while piece := shard.read(_BYTES_AT_ONCE):
-                total.update(piece)
-                advance(len(piece))
+        for start in range(0, size, _BYTES_AT_ONCE):
+            piece = shards.read(k, start, min(_BYTES_AT_ONCE, size - start))
+            total.update(piece)
+            advance(len(piece))
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror or error}"
     if total.digest() == file["shard_sha256"][k].tobytes():

@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.io.remote import RemoteFolder, shown
+
 MOST_OPEN = 256  # of a process, which may often have 1024 files open
 _WHOSE = "horovod-yolo pack"
 
@@ -48,7 +50,7 @@ class PackedImage:
         """
         content = self.shards.read(self.shard, self.offset, self.length)
         if zlib.crc32(content) != self.crc32:
-            raise OSError(f"{self.shards.path(self.shard)} is damaged where this image is packed")
+            raise OSError(f"{shown(self.shards.path(self.shard))} is damaged where this image is packed")
         return content
 
 
@@ -74,20 +76,21 @@ def stamp(file: Path | PackedImage) -> tuple[int, int]:
         OSError: there is no such file.
     """
     if isinstance(file, PackedImage):
-        file.shards.path(file.shard).stat()
+        file.shards.require(file.shard)
         return file.crc32, file.length
     status = file.stat()
     return status.st_mtime_ns, status.st_size
 
 
 class Shards:
-    """The shards of a split's pack, each opened when it is first read from."""
+    """The shards of a split's pack, each opened when it is first read from; or asked for by ranges."""
 
     def __init__(self, folder: Path, pack: Mapping[str, Any]) -> None:
         """``pack`` is what the index says of it."""
         self.folder = folder
         self.key: str = pack["key"]
         self.split: str = pack["split"]
+        self._remote = RemoteFolder.at(folder)
         self._opened = lru_cache(MOST_OPEN)(OpenFile)
 
     def path(self, shard: int) -> Path:
@@ -100,7 +103,30 @@ class Shards:
         Raises:
             OSError: it is missing or unreadable.
         """
+        if self._remote is not None:
+            return self._remote.read(shard_name(self.split, shard), offset, length)
         return self._opened(self.path(shard)).read(offset, length)
+
+    def beginning(self, shard: int, length: int) -> tuple[bytes, int]:
+        """The first bytes of a shard, and how many it has.
+
+        Raises:
+            OSError: it is missing or unreadable.
+        """
+        if self._remote is not None:
+            name = shard_name(self.split, shard)
+            return self._remote.read(name, 0, length), self._remote.size(name)
+        with self.path(shard).open("rb") as file:
+            return file.read(length), os.fstat(file.fileno()).st_size
+
+    def require(self, shard: int) -> None:
+        """See that a shard is there; a remote one is not asked for: only reading it tells.
+
+        Raises:
+            OSError: it is not.
+        """
+        if self._remote is None:
+            self.path(shard).stat()
 
 
 class OpenFile:

@@ -13,6 +13,7 @@ from horovod_yolo.core.class_names import find_names, listed, loose, match_names
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import LabelRules, Numbering
 from horovod_yolo.io.plain_yaml import read_mapping
+from horovod_yolo.io.remote import is_url, remote_path
 
 MAX_YAML_BYTES = 1 << 20
 _KEYS = ("path", "train", "val", "test", "nc", "names", "kpt_shape")
@@ -37,7 +38,7 @@ class DataSpec:
     """What data.yaml says. The items of a split are paths: absolute, or relative to ``root``."""
 
     file: Path
-    root: Path  # absolute
+    root: Path  # absolute; or of a remote folder, see `io.remote`
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]  # empty where the file has none
@@ -148,6 +149,12 @@ def _root(value: object, file: Path) -> Path:
         raise UserError(
             f"path: {value!r} is not a folder", where=file, fix="write a path, or leave the key out"
         )
+    if is_url(value):
+        try:
+            return remote_path(value)
+        except ValueError as error:
+            fix = "write s3://bucket/folder, gs://bucket/folder or https://host/folder"
+            raise UserError(f"path is no URL of a folder: {error}", where=file, fix=fix) from None
     return file.parent.absolute() / _expanded(value)
 
 
@@ -170,6 +177,10 @@ def _items(content: Mapping[str, Any], split: str, file: Path, *, required: bool
         if not isinstance(item, str) or not item or "\0" in item:
             fix = "write a path, or a list of paths"
             raise UserError(f"{split}: {item!r} is not a path", where=file, fix=fix)
+        if is_url(item):
+            what = f"{split} is a URL"
+            fix = f"write the folder's URL as 'path', and '{split}: {split}.columns'"
+            raise UserError(what, where=file, fix=fix)
     return tuple(str(_expanded(item)) for item in items)
 
 

@@ -12,7 +12,7 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Ints
-from horovod_yolo.data.ahead import made_ahead
+from horovod_yolo.data.ahead import THREADS, made_ahead
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.read import ImageError, read_content
 from horovod_yolo.data.scan import content_hash
 from horovod_yolo.data.shards import MOST_OPEN, ImageBytes, OpenFile, Shards, shard_name
 from horovod_yolo.io.columns import bytes_of
+from horovod_yolo.io.remote import shown
 
 PART_BYTES = 256 << 20  # of loose images
 _PIECE_BYTES = 4 << 20
@@ -106,17 +107,22 @@ class OfPack:
 
     def pieces(self, part: int, lost: Lost) -> Iterator[bytes]:
         """The shard, or an error: it is copied whole or not at all."""
-        size, reason = int(self.sizes[part]), "it is shorter than it was when the job started"
-        for start in range(0, size, _PIECE_BYTES):
-            wanted, piece = min(_PIECE_BYTES, size - start), b""
-            try:
-                piece = self._source.read(part, start, wanted)
-            except OSError as error:
-                reason = error.strerror or str(error)
-            if len(piece) < wanted:
-                lost(f"{self._source.path(part)}: {reason}")
-                raise UnreadError
-            yield piece
+        starts = range(0, int(self.sizes[part]), _PIECE_BYTES)
+        read = partial(self._piece, part)  # several at once: a store gives several ranges sooner than one
+        with closing(made_ahead(read, starts, most=THREADS)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, str):
+                    lost(f"{shown(self._source.path(part))}: {piece}")
+                    raise UnreadError
+                yield piece
+
+    def _piece(self, part: int, start: int) -> bytes | str:
+        wanted = min(_PIECE_BYTES, int(self.sizes[part]) - start)
+        try:
+            piece = self._source.read(part, start, wanted)
+        except OSError as error:
+            return error.strerror or str(error)
+        return piece if len(piece) == wanted else "it is shorter than it was when the job started"
 
 
 class OfLooseImages:
