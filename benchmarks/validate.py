@@ -36,6 +36,7 @@ from horovod_yolo.families.zoo import recipe_of
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.fusing import fused
 from horovod_yolo.models.suppression import Thresholds
+from horovod_yolo.process.allocator import keep_freed_memory
 
 SHARED = ROOT.parent / "shared"
 SIZES = (320, 640)
@@ -62,6 +63,7 @@ def main() -> None:
     p.add_argument("--turns", type=int, default=5)
     args = p.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as all ranks do
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or [trained(args.data, 30, Path(folder))]
         rows = [measured(path, size, args) for path in weights for size in args.sizes]
