@@ -44,6 +44,7 @@ BATCH = 32
 PARTS = {  # the functions whose time is told apart, none within another
     "forward": "_forward",
     "waiting for data": "_batch",
+    "folding of batch norm": "fused",
     "matching of losses": "match",
     "losses": "_losses",
     "decoding": "decode",

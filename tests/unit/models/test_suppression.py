@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from horovod_yolo.core.boxes import xywh_to_xyxy
 from horovod_yolo.core.types import Decoded, Detections
 from horovod_yolo.models import candidates, greedy
 from horovod_yolo.models import suppression as module
+from horovod_yolo.models.candidates import _Marks
 from horovod_yolo.models.suppression import Thresholds, best_of_each_place, non_max_suppression
 from tests.helpers.pretend_device import NAME, pretend_device
 
@@ -220,3 +222,13 @@ def test_a_device_is_not_asked_image_by_image(select: Select, waits: int) -> Non
 
 def test_a_batch_without_images() -> None:
     assert suppressed(torch.zeros(0, 5, 8)) == []
+
+
+@pytest.mark.parametrize("shape", [(25_200, 3), (9_001, 11), (70_001, 1), (40, 7), (0, 5)])
+@pytest.mark.parametrize("threshold", [-1.0, 0.5, 0.999, 1.0])
+def test_marks_are_found_by_eights_as_one_by_one(shape: tuple[int, int], threshold: float) -> None:
+    rng, marks = np.random.default_rng(0), _Marks(shape)
+    for _ in range(2):  # the second time in used memory
+        scores = rng.random(shape, np.float32)
+        expected = np.flatnonzero(scores > threshold)
+        np.testing.assert_array_equal(marks.above(scores, threshold), expected)
