@@ -7,7 +7,8 @@ detections of a plain loop in double precision, which is checked for every image
 CPU, 32 images of them, to at most 300 detections an image, several classes a box, IoU 0.6, one thread. They
 are made at random, much like a trained network's: 7 objects an image, each seen by some dozens of places, and
 low scores elsewhere. For the two libraries candidates are found by numpy, image by image, as fast as it can.
-torchvision's column needs a torchvision that fits the torch beside it. Takes two minutes.
+torchvision's column needs a torchvision that fits the torch beside it. Seconds are CPU seconds of the
+process: other work may share the machine. Takes two minutes.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Boxes(NamedTuple):
 
 def main() -> None:
     p = parser(__doc__)
-    p.add_argument("--turns", type=int, default=7)
+    p.add_argument("--turns", type=int, default=15)
     args = p.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -172,12 +173,12 @@ def measured(case: Case, turns: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(min(turns, 3) if case.untrained else turns):
         for name, way in ways.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             way(decoded, case.confidence)
-            seconds[name].append(time.perf_counter() - begun)
-    begun = time.perf_counter()
+            seconds[name].append(time.process_time() - begun)
+    begun = time.process_time()
     expected = by(by_a_loop)(decoded, case.confidence)
-    looped = time.perf_counter() - begun
+    looped = time.process_time() - begun
     for ours, theirs in zip(of_this_project(decoded, case.confidence), expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(one, other)
