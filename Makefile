@@ -47,7 +47,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo packages test test-slow fuzz mutants check fmt clean
+.PHONY: help setup demo docs packages test test-slow fuzz mutants check fmt clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ demo: setup $(DEMO_DATA)/data.yaml  ## train on the built-in data set with two r
 	@echo 'report   $(DEMO_RUN)/report.html'
 	@echo 'curves   $(DEMO_RUN)/results.png, $(DEMO_RUN)/results.csv'
 	@echo 'weights  $(DEMO_RUN)/weights/best.pt, $(DEMO_RUN)/weights/last.pt'
+
+docs: setup  ## the documents as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 packages:  ## Debian packages for the tests over several hosts, Slurm and Kubernetes; needs root
 	apt-get update -qq

@@ -33,6 +33,11 @@ EXPORT = [
     "safetensors>=0.4",
 ]
 
+DOCS = [
+    "mkdocs-material>=9.7",
+    "mkdocstrings-python>=2.0",  # signatures and docstrings on the page of the Python API
+]
+
 OPENVINO = ["openvino>=2024.6"]
 
 CLOUD = [  # data sets at s3://, gs:// and https://
@@ -103,6 +108,7 @@ setup(
         "export": EXPORT,
         "openvino": OPENVINO,
         "cloud": CLOUD,
+        "docs": DOCS,
         "test": TEST,
         "dev": [
             *TEST,
