@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from horovod_yolo.core.class_names import listed, loose
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.annotations import FORMAT_VERSION
-from horovod_yolo.data.formats import Entry, Folders, LabelSource, Problem, coco, voc, yolo
+from horovod_yolo.data.formats import Entry, Folders, LabelSource, Problem, annotated, coco, voc, yolo
 from horovod_yolo.data.formats.numbered import NumberedLabels
 from horovod_yolo.data.read import IMAGE_SUFFIXES
 from horovod_yolo.data.spec import DataSpec
@@ -44,8 +44,9 @@ ENTRIES_OF_A_RUN = 100_000  # are sorted within a tenth of a second
 def list_entries(spec: DataSpec, split: str) -> list[Entry]:
     """The images of a split ("train", "val" or "test") and where their labels are, sorted by path.
 
-    An item of the split is a folder of images, a list file (``.txt``), a VOC list below ``ImageSets``, or a
-    COCO ``.json``. No image is opened. An image named twice is taken once and reported by ``scan``.
+    An item of the split is a folder of images, a list file (``.txt``), with boxes or without, a VOC list
+    below ``ImageSets``, or a COCO ``.json``. No image is opened. An image named twice is taken once and
+    reported by ``scan``.
 
     Raises:
         UserError: the split, a folder or a file is missing, or there is no image.
@@ -247,6 +248,8 @@ def _list_item(path: Path, spec: DataSpec, split: str, folders: Folders) -> tupl
         raise UserError(f"{path} is none of the known kinds", where=where, fix=fix)
     if voc.is_image_set(path):
         return voc.list_file(path, folders, spec.rules)
+    if not spec.rules.first_release and annotated.is_annotated(path):
+        return annotated.list_file(path, spec.root, folders, spec.rules)
     return yolo.list_file(path, spec.root, folders, spec.own_names, spec.rules)
 
 
@@ -283,7 +286,7 @@ def _number(entries: list[Entry], spec: DataSpec) -> None:
     has_own = len(set(stated)) == len(entries)
     for i, entry in enumerate(entries):
         labels: LabelSource = entry.labels
-        if spec.mapped and isinstance(labels, yolo.YoloLabels):
+        if spec.mapped and isinstance(labels, (yolo.YoloLabels, annotated.ListLabels)):
             labels = NumberedLabels(labels, spec.mapped)
         if spec.numbered:
             labels = NumberedLabels(labels, spec.numbered)

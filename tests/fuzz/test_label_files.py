@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import Folders, LabelRules, coco, voc, yolo
+from horovod_yolo.data.formats.annotated import ListLabels
 from tests.fuzz.mutations import fuzzed, mutated
 from tests.unit.data.label_files import H, W, check_labels, coco_json, voc_object, voc_xml
 
@@ -78,6 +79,18 @@ JSON_TOKENS = [
 def test_yolo_labels(data: bytes) -> None:
     labels, problems = yolo.parse_labels(data, "a.txt", 3, H, W)
     check_labels(labels, 3)
+    assert all(len(str(problem)) < 500 for problem in problems)
+
+
+@fuzzed
+@given(mutated([b"10,20,30,40,2 1,1,5,5,0", b"0.5,1e1,20,30,1\t"], [b",", b" ", b"\r", b"-", *ROW_TOKENS]))
+def test_boxes_of_annotation_lists(data: bytes) -> None:
+    source = ListLabels(Path("a.txt"), tuple((1, text) for text in data.split()))
+    labels, problems = source.read(("a", "b", "c"), H, W)
+    if labels is None:
+        assert problems[-1].reason.startswith("no object of the image is usable")
+    else:
+        check_labels(labels, 3)
     assert all(len(str(problem)) < 500 for problem in problems)
 
 

@@ -117,12 +117,12 @@ def list_file(
     for number, line in lines(data):
         text = os.fsdecode(line)
         if not is_file_name(text) or Path(text).suffix.lower() not in IMAGE_SUFFIXES:
-            problems.append(Problem(str(file), number, f"not an image file name: {_shown(line)}"))
+            problems.append(Problem(str(file), number, f"not an image file name: {shown(line)}"))
             if len(problems) >= MAX_PROBLEMS:
                 problems.append(too_many(str(file), number))
                 break
             continue
-        image = _locate(text.replace("\\", "/"), file.parent, root, folders)
+        image = locate(text.replace("\\", "/"), file.parent, root, folders)
         labels = label_path(image) if rules.first_release else finder.of_image(image)
         entries.append(Entry(image, YoloLabels(labels, rules), named_in=str(file), named_at=number))
     if not rules.first_release:
@@ -192,7 +192,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _locate(text: str, beside: Path, root: Path, folders: Folders) -> Path:
+def locate(text: str, beside: Path, root: Path, folders: Folders) -> Path:
+    """The image that a list in the folder ``beside`` calls ``text``; where there is none, the likeliest."""
     path = Path(text)
     places = [path] if path.is_absolute() else [beside / path]
     if not path.is_absolute() and not text.startswith("./"):
@@ -211,9 +212,9 @@ def _parse_row(columns: Sequence[bytes], num_classes: int, rules: LabelRules) ->
     numbers = _numbers(columns)
     class_id, values = numbers[0], numbers[1:]
     if not class_id.is_integer():
-        raise _BadRowError(f"class {_shown(columns[0])} is not a whole number")
+        raise _BadRowError(f"class {shown(columns[0])} is not a whole number")
     if not 0 <= class_id < num_classes:
-        raise _BadClassError(f"class {_shown(columns[0])} is not in 0..{num_classes - 1}")
+        raise _BadClassError(f"class {shown(columns[0])} is not in 0..{num_classes - 1}")
     if not rules.first_release and (points := _hidden_keypoints(values)):
         shape = f"kpt_shape: [{points}, 3]"
         raise _BadRowError(
@@ -302,13 +303,13 @@ def _number(column: bytes) -> float:
     if (
         value is None or b"_" in column
     ):  # float() takes 1_000, which is Python's habit and nobody's file format
-        raise _BadRowError(f"{_shown(column)} is not a number")
+        raise _BadRowError(f"{shown(column)} is not a number")
     if not math.isfinite(value):
-        raise _BadRowError(f"{_shown(column)} is not a finite number")
+        raise _BadRowError(f"{shown(column)} is not a finite number")
     return value
 
 
-def _shown(raw: bytes) -> str:
+def shown(raw: bytes) -> str:
     """User's bytes for a message: printable, one line, short."""
     return repr(_short(raw))
 
