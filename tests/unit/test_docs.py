@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.assembly import job
 from horovod_yolo.assembly.export import ExportOptions
 from horovod_yolo.assembly.predict import PredictOptions
 from horovod_yolo.assembly.validate import ValOptions
+from horovod_yolo.cli import main
 from horovod_yolo.cli.bench import comm_parser, step_parser
 from horovod_yolo.cli.export import export_parser
 from horovod_yolo.cli.plan import plan_parser
 from horovod_yolo.config.hyperparameters import Hyp
-from horovod_yolo.config.load import config_from_flags, train_parser
+from horovod_yolo.config.load import Parser, config_from_flags, train_parser
 from horovod_yolo.config.predict_flags import predict_flags
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.engines import ENGINES
+from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.families import zoo
 from horovod_yolo.launch.hostfile import parse_hosts
 
@@ -166,6 +169,31 @@ def test_targets_of_make_and_commands_exist() -> None:
     assert subcommands == {
         *("bench", "data", "doctor", "eval", "export", "launch", "plan", "predict", "val"),
     }
+
+
+class ParsedError(BaseException):
+    """The command line is understood: there the test stops."""
+
+
+OUR_COMMANDS = [
+    words[words.index("horovod-yolo") + 1 :] for _, words in commands() if "horovod-yolo" in words
+]
+AFTER_LAUNCH = [words[words.index("--") + 1 :] for words in OUR_COMMANDS if words[0] == "launch"]
+LAUNCHED = [words for words in AFTER_LAUNCH if not words[0].endswith(".py")]  # a reader's script
+
+
+@pytest.mark.parametrize("words", [*OUR_COMMANDS, *LAUNCHED], ids=lambda words: " ".join(words)[:60])
+def test_commands_of_ours_are_parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = Parser.parse_strictly
+
+    def parse_only(parser: Parser, argv: list[str]) -> None:
+        parse(parser, argv)
+        raise ParsedError
+
+    monkeypatch.setattr(Parser, "parse_strictly", parse_only)
+    monkeypatch.setattr(job, "join", LocalCommunicator)
+    with pytest.raises(ParsedError):
+        main(words)
 
 
 def test_commands_that_plan_and_measure_are_accepted() -> None:
