@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from horovod_yolo.assembly.data import annotation_folder, say_what_counts
 from horovod_yolo.assembly.packing import require_whole
@@ -13,8 +16,9 @@ from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.formats import LabelRules
 from horovod_yolo.data.listing import require_mapped
+from horovod_yolo.data.soundness import Found
 from horovod_yolo.data.spec import load_data_yaml
-from horovod_yolo.distributed.agreement import together
+from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.models.suppression import Thresholds
 
@@ -31,8 +35,29 @@ class CheckOptions:
     cache_dir: str = ""
 
 
-def check_data(options: CheckOptions, comm: Communicator) -> tuple[str, ...]:
+@dataclass
+class Checked:
+    """What a check has found; on rank 0 only."""
+
+    names: tuple[str, ...]  # of the classes
+    found: dict[str, Found] = field(default_factory=dict)  # by split; not where nothing there can be used
+    mistakes: dict[str, str] = field(default_factory=dict)  # what would end a run, by split
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain builtins."""
+        splits = {split: found.as_json(self.names) for split, found in self.found.items()}
+        return {"names": list(self.names), "splits": splits, "mistakes": self.mistakes}
+
+
+def check_data(
+    options: CheckOptions, comm: Communicator, show: Callable[[Checked], None] | None = None
+) -> tuple[str, ...]:
     """Scan all splits of a data set by the rules of a new run. *Collective.*
+
+    Args:
+        options: of the check.
+        comm: the ranks.
+        show: on rank 0, is given all that was found, before a mistake is raised.
 
     Returns:
         The splits that there are.
@@ -45,18 +70,23 @@ def check_data(options: CheckOptions, comm: Communicator) -> tuple[str, ...]:
     together(comm, lambda: require_mapped(spec))
     splits = spec.splits
     folder = annotation_folder(options.cache_dir)
+    checked = Checked(spec.names)
     mistake: UserError | None = None
     for split in splits:
         try:
-            annotations = shared_annotations(spec, split, comm, folder)
+            note = partial(checked.found.__setitem__, split)
+            annotations = shared_annotations(spec, split, comm, folder, note)
             require_whole(annotations, comm)
         except UserError as error:
+            checked.mistakes[split] = str(error)
             if mistake is not None and comm.rank == 0:
                 log.error("error: %s", mistake)
             mistake = error
             continue
         if split != "train" and comm.rank == 0:
             say_what_counts(annotations, Thresholds.most)
+    if show is not None:
+        on_rank_0(comm, partial(show, checked))
     if mistake is not None:
         raise mistake
     return splits

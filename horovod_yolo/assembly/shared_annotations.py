@@ -29,6 +29,7 @@ from horovod_yolo.data.pack import as_asked, index_of, open_index, require_shard
 from horovod_yolo.data.scan import problems_of, require_useful
 from horovod_yolo.data.soundness import (
     Counts,
+    Found,
     Tally,
     count_objects,
     pose_remark,
@@ -47,7 +48,13 @@ log = logging.getLogger(__name__)
 SAME_FILES = "give every host the same files"
 
 
-def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: Path | None) -> Annotations:
+def shared_annotations(
+    spec: DataSpec,
+    split: str,
+    comm: Communicator,
+    folder: Path | None,
+    note: Callable[[Found], None] | None = None,
+) -> Annotations:
     """The annotations of a split: from the cache, or scanned by all ranks together. *Collective.*
 
     Problems with single images or rows are logged (by rank 0) and left out; labels that as a whole cannot be
@@ -58,13 +65,14 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
         split: "train", "val" or "test".
         comm: the ranks.
         folder: of this host's cache; None for none.
+        note: on rank 0, is told of all that was found, also where it ends the job.
 
     Raises:
         UserError: on all ranks alike, also where only one rank met the mistake.
     """
     index = together(comm, lambda: index_of(spec, split))
     if index is not None:
-        return _packed_annotations(spec, split, index, comm, folder)
+        return _packed_annotations(spec, split, index, comm, folder, note)
     keeper = _look(spec, split, comm, AnnotationCache(folder))
     plan = _plan(comm, keeper, f"the {split} images or labels", spec.file)
     if any(seen.whole for seen in plan.seen if seen) and not any(seen.missing for seen in plan.seen if seen):
@@ -74,14 +82,19 @@ def shared_annotations(spec: DataSpec, split: str, comm: Communicator, folder: P
     listed = keeper.survey.entries[0].problems if keeper else ()
     contents = comm.allgather_object(str(file.about["content"]) if file else None)
     _require_copies(plan, contents, f"the {split} images or labels", spec.file)
-    annotations = _on_all_ranks(spec, split, file, listed, comm, folder)
+    annotations = _on_all_ranks(spec, split, file, listed, comm, folder, note)
     if keeper is not None:
         free(keeper.survey.entries)
     return annotations
 
 
 def _packed_annotations(
-    spec: DataSpec, split: str, index: Path, comm: Communicator, folder: Path | None
+    spec: DataSpec,
+    split: str,
+    index: Path,
+    comm: Communicator,
+    folder: Path | None,
+    note: Callable[[Found], None] | None,
 ) -> Annotations:
     """Those of a pack, which needs no scan. *Collective.*"""
 
@@ -96,7 +109,7 @@ def _packed_annotations(
         if other != keys[0][1]:
             what = f"the packs of {split} differ between hosts, {keys[0][0]} and {host}"
             raise UserError(what, where=index, fix=SAME_FILES)
-    return _on_all_ranks(spec, split, file, listed, comm, folder)
+    return _on_all_ranks(spec, split, file, listed, comm, folder, note)
 
 
 def _on_all_ranks(
@@ -106,13 +119,14 @@ def _on_all_ranks(
     listed: Sequence[Problem],
     comm: Communicator,
     folder: Path | None,
+    note: Callable[[Found], None] | None,
 ) -> Annotations:
     """The annotations that keepers have, said and found sound. *Collective.*"""
     file = hand_on(file, comm, folder)
     assert file is not None, "rank 0 is a keeper"
     annotations = Annotations(spec.root, file)
     require_same(comm, annotations.digest, f"the {split} annotations", where=spec.file, fix=SAME_FILES)
-    on_rank_0(comm, lambda: _say_and_require(spec, split, annotations, listed))
+    on_rank_0(comm, lambda: _say_and_require(spec, split, annotations, listed, note))
     return annotations
 
 
@@ -197,11 +211,20 @@ def _kept(spec: DataSpec, split: str, keeper: Keeper, parts: Sequence[Part]) -> 
     return keeper.cache.keep(keeper.survey, spec.root, split, spec.names, table)
 
 
-def _say_and_require(spec: DataSpec, split: str, annotations: Annotations, listed: Sequence[Problem]) -> None:
+def _say_and_require(
+    spec: DataSpec,
+    split: str,
+    annotations: Annotations,
+    listed: Sequence[Problem],
+    note: Callable[[Found], None] | None,
+) -> None:
     """Log what was found and left out; raise where the labels as a whole are a mistake."""
     columns = annotations.file.columns
     tally = _tally(listed, columns, annotations.root)
     counts = _counts(spec, columns, columns["object_end"])
+    if note is not None:
+        problems = (*listed, *problems_of(columns, annotations.root))
+        note(Found(split, len(columns["usable"]), counts, problems))
     log.info("%s", summary(split, counts))
     for line in (*pose_remark(tally, counts.boxes), *remarks(tally)):
         log.warning("%s", line)

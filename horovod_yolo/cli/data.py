@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from horovod_yolo.assembly.job import on_ranks
+from horovod_yolo.cli.data_tools import check_main, convert_main, split_main
 from horovod_yolo.cli.one_process import guarded
 from horovod_yolo.config.load import Parser, add_label_flags
 
 
 def data_main(argv: Sequence[str]) -> int:
-    """Make the built-in data set, check or pack one, or import weights."""
-    if argv[:1] == ["check"]:
-        return _check_main(argv[1:])
-    if argv[:1] == ["pack"]:
-        return _pack_main(argv[1:])
-    if argv[:1] == ["import-weights"]:
-        return _import_main(argv[1:])
+    """Make the built-in data set; check, divide, convert or pack one; or import weights."""
+    own_parsers: dict[str, Callable[[Sequence[str]], int]] = {
+        "check": check_main,
+        "split": split_main,
+        "convert": convert_main,
+        "pack": _pack_main,
+        "import-weights": _import_main,
+    }
+    if argv and argv[0] in own_parsers:
+        return own_parsers[argv[0]](argv[1:])
 
     def run() -> None:
         p = Parser(prog="horovod-yolo data", allow_abbrev=False)
@@ -27,6 +31,8 @@ def data_main(argv: Sequence[str]) -> int:
         kinds.add_parser(
             "check", help="scan a data set as a new run would, on as many ranks as were launched"
         )
+        kinds.add_parser("split", help="divide the images of a data set anew: train, val and maybe test")
+        kinds.add_parser("convert", help="write a data set as YOLO, COCO or VOC has it, or as a list")
         kinds.add_parser("pack", help="write a data set as a few large tar files that runs read in place")
         kinds.add_parser("import-weights", help="write another trainer's weights as a checkpoint of ours")
         digits = kinds.add_parser("digits", help="handwritten digits on photographs, made on the spot")
@@ -60,28 +66,6 @@ def _import_main(argv: Sequence[str]) -> int:
         model, classes = import_weights(args.source, args.target, comm, args.cfg, args.data)
         if comm.rank == 0:
             print(f"{model} with {classes} classes in {args.target}", flush=True)
-
-    return on_ranks(parse, job)
-
-
-def _check_main(argv: Sequence[str]) -> int:
-    """Say what a run would say of a data set; 2 where it would end."""
-
-    def parse() -> Any:
-        from horovod_yolo.assembly.check import CheckOptions
-
-        p = Parser(prog="horovod-yolo data check", allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        p.add_argument("--data", required=True, help="data.yaml")
-        add_label_flags(p)
-        p.add_argument("--cache-dir", dest="cache_dir")
-        return CheckOptions(**vars(p.parse_strictly(argv)))
-
-    def job(comm: Any, options: Any) -> None:
-        from horovod_yolo.assembly.check import check_data
-
-        splits = check_data(options, comm)
-        if comm.rank == 0:
-            print(f"{options.data}: a run can train on it ({', '.join(splits)})", flush=True)
 
     return on_ranks(parse, job)
 

@@ -33,6 +33,7 @@ from horovod_yolo.data.scan import UNREAD, content_hash
 from horovod_yolo.data.shards import mark, shard_name
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.data.table import Table
+from horovod_yolo.data.writers import yolo_rows
 from horovod_yolo.io.atomic import replacing
 from horovod_yolo.io.columns import ColumnFile, DamagedError, check_columns, write_columns
 
@@ -320,7 +321,7 @@ def _labels(plan: Plan, i: int) -> bytes | None:
     """An image's label file: as it is where it is YOLO's, else made from the annotations."""
     source = plan.entries[i].labels
     if not isinstance(source, YoloLabels):
-        return _rows(plan.annotations, i)
+        return yolo_rows(plan.annotations.record(i))
     try:
         content: bytes | None = read_labels(source.file)
     except FileNotFoundError:
@@ -331,16 +332,3 @@ def _labels(plan: Plan, i: int) -> bytes | None:
     if found != plan.annotations.file["label_content"][plan.rows[i]].tobytes():
         raise UserError("the labels have changed since their scan", where=source.file, fix=_AGAIN)
     return content
-
-
-def _rows(annotations: Annotations, i: int) -> bytes:
-    """YOLO's rows; their format has no crowds, which are not trained on."""
-    record = annotations.record(i)
-    boxes = record.boxes_xyxy.astype(np.float64) / ([record.width, record.height] * 2)
-    rows = []
-    for class_id, (x1, y1, x2, y2), crowd in zip(
-        record.classes.tolist(), boxes.tolist(), record.crowd.tolist(), strict=True
-    ):
-        if not crowd:
-            rows.append(f"{class_id} {(x1 + x2) / 2!r} {(y1 + y2) / 2!r} {x2 - x1!r} {y2 - y1!r}\n")
-    return "".join(rows).encode()

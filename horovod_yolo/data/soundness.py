@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,31 @@ def count_objects(
         of_class=np.bincount(class_id[~crowd], minlength=num_classes),
         crowds=int(crowd.sum()),
     )
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that the scan of a split has found."""
+
+    split: str
+    listed: int  # images that the split names
+    counts: Counts
+    problems: tuple[Problem, ...]
+
+    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """Plain builtins; ``names`` are those of the classes."""
+        counts = self.counts
+        of_class = zip(names, counts.of_class.tolist(), strict=True)
+        return {
+            "images": counts.images,
+            "images_left_out": self.listed - counts.images,
+            "images_without_boxes": counts.without,
+            "images_without_label_file": counts.unlabelled,
+            "boxes": counts.boxes,
+            "crowds": counts.crowds,
+            "classes": [{"class": i, "name": n, "boxes": b} for i, (n, b) in enumerate(of_class)],
+            "problems": [dataclasses.asdict(problem) for problem in self.problems],
+        }
 
 
 class Tally:

@@ -38,3 +38,10 @@ class NumberedLabels:
             Labels(ids[kept], labels.boxes_xyxy[kept], labels.crowd[kept], labels.areas[kept]),
             problems + other_classes(str(self.file), lost),
         )
+
+
+def unnumbered(source: LabelSource) -> LabelSource:
+    """The source itself, below any other numbering."""
+    while isinstance(source, NumberedLabels):
+        source = source.source
+    return source
