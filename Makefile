@@ -36,7 +36,7 @@ TEST_WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MUTANTS ?=
 
-SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
+SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch horovod_yolo/install/*.sh docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 TESTS = $(PYTEST) -m 'not slow' -n $(TEST_WORKERS) --dist loadfile
@@ -107,7 +107,6 @@ check: setup  ## lint, format, types, spelling, shell scripts, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy launch/horovod_edits.py launch/horovod_rendezvous.py
 	$(BIN)/codespell
 	$(BIN)/shellcheck $(SCRIPTS)
 	$(BIN)/hadolint $(wildcard docker/Dockerfile.*)

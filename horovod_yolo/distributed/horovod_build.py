@@ -1,6 +1,6 @@
 """What the Horovod of this Python was built with, read from its file.
 
-Loading it takes seconds and needs torch, and horovodrun of launch/install_horovod.sh does not look. The
+Loading it takes seconds and needs torch, and horovodrun of `horovod-yolo install-horovod` does not look. The
 library has the names in it that only code of MPI, Gloo or NCCL needs.
 """
 

@@ -41,7 +41,7 @@ def _with_gpus(report: Report, count: int) -> Iterator[Finding]:
     if packages.get("torch") and packages["torch"]["cuda"] is None:
         yield one(report, "cuda", "torch is built without CUDA", "install a CUDA build of torch")
     elif packages.get("horovod") and "NCCL" not in packages["horovod"]["backends"]:
-        fix = "launch/install_horovod.sh --cuda builds it with NCCL"
+        fix = "horovod-yolo install-horovod --cuda builds it with NCCL"
         yield one(report, "nccl", "Horovod is built without NCCL: gradients go through the CPU", fix)
 
 

@@ -19,7 +19,7 @@ def missing(reports: Sequence[Report]) -> Iterator[Finding]:
     """Packages that are not there at all."""
     cures = {
         "torch": "install the torch of the other hosts there",
-        "horovod": "launch/install_horovod.sh builds it there",
+        "horovod": "horovod-yolo install-horovod builds it there",
         "horovod_yolo": "`pip install -e .` in the checkout there, or set PYTHONPATH",
     }
     for report, facts in hosts_with(reports, "packages"):
@@ -39,7 +39,7 @@ def horovod(reports: Sequence[Report]) -> Iterator[Finding]:
     torches = {host: facts["version"] for host, facts in package_facts(reports, "torch").items()}
     built = package_facts(reports, "horovod")
     common = odd_ones(torches)[0]
-    rebuild = "build it again there: launch/install_horovod.sh"
+    rebuild = "build it again there: horovod-yolo install-horovod"
     for host, facts in built.items():
         here, wanted = torches.get(host), facts["built_for"]
         if not facts["extension"] or wanted is None:

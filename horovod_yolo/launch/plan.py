@@ -183,13 +183,13 @@ def module_command(name: str) -> tuple[str, ...]:
 def keeps_to_interface(launcher: Launcher) -> bool:
     """Whether ranks reach each other over the interface that is named, whatever their own names resolve to.
 
-    Stock Horovod's Gloo does not; the one built by launch/install_horovod.sh does.
+    Stock Horovod's Gloo does not; the one built by `horovod-yolo install-horovod` does.
     """
     return launcher != "horovodrun-gloo" or is_our_build(importlib.metadata.version("horovod"))
 
 
 def is_our_build(version: str) -> bool:
-    """Whether this is a version of Horovod from launch/install_horovod.sh, which adds a local part."""
+    """Whether this is a version of Horovod from `horovod-yolo install-horovod`, which adds a local part."""
     return "+k" in version
 
 
@@ -210,7 +210,7 @@ def tool(launcher: Launcher) -> str:
     name = {"mpirun": "mpirun", "torch": "torchrun"}.get(launcher, "horovodrun")
     found = shutil.which(name, path=str(scripts())) or shutil.which(name)
     if found is None:
-        package = "PyTorch brings it" if launcher == "torch" else "launch/install_horovod.sh installs it"
+        package = "PyTorch brings it" if launcher == "torch" else "horovod-yolo install-horovod installs it"
         raise UserError(f"{name} is not there", fix=f"{package} for this Python")
     return found
 

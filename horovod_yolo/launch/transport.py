@@ -22,7 +22,7 @@ NOT_THERE = "Horovod is not installed"
 WITHOUT_BOTH = "Horovod is built with neither Gloo nor MPI: through it no rank finds another"
 WITHOUT_GLOO = "Horovod is built without Gloo: neither horovodrun --gloo nor elastic jobs work"
 WITHOUT_MPI = "Horovod is built without MPI: neither horovodrun --mpi nor mpirun work"
-_BUILD = "launch/install_horovod.sh builds one with Gloo and MPI"
+_BUILD = "horovod-yolo install-horovod builds one with Gloo and MPI"
 
 
 def lacks(built: Collection[str] | None) -> str:

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-LAUNCH = REPO / "launch"
+INSTALL = REPO / "horovod_yolo/install"
 TOOLS = [
     "awk",
     "bash",
@@ -34,12 +34,12 @@ TOOLS += ["rm", "sed", "sha256sum", "sort", "tail", "timeout", "tr"]
 
 
 def load_edits() -> ModuleType:
-    sys.path.insert(0, str(LAUNCH))  # as where it runs: the other edits lie beside it
-    spec = importlib.util.spec_from_file_location("horovod_edits", LAUNCH / "horovod_edits.py")
+    sys.path.insert(0, str(INSTALL))  # as where it runs: the other edits lie beside it
+    spec = importlib.util.spec_from_file_location("horovod_edits", INSTALL / "horovod_edits.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.path.remove(str(LAUNCH))
+    sys.path.remove(str(INSTALL))
     return module
 
 
@@ -115,7 +115,7 @@ def test_gloo_is_mended_and_both_cmake_files_ask_for_one_standard(tmp_path: Path
 
 def test_the_edits_command_says_what_does_not_match(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, LAUNCH / "horovod_edits.py", tmp_path], capture_output=True, text=True, check=False
+        [sys.executable, INSTALL / "horovod_edits.py", tmp_path], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr.startswith("horovod_edits: CMakeLists.txt: no such file")
@@ -154,7 +154,7 @@ def fake_torch(folder: Path, version: str = "9.8.7+cpu", cuda: str | None = None
 
 
 def run_script(
-    *arguments: str, path: Path, python: Path | str, launch: Path = LAUNCH, extra: Mapping[str, object] = {}
+    *arguments: str, path: Path, python: Path | str, scripts: Path = INSTALL, extra: Mapping[str, object] = {}
 ) -> subprocess.CompletedProcess[str]:
     environment = {
         "PATH": str(path),
@@ -163,7 +163,7 @@ def run_script(
         "XDG_CACHE_HOME": str(path.parent / "cache"),
         **{name: str(value) for name, value in extra.items()},
     }
-    command = [str(path / "bash"), str(launch / "install_horovod.sh"), *arguments]
+    command = [str(path / "bash"), str(scripts / "install_horovod.sh"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -228,7 +228,7 @@ def test_a_cache_that_another_user_made_is_refused(tools: Path, python: Path, tm
     """A wheel that he put there would be installed, and run. The folder is as one below /tmp."""
     if os.geteuid() != 0:
         pytest.skip("LOUD SKIP: a second user needs root; nothing is tested against one")
-    functions = (LAUNCH / "install_horovod.sh").read_text().rpartition('main "$@"')[0]
+    functions = (INSTALL / "install_horovod.sh").read_text().rpartition('main "$@"')[0]
     shared = tmp_path / "shared"
     (shared / "theirs/horovod_yolo/wheels").mkdir(parents=True)
     (shared / "mine/horovod_yolo/wheels").mkdir(parents=True)
@@ -246,10 +246,10 @@ def test_a_cache_that_another_user_made_is_refused(tools: Path, python: Path, tm
     assert_refused(check("theirs"), f"{shared}/theirs belongs to another user", "Set XDG_CACHE_HOME")
 
 
-def print_key(tools: Path, python: Path, site: Path, launch: Path = LAUNCH, **extra: object) -> str:
+def print_key(tools: Path, python: Path, site: Path, scripts: Path = INSTALL, **extra: object) -> str:
     arguments = ["--print-key"] + (["--cuda"] if extra else [])
     done = run_script(
-        *arguments, path=tools, python=python, launch=launch, extra={"PYTHONPATH": site, **extra}
+        *arguments, path=tools, python=python, scripts=scripts, extra={"PYTHONPATH": site, **extra}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -273,9 +273,8 @@ def test_the_cache_key_changes_with_torch(tools: Path, python: Path, tmp_path: P
 @pytest.mark.parametrize("name", ["horovod_edits.py", "horovod_rendezvous.py"])
 def test_the_cache_key_changes_with_the_edits(tools: Path, python: Path, tmp_path: Path, name: str) -> None:
     site = fake_torch(tmp_path / "site")
-    copy = tmp_path / "checkout/launch"
-    shutil.copytree(LAUNCH, copy)
-    shutil.copy(REPO / "constraints.txt", copy.parent)
+    copy = tmp_path / "install"
+    shutil.copytree(INSTALL, copy)
     before = print_key(tools, python, site, copy)
     assert before == print_key(tools, python, site)
     with (copy / name).open("a") as file:
@@ -322,8 +321,31 @@ def test_the_cache_key_of_a_cuda_build_names_cuda_and_the_gpus(
     assert_refused(done, "HOROVOD_BUILD_CUDA_CC_LIST")
 
 
-def test_the_script_is_executable() -> None:
-    assert os.access(LAUNCH / "install_horovod.sh", os.X_OK)
+COMMAND = (sys.executable, "-m", "horovod_yolo.cli", "install-horovod")
+
+
+def run_installer(tools: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": str(tools), "HOME": str(tools), "PYTHON": sys.executable, "PYTHONPATH": str(REPO)}
+    return subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_and_the_scripts_do_the_same(tools: Path) -> None:
+    callers = [COMMAND, (tools / "bash", REPO / "launch/install_horovod.sh")]
+    done = [run_installer(tools, *words, "--print-key") for words in callers]
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert len({each.stdout for each in done}) == 1 and "-torch" in done[0].stdout
+
+
+def test_the_command_refuses_a_machine_without_a_compiler_and_an_unknown_flag(tools: Path) -> None:
+    assert_refused(run_installer(tools, *COMMAND, "--no-cache"), "no C++ compiler 'g++'", "apt-get install g++")
+    done = run_installer(tools, *COMMAND, "--cud")
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown argument --cud. did you mean --cuda?\n"
+
+
+def test_the_scripts_are_executable() -> None:
+    assert os.access(INSTALL / "install_horovod.sh", os.X_OK)
+    assert os.access(REPO / "launch/install_horovod.sh", os.X_OK)
 
 
 def test_horovodrun_asks_no_process_what_is_built() -> None:

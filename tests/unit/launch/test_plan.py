@@ -173,7 +173,7 @@ def test_the_tool_beside_this_python_is_taken_first(tmp_path: Path, monkeypatch:
     assert plan.own_mpi(HOSTS) == str(tmp_path / "venv") and plan.own_mpi(HOSTS[:1]) is None
     (folders[0] / "mpirun").unlink()
     assert plan.tool("mpirun") == str(folders[1] / "mpirun") and plan.own_mpi(HOSTS) is None
-    with pytest.raises(UserError, match=r"horovodrun is not there\. launch/install_horovod.sh"):
+    with pytest.raises(UserError, match=r"horovodrun is not there\. horovod-yolo install-horovod"):
         plan.tool("horovodrun-mpi")
 
 

@@ -42,14 +42,14 @@ def test_what_is_there_is_taken(
 @pytest.mark.parametrize(
     ("wanted", "built", "elastic", "words"),
     [
-        ("horovodrun-gloo", MPI, False, rf"--gloo: {NO_GLOO}. use --mpi; launch/install_horovod.sh builds"),
+        ("horovodrun-gloo", MPI, False, rf"--gloo: {NO_GLOO}. use --mpi; horovod-yolo install-horovod builds"),
         ("horovodrun-mpi", GLOO, False, rf"--mpi: {NO_MPI}. use --gloo"),
         ("mpirun", GLOO, False, rf"--mpirun: {NO_MPI}. use --gloo"),
         (
             None,
             MPI,
             True,
-            rf"--elastic: {NO_GLOO}. launch/install_horovod.sh builds one with Gloo and MPI; or",
+            rf"--elastic: {NO_GLOO}. horovod-yolo install-horovod builds one with Gloo and MPI; or",
         ),
         (None, None, True, r"--elastic: Horovod is not installed"),
         ("mpirun", NONE, False, rf"--mpirun: {NEITHER}. use --torch"),
