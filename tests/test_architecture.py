@@ -90,7 +90,13 @@ MAY_IMPORT_TORCH_DISTRIBUTED = {
     *("distributed/torch_backend.py", "distributed/meeting.py"),
     *("launch/torch_agent.py", "launch/torch_job.py"),  # its agents and the store where they meet
 }
-MAY_PRINT = ("cli/", "install/horovod_edits.py", "assembly/job.py", "assembly/ending.py", "assembly/elastic_job.py")
+MAY_PRINT = (
+    "cli/",
+    "install/horovod_edits.py",
+    "assembly/job.py",
+    "assembly/ending.py",
+    "assembly/elastic_job.py",
+)
 MAY_GATHER = {"cli/__init__.py", "data/formats/__init__.py"}  # package files that give more than a name
 SLOW_IMPORTS = {"torch", "horovod", "albumentations", "matplotlib", "cv2", "sklearn", "skimage"}
 FOR_EXPORT = {

@@ -24,7 +24,9 @@ def install_horovod_main(argv: Sequence[str]) -> int:
             raise UserError("there is no bash on the PATH", fix="install it: apt-get install bash")
         with as_file(files("horovod_yolo.install")) as folder:
             command = [bash, str(folder / "install_horovod.sh"), *argv]
-            return subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, check=False).returncode
+            return subprocess.run(
+                command, env={**os.environ, "PYTHON": sys.executable}, check=False
+            ).returncode
 
     return guarded(run)
 
@@ -34,8 +36,8 @@ def install_horovod_parser() -> Parser:
     p = Parser(
         prog="horovod-yolo install-horovod",
         allow_abbrev=False,
-        description="Build Horovod for this Python and its torch: minutes, once; the wheel is kept in a cache. "
-        "It takes g++ 9 or newer, make, Python's headers and bash. torchrun and --engine torch need no Horovod.",
+        description="Build Horovod for this Python and its torch: minutes, once, as the wheel is kept. It "
+        "takes g++ 9 or newer, make, Python's headers and bash. torchrun and --engine torch need no Horovod.",
     )
     cuda = "collectives of GPUs over NCCL; takes a CUDA build of torch and a CUDA toolkit"
     p.add_argument("--cuda", action="store_true", help=cuda)

@@ -12,6 +12,7 @@ import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from importlib.util import find_spec
 from os import getpid
 from pathlib import Path
 from typing import NamedTuple
@@ -89,8 +90,10 @@ def make_digits(out: Path, images: int = 600, size: int = 320, seed: int = 0) ->
         seed: of everything random.
 
     Raises:
-        UserError: ``out`` holds something else or cannot be written, or a number is out of range.
+        UserError: ``out`` holds something else or cannot be written, a number is out of range, or the
+            packages that ship the pictures are not installed.
     """
+    require_pictures()
     if images < 5 or size < 64:
         raise UserError(
             f"cannot make {images} images of {size} px", fix="Ask for 5 or more, of 64 px or more"
@@ -107,6 +110,16 @@ def make_digits(out: Path, images: int = 600, size: int = 320, seed: int = 0) ->
         raise UserError(f"cannot write: {error.strerror}", where=out, fix="Name another folder") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def require_pictures() -> None:
+    """Raise `UserError` where the packages that digits and photographs come from are not installed."""
+    wanted = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
+    if missing := [package for module, package in wanted.items() if find_spec(module) is None]:
+        raise UserError(
+            f"the built-in data set needs the pictures in {' and '.join(missing)}",
+            fix=f"pip install {' '.join(missing)}, which are the extra [demo]",
+        )
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -90,9 +90,12 @@ def _told_by_mpi(launched: Launcher) -> tuple[str, int]:
             raise ImportError(f"{launched.name} is none of MPI's launchers")
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
+        absent = isinstance(error, ModuleNotFoundError)
         raise UserError(
             f"--engine torch: ranks started by {launched.name} do not find each other ({error})",
-            fix="start them with torchrun or mpirun, or leave --engine out",
+            fix="pip install mpi4py, or start them with torchrun"
+            if absent
+            else "start them with torchrun or mpirun, or leave --engine out",
         ) from None
     world = MPI.COMM_WORLD
     if world.size != launched.size:

@@ -59,5 +59,8 @@ def test_ranks_from_pip_alone(digits: Path, tmp_path: Path) -> None:
     said = run(python, script, digits, tmp_path)
     assert "starting 2 ranks on localhost, through torch.distributed" in said
     assert "ranks from Python: 2" in said
-    missing = subprocess.run([python, "-c", "import horovod"], env=environ, capture_output=True, check=False)
-    assert missing.returncode == 1
+    for module in ("horovod", "sklearn", "mpi4py", "onnx"):
+        done = subprocess.run(
+            [python, "-c", f"import {module}"], env=environ, capture_output=True, check=False
+        )
+        assert done.returncode == 1, f"{module} is there: the base brings it"

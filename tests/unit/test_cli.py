@@ -52,7 +52,7 @@ def mistake(*arguments: str | Path, cwd: Path) -> str:
         ("trian", "unknown command 'trian'. did you mean train?"),
         (
             "--epochs 3",
-            "unknown command '--epochs'. known are: bench, data, doctor, eval, export, launch, plan,",
+            "unknown command '--epochs'. known are: bench, data, doctor, eval, export, install-horovod, ",
         ),
         ("eval --gt a.json", "the following arguments are required: --dt"),
         ("eval --gt a.json --dt b.json --jsn", "unknown argument --jsn. did you mean --json"),
@@ -118,7 +118,7 @@ def test_version_and_help(tmp_path: Path) -> None:
 def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert (
-        "usage: horovod-yolo {train,val,predict,export,eval,data,launch,doctor,bench,plan}"
+        "usage: horovod-yolo {train,val,predict,export,eval,data,launch,doctor,bench,plan,install-horovod}"
         in capsys.readouterr().out
     )
     assert cli.main(["--help"]) == 0

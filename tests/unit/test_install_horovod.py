@@ -337,7 +337,9 @@ def test_the_command_and_the_scripts_do_the_same(tools: Path) -> None:
 
 
 def test_the_command_refuses_a_machine_without_a_compiler_and_an_unknown_flag(tools: Path) -> None:
-    assert_refused(run_installer(tools, *COMMAND, "--no-cache"), "no C++ compiler 'g++'", "apt-get install g++")
+    assert_refused(
+        run_installer(tools, *COMMAND, "--no-cache"), "no C++ compiler 'g++'", "apt-get install g++"
+    )
     done = run_installer(tools, *COMMAND, "--cud")
     assert done.returncode == 2
     assert done.stderr == "error: unknown argument --cud. did you mean --cuda?\n"

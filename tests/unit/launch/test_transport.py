@@ -42,7 +42,12 @@ def test_what_is_there_is_taken(
 @pytest.mark.parametrize(
     ("wanted", "built", "elastic", "words"),
     [
-        ("horovodrun-gloo", MPI, False, rf"--gloo: {NO_GLOO}. use --mpi; horovod-yolo install-horovod builds"),
+        (
+            "horovodrun-gloo",
+            MPI,
+            False,
+            rf"--gloo: {NO_GLOO}. use --mpi; horovod-yolo install-horovod builds",
+        ),
         ("horovodrun-mpi", GLOO, False, rf"--mpi: {NO_MPI}. use --gloo"),
         ("mpirun", GLOO, False, rf"--mpirun: {NO_MPI}. use --gloo"),
         (
