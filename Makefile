@@ -35,6 +35,7 @@ TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-c
 TEST_WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 MUTANTS ?=
+BENCH ?=
 
 SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch horovod_yolo/install/*.sh docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -47,10 +48,10 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo docs packages test test-slow fuzz mutants check fmt clean
+.PHONY: help setup demo docs packages test test-slow fuzz mutants bench bench-quick check fmt clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # The script itself sees at once when nothing is to be done.
 setup: $(VENV)/.packages  ## .venv with the pinned packages, this package and Horovod
@@ -102,6 +103,12 @@ fuzz: setup  ## broken and hostile files for FUZZ_SECONDS (600), new ones every 
 
 mutants: setup  ## small mistakes in the code, one at a time: does a test see each? MUTANTS="--sample 30 losses"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(MUTANTS)
+
+bench: setup  ## make the tables of the docs anew: a night on an idle machine. BENCH="data nms"
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/tables.py $(BENCH)
+
+bench-quick: setup  ## do the benchmarks run? Minutes; no page changes
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/tables.py --quick $(BENCH)
 
 check: setup  ## lint, format, types, spelling, shell scripts, Dockerfiles
 	$(BIN)/ruff check .

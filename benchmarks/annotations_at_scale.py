@@ -35,25 +35,27 @@ MADE_UP, MADE_UP_OBJECTS = 1_700_000, 12_000_000
 RANKS = 4
 
 
-def measure(folder: Path) -> None:
-    """Make both sets below a folder, measure, and publish."""
-    results: dict[str, Any] = {"scanned": of_a_scanned_set(folder / "scanned", folder / "cache-1")}
+def measure(folder: Path, part: int) -> None:
+    """Make both sets below a folder, or one ``part``-th of them, measure, and publish."""
+    results: dict[str, Any] = {
+        "scanned": of_a_scanned_set(folder / "scanned", folder / "cache-1", SCANNED // part)
+    }
     print(results, flush=True)
-    results["made_up"] = of_a_made_up_set(folder / "made-up", folder / "cache-2")
+    results["made_up"] = of_a_made_up_set(folder / "made-up", folder / "cache-2", part)
     facts = machine()
     publish("annotations", {"machine": facts, **results}, table_of(**results, facts=facts))
 
 
-def of_a_scanned_set(folder: Path, cache: Path) -> dict[str, float]:
-    data = make_images(folder, SCANNED, OBJECTS_OF_A_SCANNED_IMAGE)
+def of_a_scanned_set(folder: Path, cache: Path, images: int) -> dict[str, float]:
+    data = make_images(folder, images, OBJECTS_OF_A_SCANNED_IMAGE)
     seconds = []
     for _ in range(2):
         begun = time.perf_counter()
         annotations = shared_annotations(load_data_yaml(data), "train", LocalCommunicator(), cache)
         seconds.append(time.perf_counter() - begun)
-    assert len(annotations) == SCANNED
+    assert len(annotations) == images
     return {
-        "images": SCANNED,
+        "images": images,
         "objects": len(annotations.classes),
         "scan_s": seconds[0],
         "from_cache_s": seconds[1],
@@ -79,14 +81,14 @@ def _get_at(pickled: bytes, sender: Connection) -> None:
     sender.send(time.process_time() - begun)
 
 
-def of_a_made_up_set(folder: Path, cache: Path) -> dict[str, Any]:
+def of_a_made_up_set(folder: Path, cache: Path, part: int) -> dict[str, Any]:
     data = folder / "data.yaml"
     if not data.exists():
-        make_images(folder, MADE_UP)
+        make_images(folder, MADE_UP // part)
     writing = "import sys; from pathlib import Path; from many_images import pretend_scan; "
     writing += "pretend_scan(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))"
     # In a process of its own: millions of entries would still be in this one.
-    run([sys.executable, "-c", writing, data, cache, MADE_UP_OBJECTS])
+    run([sys.executable, "-c", writing, data, cache, MADE_UP_OBJECTS // part])
     launcher = [BIN / "horovodrun", "--gloo", "-np", RANKS, "-H", f"localhost:{RANKS}"]
     printed = run([*launcher, sys.executable, ROOT / "benchmarks" / "annotations_rank.py", data, cache])
     (line,) = (line for line in printed.splitlines() if "facts {" in line)

@@ -15,18 +15,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, described, machine, publish, train
+from common import ROOT, described, machine, parsed, parser, publish, train
 
 NUMBERS = ("mAP50", "mAP50-95", "precision", "recall")
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    p = parser(__doc__)
     p.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "bccd" / "data.yaml")
     p.add_argument("--epochs", type=int, default=60)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--ranks", type=int, default=2)
-    args = p.parse_args()
+    args = parsed(p, epochs=1, seeds=[0])
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in args.seeds:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import described, machine, parser, publish
+from common import described, machine, parsed, parser, publish
 from engines import WAYS, json_of, launched
 
 from horovod_yolo.planner.comm import SMALL_BYTES, SMALL_SUMS, link_of, sizes_up_to
@@ -35,7 +35,7 @@ def main() -> None:
     p.add_argument("--max-mb", type=float, default=64.0)
     p.add_argument("--ranks", type=int, default=2)
     p.add_argument("--as-rank", type=int, help="of mpi4py, up to so many bytes")
-    args = p.parse_args()
+    args = parsed(p, turns=1, max_mb=1.0)
     if args.as_rank:
         print(json.dumps(dict(sums_of_mpi4py(args.as_rank))))
         return

@@ -17,11 +17,35 @@ from horovod_yolo.assembly.run_folder import versions
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 TABLES = ROOT / "docs" / "benchmarks.md"
+QUICK = ROOT / "runs" / "bench-quick"
+
+_is_quick = False  # whether this script was called with --quick
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
     """Of a script's command line; ``--help`` shows what the script says of itself."""
-    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = "little of everything, to see that it runs: its table goes to runs/bench-quick, not to the pages"
+    options.add_argument("--quick", action="store_true", help=what)
+    return options
+
+
+def parsed(options: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """What a script was called with; from now on `publish` knows whether it is quick.
+
+    Args:
+        options: of `parser`.
+        quick: other defaults, with ``--quick``.
+    """
+    global _is_quick
+    given = options.parse_args()
+    _is_quick = given.quick
+    if not _is_quick:
+        return given
+    options.set_defaults(**quick)
+    return options.parse_args()
 
 
 def train(flags: Sequence[str], ranks: int, log: Path, **variables: str) -> None:
@@ -54,11 +78,33 @@ def described(facts: dict[str, Any]) -> str:
     )
 
 
+def results_file(name: str) -> Path:
+    """Where the figures of a table are."""
+    return (QUICK if _is_quick else ROOT / "benchmarks" / "results") / f"{name}.json"
+
+
+def page(document: Path) -> Path:
+    """A file of the docs; with ``--quick`` one of the same name elsewhere."""
+    return QUICK / document.name if _is_quick else document
+
+
+def runs(name: str) -> Path:
+    """A folder for what a script leaves."""
+    return (QUICK if _is_quick else ROOT / "runs") / name
+
+
 def publish(name: str, results: dict[str, Any], table: str, document: Path = TABLES) -> None:
-    """Write ``benchmarks/results/NAME.json`` and put the table at its mark in a document."""
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    """Write ``benchmarks/results/NAME.json`` and put the table at its mark in a document.
+
+    With ``--quick`` both are written to ``runs/bench-quick`` instead.
+    """
+    path = results_file(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
+    if _is_quick:
+        path.with_suffix(".md").write_text(table.strip() + "\n")
+        print(table)
+        return
     mark, end = f"<!-- table: {name} -->", "<!-- end -->"
     text = document.read_text()
     before, after = text.split(mark, 1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import matplotlib
-from common import ROOT, publish
+from common import ROOT, page, publish
 
 from horovod_yolo.planner.plan import Question, make_plan
 
@@ -63,7 +63,9 @@ def draw() -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncol=3, loc="lower left")
     figure.tight_layout()
-    figure.savefig(ROOT / "docs" / "scaling.png")
+    picture = page(ROOT / "docs" / "scaling.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture)
     pyplot.close(figure)
     publish("scaling-curves", {"gpus": GPUS, "efficiency": found}, table_of(found), DOCUMENT)
 
@@ -84,7 +86,3 @@ def table_of(found: dict[str, dict[str, list[float]]]) -> str:
 def best_of(ways: dict[str, list[float]], place: int) -> str:
     best: Any = max(ways, key=lambda way: ways[way][place])
     return f"{ways[best][place]:.0%} ({best})"
-
-
-if __name__ == "__main__":
-    draw()

@@ -1,6 +1,6 @@
 """Training images a second of one worker: this project's pipeline against the straightforward one.
 
-    python benchmarks/data.py [--quick] [--cache]
+    python benchmarks/data.py [--cache]
 
 Claim: beside decoding, mosaic, random perspective, HSV and flips cost a third of what they cost when they are
 written down as they are defined: decode four pictures at full size, put them on a canvas twice the input's
@@ -9,7 +9,7 @@ Each way in one data worker, the straightforward one in PyTorch's own loader, by
 for a sample, medians. The straightforward way runs with the allocator's defaults, and again with the settings
 of this project's workers. Blood cells and photographs of COCO's kind at ../shared/data; a set that is not
 there is left out, and that is said. With ``--cache`` this project with a cache against itself without, and
-what 4 ranks with 4 workers take of memory for it. Takes 4 minutes on an idle core; ``--quick`` two.
+what 4 ranks with 4 workers take of memory for it. Takes 4 minutes on an idle core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import cv2
 import numpy as np
 import psutil
 import torch
-from common import ROOT, described, machine, parser, publish
+from common import ROOT, described, machine, parsed, parser, publish
 from data_plain import BATCH, Case, PlainBatches
 from torch.utils.data import DataLoader
 
@@ -66,16 +66,16 @@ CASES += [("bccd", 640, "turned"), ("bccd", 640, "perspective")]
 
 def main() -> None:
     p = parser(__doc__)
-    p.add_argument("--quick", action="store_true", help="fewer turns")
+    p.add_argument("--turns", type=int, default=9)
     p.add_argument("--cache", action="store_true", help="with ``--cache ram`` and ``disk`` against without")
     p.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     p.add_argument("--profile", action="store_true", help="print where this project's time goes instead")
-    args = p.parse_args()
+    args = parsed(p, turns=1)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    turns = 3 if args.quick else 9
+    turns = args.turns
     rows = []
-    for data, size, kind in CASES:
+    for data, size, kind in CASES[1:2] if args.quick else CASES:
         if not (yaml := args.data / data / "data.yaml").is_file():
             print(f"LOUD: {yaml} is not there; {data} is left out")
             continue

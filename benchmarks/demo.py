@@ -14,22 +14,23 @@ import subprocess
 import time
 from pathlib import Path
 
-from common import ROOT, described, machine, parser, publish
+from common import ROOT, described, machine, parsed, parser, publish, runs
 
-RUN = ROOT / "runs" / "demo"
 GOAL = 0.80
 
 
 def main() -> None:
-    parser(__doc__).parse_args()
+    args = parsed(parser(__doc__))
+    run = runs("demo")
     subprocess.run(["make", "setup"], cwd=ROOT, check=True)
-    shutil.rmtree(RUN, ignore_errors=True)
+    shutil.rmtree(run, ignore_errors=True)
     start = time.monotonic()
-    subprocess.run(["make", "demo"], cwd=ROOT, check=True)
+    few = [f"DEMO_RUN={run.relative_to(ROOT)}", "DEMO_EPOCHS=1"] if args.quick else []
+    subprocess.run(["make", "demo", *few], cwd=ROOT, check=True)
     wall_s = time.monotonic() - start
-    results = json.loads((RUN / "results.json").read_text())
+    results = json.loads((run / "results.json").read_text())
     facts = machine()
-    reached = first_epoch_at_goal(RUN / "results.csv")
+    reached = first_epoch_at_goal(run / "results.csv")
     metrics = results["metrics"]
     table = (
         "| epochs | mAP50 | mAP50-95 | reached 0.80 in epoch | images/s | training | `make demo` in all |\n"

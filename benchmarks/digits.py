@@ -14,7 +14,7 @@ import subprocess
 import time
 from typing import Any
 
-from common import ROOT, described, machine, parser, publish
+from common import ROOT, described, machine, parsed, parser, publish, runs
 from demo import GOAL, first_epoch_at_goal
 
 MODELS = ("yolov8n", "yolo11n")
@@ -24,21 +24,21 @@ LIMIT_S = 12 * 60
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--models", nargs="+", default=list(MODELS))
-    args = p.parse_args()
+    args = parsed(p, models=["yolov8n"])
     subprocess.run(["make", "setup"], cwd=ROOT, check=True)
-    runs = [run(model) for model in args.models]
+    runs = [run(model, *(["DEMO_EPOCHS=1"] if args.quick else [])) for model in args.models]
     facts = machine()
     note = f"192 px, two ranks over Gloo, AdamW, random initial weights. {described(facts)}"
     table = f"{table_of(runs)}\n\n{note}"
     publish("digits", {"machine": facts, "goal": GOAL, "limit_s": LIMIT_S, "runs": runs}, table)
 
 
-def run(model: str) -> dict[str, Any]:
+def run(model: str, *settings: str) -> dict[str, Any]:
     """One ``make demo``: what it wrote, and how long all of it took."""
-    folder = ROOT / "runs" / f"digits-{model}"
+    folder = runs(f"digits-{model}")
     shutil.rmtree(folder, ignore_errors=True)
     start = time.monotonic()
-    command = ["make", "demo", f"DEMO_MODEL={model}", f"DEMO_RUN={folder.relative_to(ROOT)}"]
+    command = ["make", "demo", f"DEMO_MODEL={model}", f"DEMO_RUN={folder.relative_to(ROOT)}", *settings]
     subprocess.run(command, cwd=ROOT, check=True)
     return {
         "model": model,

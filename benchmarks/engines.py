@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import Any
 
-from common import BIN, ROOT, described, machine, parser, publish
+from common import BIN, ROOT, described, machine, parsed, parser, publish
 from shaped import environment, two_hosts
 
 from tests.cluster.hosts import Cluster
@@ -89,12 +89,13 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--steps", type=int, default=60)
     p.add_argument("--turns", type=int, default=3)
+    p.add_argument("--links", type=int, default=len(LINKS), help="so many of them (all)")
     p.add_argument("--only", choices=("host", "links"))
-    args = p.parse_args()
+    args = parsed(p, steps=5, turns=1, links=1)
     if args.only in (None, "host"):
         compare_on_one_host(args.steps, args.turns)
     if args.only in (None, "links"):
-        compare_over_links(args.turns)
+        compare_over_links(args.turns, LINKS[: args.links])
 
 
 def compare_on_one_host(steps: int, turns: int) -> None:
@@ -107,13 +108,13 @@ def compare_on_one_host(steps: int, turns: int) -> None:
     publish("engines", {"machine": facts, "images_per_s": rates}, table_of(rates, facts))
 
 
-def compare_over_links(turns: int) -> None:
+def compare_over_links(turns: int, links: list[tuple[int, int]]) -> None:
     rates: dict[str, Rates] = {
-        f"{rate} Mbit/s, {delay} ms": {way: [] for way in WAYS} for rate, delay in LINKS
+        f"{rate} Mbit/s, {delay} ms": {way: [] for way in WAYS} for rate, delay in links
     }
     with two_hosts() as cluster:
         for _ in range(turns):
-            for (rate, delay), of_link in zip(LINKS, rates.values(), strict=True):
+            for (rate, delay), of_link in zip(links, rates.values(), strict=True):
                 with shaped(cluster, cluster["host2"], rate * 1e6, delay * 1e-3):
                     for way, (_, flag, how) in WAYS.items():
                         of_link[way].append(on_two_hosts(cluster, flag, how))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import described, machine, parser, publish
+from common import described, machine, parsed, parser, publish
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -46,7 +46,7 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--images", type=int, default=5000)
     p.add_argument("--turns", type=int, default=3)
-    args = p.parse_args()
+    args = parsed(p, images=100, turns=1)
     samples = made(args.images)
     files = as_files(samples)
     ways: dict[str, Callable[[], Found]] = {

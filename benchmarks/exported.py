@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from common import ROOT, described, machine, parser, publish
+from common import ROOT, described, machine, parsed, parser, publish
 from finetune import HYP, digits_weights, one_run
 
 from horovod_yolo.assembly.export import ExportOptions, export
@@ -77,7 +77,7 @@ def main() -> None:
     p.add_argument("--digits-epochs", type=int, default=14)
     p.add_argument("--digits-images", type=int, default=600)
     p.add_argument("--ranks", type=int, default=2)
-    args = p.parse_args()
+    args = parsed(p, epochs=1, digits_epochs=1, digits_images=100)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -85,7 +85,7 @@ def main() -> None:
         expected = {rect: scored(weights, args, rect) for rect in (False, True)}
         rows = [
             one_file(folder / str(i), weights, file, expected[file.rect], args)
-            for i, file in enumerate(files(args))
+            for i, file in enumerate(files(args)[: 1 if args.quick else None])
         ]
         speeds(weights, rows, args)
         size = weights.stat().st_size

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from common import ROOT, described, machine, parser, publish
+from common import ROOT, described, machine, parsed, parser, publish, results_file, runs
 
 from horovod_yolo.data.digits import make_digits
 from tests.cluster.elastic import ElasticJob
@@ -42,10 +42,7 @@ START = START_EPOCH * IMAGES * 4 // 5 // BATCH  # steps
 FAULT_AT = START + 33  # not a multiple of COMMIT_EVERY, or a fault would find everything committed
 HOSTS = {"host2": 1, "host3": 1}
 SEED, RANDOM_FAULTS, LONGEST_GAP_S, LONGEST_CUT_S = 7, 20, 3.0, 20.0
-FOLDER = ROOT / "runs" / "faults"
-UNDISTURBED = FOLDER / "none"
 DOCUMENT = ROOT / "docs" / "fault_tolerance.md"
-RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 
 
 @dataclass
@@ -184,19 +181,20 @@ class Watch:
 def go_on_from_start(run: Path) -> None:
     """Make the folder of a run that goes on with the undisturbed one after its first epochs."""
     (run / "weights").mkdir(parents=True)
-    shutil.copy(UNDISTURBED / "weights" / f"epoch{START_EPOCH}.pt", run / "weights" / "last.pt")
-    shutil.copy(UNDISTURBED / "config.yaml", run)
+    shutil.copy(runs("faults/none") / "weights" / f"epoch{START_EPOCH}.pt", run / "weights" / "last.pt")
+    shutil.copy(runs("faults/none") / "config.yaml", run)
     for table, rows in (("steps.csv", START), ("results.csv", START_EPOCH)):
-        lines = (UNDISTURBED / table).read_text().splitlines(keepends=True)
+        lines = (runs("faults/none") / table).read_text().splitlines(keepends=True)
         (run / table).write_text("".join(lines[: 1 + rows]))
 
 
-def meet(name: str) -> Outcome:
+def meet(name: str, epochs: int) -> Outcome:
     """Run the training and let the fault happen in it."""
     fault = FAULTS[name]
     least, wait_s = (2, 30) if fault is too_few else (1, 120)
+    data = runs("faults/digits") / "data.yaml"
     train = (
-        f"--data {FOLDER / 'digits' / 'data.yaml'} --img {SIDE} --batch {BATCH} --epochs {EPOCHS} --noval "
+        f"--data {data} --img {SIDE} --batch {BATCH} --epochs {epochs} --noval "
         f"--commit-every {COMMIT_EVERY} --optimizer AdamW --cos-lr --cache ram "
         "--hyp horovod_yolo/config/hyp.digits.anchor_based.yaml "
         f"--elastic-wait {wait_s} --save-period {START_EPOCH} --resume auto"
@@ -216,10 +214,10 @@ def meet(name: str) -> Outcome:
                 job.until_step(FAULT_AT, 300)
                 seconds, lost = under(fault, job)
             code = job.finish(3000)
-            (FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.log").write_text(job.output)
+            (runs("faults") / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.log").write_text(job.output)
             if fault is None:
-                shutil.copytree(job.run, UNDISTURBED, dirs_exist_ok=True)
-            return outcome(name, job, code, (seconds, lost), time.monotonic() - began)
+                shutil.copytree(job.run, runs("faults/none"), dirs_exist_ok=True)
+            return outcome(name, job, epochs, code, (seconds, lost), time.monotonic() - began)
 
 
 def under(fault: Callable[[ElasticJob], None], job: ElasticJob) -> tuple[float | None, list[int]]:
@@ -240,7 +238,7 @@ def under(fault: Callable[[ElasticJob], None], job: ElasticJob) -> tuple[float |
 
 
 def outcome(
-    name: str, job: ElasticJob, code: int, found: tuple[float | None, list[int]], wall_s: float
+    name: str, job: ElasticJob, epochs: int, code: int, found: tuple[float | None, list[int]], wall_s: float
 ) -> Outcome:
     """What is left to see when the job is over."""
     sums, metrics = job.images_of_epochs(), None
@@ -251,7 +249,7 @@ def outcome(
         lost, exact = [*lost, last], set(sums[:-1]) <= {TRAINING_IMAGES}  # the last epoch is not over
     else:
         end, metrics = "done", cast(dict[str, Any], job.results["metrics"])
-        exact = sums == [TRAINING_IMAGES] * EPOCHS
+        exact = sums == [TRAINING_IMAGES] * epochs
     map50 = metrics["mAP50"] if metrics else None
     return Outcome(name, end, seconds, len(found[1]), max(lost, default=0), exact, map50, wall_s)
 
@@ -273,19 +271,20 @@ def row(found: Outcome, undisturbed: float | None) -> str:
 
 def with_earlier(found: list[Outcome], settings: dict[str, Any]) -> list[Outcome]:
     """These and, of the same settings, those of earlier calls, in the order of `FAULTS`."""
-    earlier: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    file = results_file("faults")
+    earlier: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     rows = earlier["faults"] if earlier.get("settings") == settings else []
     every = {row["fault"]: Outcome(**row) for row in rows} | {outcome.fault: outcome for outcome in found}
     return [every[name] for name in FAULTS if name in every]
 
 
-def publish_table(found: list[Outcome], facts: dict[str, Any]) -> None:
+def publish_table(found: list[Outcome], epochs: int, facts: dict[str, Any]) -> None:
     """Write the rows and those of earlier calls into the results and the document."""
     settings = {
         "images": IMAGES,
         "side": SIDE,
         "batch": BATCH,
-        "epochs": EPOCHS,
+        "epochs": epochs,
         "commit_every": COMMIT_EVERY,
         "start": START,
         "fault_at": FAULT_AT,
@@ -300,7 +299,7 @@ def publish_table(found: list[Outcome], facts: dict[str, Any]) -> None:
     )
     how = (
         f"A rank on each of two hosts, `--commit-every {COMMIT_EVERY}`, Gloo's time-out 30 s, "
-        f"{EPOCHS} epochs of {TRAINING_IMAGES} images at {SIDE} px, batches of {BATCH}. The fault is after "
+        f"{epochs} epochs of {TRAINING_IMAGES} images at {SIDE} px, batches of {BATCH}. The fault is after "
         f"step {FAULT_AT}, in a job that goes on after step {START} with the training of the "
         "first line. The random ones come to three ranks on three hosts."
     )
@@ -311,20 +310,21 @@ def publish_table(found: list[Outcome], facts: dict[str, Any]) -> None:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("faults", nargs="*", metavar="FAULT", help=f"one of: {'; '.join(FAULTS)}")
-    wanted = options.parse_args().faults or list(FAULTS)
+    args = parsed(options, faults=["none"])
+    wanted, epochs = args.faults or list(FAULTS), 2 if args.quick else EPOCHS
     for name in wanted:
         if name not in FAULTS:
             sys.exit(f"error: no fault {name!r}; one of: {'; '.join(FAULTS)}")
     facts = machine()
-    if not (FOLDER / "digits").exists():
-        make_digits(FOLDER / "digits", images=IMAGES, size=SIDE, seed=0)
-    os.environ["XDG_CACHE_HOME"] = str(FOLDER / "cache")  # of the ranks, who share the disk
+    if not (runs("faults") / "digits").exists():
+        make_digits(runs("faults") / "digits", images=IMAGES, size=SIDE, seed=0)
+    os.environ["XDG_CACHE_HOME"] = str(runs("faults") / "cache")  # of the ranks, who share the disk
     for name in wanted:
-        if FAULTS[name] is not None and not UNDISTURBED.exists():
+        if FAULTS[name] is not None and not runs("faults/none").exists():
             sys.exit("error: the others go on from a checkpoint of the fault 'none': run that first")
-        found = meet(name)
+        found = meet(name, epochs)
         print(row(found, None), flush=True)
-        publish_table([found], facts)
+        publish_table([found], epochs, facts)
 
 
 if __name__ == "__main__":

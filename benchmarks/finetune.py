@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, described, machine, parser, publish, train
+from common import ROOT, described, machine, parsed, parser, publish, train
 
 from horovod_yolo.data.digits import make_digits
 from horovod_yolo.families import zoo
@@ -41,7 +41,7 @@ def main() -> None:
     p.add_argument("--digits-images", type=int, default=600)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--ranks", type=int, default=2)
-    args = p.parse_args()
+    args = parsed(p, epochs=1, digits_epochs=1, digits_images=100, seeds=[0])
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from common import described, machine, parser, publish
+from common import described, machine, parsed, parser, publish
 from numpy.typing import NDArray
 
 from horovod_yolo.core.types import Decoded
@@ -70,10 +70,10 @@ class Boxes(NamedTuple):
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--turns", type=int, default=15)
-    args = p.parse_args()
+    args = parsed(p, turns=1)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    rows = [measured(case, args.turns) for case in CASES]
+    rows = [measured(case, args.turns) for case in (CASES[4:6] if args.quick else CASES)]
     facts = machine()
     results = {"machine": facts, "turns": args.turns, "torchvision": batched_nms is not None, "cases": rows}
     publish("nms", results, table_of(rows, facts, args.turns))

@@ -9,13 +9,12 @@ validation images are predicted three times each way by turns; CPU seconds, read
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, described, machine, publish, train
+from common import ROOT, described, machine, parsed, parser, publish, train
 
 from horovod_yolo.api import YOLO
 from horovod_yolo.assembly.shared_annotations import shared_annotations
@@ -31,11 +30,11 @@ WAYS = {"squares": False, "rectangles": True}
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    p = parser(__doc__)
     p.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "bccd" / "data.yaml")
     p.add_argument("--weights", type=Path)
     p.add_argument("--epochs", type=int, default=30)
-    args = p.parse_args()
+    args = parsed(p, epochs=1)
     annotations = shared_annotations(load_data_yaml(args.data), "val", LocalCommunicator(), None)
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(YOLO(args.weights or trained(args.data, args.epochs, Path(folder))), annotations)

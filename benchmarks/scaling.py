@@ -16,9 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from common import ROOT, described, machine, parser, publish
+from common import ROOT, described, machine, parsed, parser, publish
 from engines import RANKS, REFERENCE, WAYS, images_per_s, job_here, json_of
 from shaped import environment, two_hosts
 
@@ -39,12 +40,13 @@ Figures = dict[str, list[float]]
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--turns", type=int, default=3)
+    p.add_argument("--links", type=int, default=len(RATES), help="so many of them (all)")
     p.add_argument("--only", choices=("host", "links"))
-    args = p.parse_args()
+    args = parsed(p, turns=1, links=1)
     if args.only in (None, "host"):
         on_one_host(args.turns)
     if args.only in (None, "links"):
-        over_links(args.turns)
+        over_links(args.turns, RATES[: args.links])
 
 
 def independent(count: int) -> float:
@@ -119,14 +121,14 @@ def step_alone(cluster: Cluster) -> float:
     return IMAGES / min(one, images_per_s(log.read_text()))
 
 
-def over_links(turns: int) -> None:
-    steps: dict[int, Figures] = {rate: {way: [] for way in WAYS} for rate in RATES}
-    exchanges: dict[int, Figures] = {rate: {way: [] for way in WAYS} for rate in RATES}
+def over_links(turns: int, rates: Sequence[int]) -> None:
+    steps: dict[int, Figures] = {rate: {way: [] for way in WAYS} for rate in rates}
+    exchanges: dict[int, Figures] = {rate: {way: [] for way in WAYS} for rate in rates}
     alone: list[float] = []
     with two_hosts() as cluster:
         for _ in range(turns):
             alone.append(step_alone(cluster))
-            for rate in RATES:
+            for rate in rates:
                 with shaped(cluster, cluster["host2"], rate * 1e6, 0):
                     for way, (_, flag, how) in WAYS.items():
                         found = images_per_s(between_hosts(cluster, flag, [how, STEPS_OF_A_LINK, *WORK]))

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import annotations_at_scale
-from common import BIN, ROOT, described, machine, parser, publish
+from common import BIN, ROOT, described, machine, parsed, parser, publish
 from many_images import make_images
 
-IMAGES = 50_000
 RUNS_WITH_CACHE = 3
 RANK = """
 import sys, time
@@ -48,25 +47,26 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--before", type=Path, help="another checkout to compare with")
     options.add_argument("--index", action="store_true", help="what 118,000 and 1.7 million images cost")
-    given = options.parse_args()
+    options.add_argument("--images", type=int, default=50_000, help="without --index (50,000)")
+    given = parsed(options, images=500)
     with tempfile.TemporaryDirectory() as name:
         if given.index:
-            annotations_at_scale.measure(Path(name))
+            annotations_at_scale.measure(Path(name), 100 if given.quick else 1)
         else:
-            measure(Path(name), given.before)
+            measure(Path(name), given.images, given.before)
 
 
-def measure(folder: Path, before: Path | None) -> None:
+def measure(folder: Path, images: int, before: Path | None) -> None:
     """Start one and four ranks, and publish how long they take."""
     versions = {"now": ROOT} if before is None else {"before": before, "now": ROOT}
     found: dict[str, dict[str, list[float]]] = {}
-    data = make_images(folder, IMAGES)
+    data = make_images(folder, images)
     for ranks in (1, 4):
         for version, checkout in versions.items():
             cache = folder / f"cache-{version}-{ranks}"
             found.setdefault(f"{ranks}", {})[version] = times_of(checkout, data, cache, ranks)
     facts = machine()
-    publish("startup", {"machine": facts, "images": IMAGES, "seconds": found}, table_of(found, facts))
+    publish("startup", {"machine": facts, "images": images, "seconds": found}, table_of(found, images, facts))
 
 
 def times_of(checkout: Path, data: Path, cache: Path, ranks: int) -> list[float]:
@@ -86,7 +86,7 @@ def times_of(checkout: Path, data: Path, cache: Path, ranks: int) -> list[float]
     return [cold, min(warm)]
 
 
-def table_of(found: dict[str, dict[str, list[float]]], facts: dict[str, Any]) -> str:
+def table_of(found: dict[str, dict[str, list[float]]], images: int, facts: dict[str, Any]) -> str:
     lines = ["| ranks on the host | | first start | with a cached index |", "|---|---|---|---|"]
     for ranks, versions in found.items():
         for version, (cold, warm) in versions.items():
@@ -94,7 +94,7 @@ def table_of(found: dict[str, dict[str, list[float]]], facts: dict[str, Any]) ->
         if "before" in versions:
             shares = [f"{b / n:.1f} times" for b, n in zip(versions["before"], versions["now"], strict=True)]
             lines.append(f"| {ranks} | before / now | {shares[0]} | {shares[1]} |")
-    note = f"{IMAGES} images of 16 x 16 pixels, files in the page cache; the slowest rank counts."
+    note = f"{images} images of 16 x 16 pixels, files in the page cache; the slowest rank counts."
     return "\n".join(lines) + f"\n\n{note} {described(facts)}\n"
 
 

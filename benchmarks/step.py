@@ -1,8 +1,8 @@
 """A step: what the loop adds to it, what it waits for, and how near it comes to the machine's best.
 
-    PYTHONPATH=. python benchmarks/step.py [--quick]
+    PYTHONPATH=. python benchmarks/step.py [--one]
     PYTHONPATH=. python benchmarks/step.py --syncs
-    PYTHONPATH=. python benchmarks/step.py --floor [--quick]
+    PYTHONPATH=. python benchmarks/step.py --floor [--one]
 
 Without a flag: optimizer steps a second of the training loop, its logs and averages included, against a bare
 loop of the same model and loss, by turns in one process; and what assignment and loss take of a step. Claims:
@@ -25,13 +25,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import described, machine, parser, publish
+from common import described, machine, parsed, parser, publish
 from many_images import make_images
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -80,13 +80,13 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("--syncs", action="store_true", help="waits for a device, and copies to it")
     p.add_argument("--floor", action="store_true", help="against YOLOv5's recipe and a large convolution")
-    p.add_argument("--quick", action="store_true", help="yolov5n at 320 px alone")
-    given = p.parse_args()
+    p.add_argument("--one", action="store_true", help="yolov5n at 320 px alone")
+    given = parsed(p, one=True)
     torch.set_num_threads(1)
     cases = [(name, side) for side in IMAGES for name in MODELS]
-    cases = [("yolov5n", 320)] if given.quick else cases
+    cases = [("yolov5n", 320)] if given.one else cases
     if given.syncs:
-        tell_syncs()
+        tell_syncs(("yolov5n",) if given.one else ("yolov5n", "yolo11n", "yolo26n"))
     elif given.floor:
         tell_floor(cases)
     else:
@@ -258,10 +258,10 @@ def seconds_of(work: Callable[[], object]) -> float:
 # ---------------------------------------------------------------- waits and copies
 
 
-def tell_syncs() -> None:
+def tell_syncs(models: Sequence[str]) -> None:
     """Count and publish."""
     kinds = [("SGD", "fp32"), ("SGD", "fp16"), ("AdamW", "fp16"), ("MuSGD", "fp32")]
-    cases = [(name, *kind) for name in ("yolov5n", "yolo11n", "yolo26n") for kind in kinds]
+    cases = [(name, *kind) for name in models for kind in kinds]
     rows = [{"model": m, "optimizer": o, "precision": p, **syncs_of(m, o, p)} for m, o, p in cases]
     lines = [
         "| model | optimizer | numbers | waits a step | before the step is made | copies to the device |",

@@ -1,10 +1,10 @@
 """What synchronised batch norm costs: the same steps without and with it, by turns, in the same ranks.
 
-    python benchmarks/sync_bn.py [--turns 5] [--quick]
+    python benchmarks/sync_bn.py [--turns 5]
 
 Claim: with ``--sync-bn`` two ranks train at 0.6 of the speed without it (yolov5n) and at 0.8 (yolov8n), over
 Horovod's Gloo, over MPI and over torch. Eight ranks on too few cores are reported, too. On two cores about
-ten minutes, with ``--quick`` (yolov5n on two ranks) three.
+ten minutes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from common import described, machine, parser, publish
+from common import described, machine, parsed, parser, publish
 from engines import WAYS, job_here, json_of
 
 STEPS = 4  # of each turn
@@ -39,8 +39,7 @@ CASES = (Case("yolov5n", 2, 320, 8), Case("yolov8n", 2, 320, 8), Case("yolov5n",
 def main() -> None:
     p = parser(__doc__)
     p.add_argument("--turns", type=int, default=5)
-    p.add_argument("--quick", action="store_true")
-    args = p.parse_args()
+    args = parsed(p, turns=1)
     engines = [way for way, (*_, how) in WAYS.items() if how == "ours"]
     rows = []
     for case in CASES[:1] if args.quick else CASES:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, described, machine, parser, publish
+from common import ROOT, described, machine, parsed, parser, publish
 from rectangles import trained
 
 from horovod_yolo.assembly.build import build_evaluation_loader
@@ -62,11 +62,12 @@ def main() -> None:
     p.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     p.add_argument("--workers", type=int, default=1)
     p.add_argument("--turns", type=int, default=5)
-    args = p.parse_args()
+    p.add_argument("--epochs", type=int, default=30, help="of training, where there are no weights")
+    args = parsed(p, turns=1, sizes=[320], epochs=1)
     torch.set_num_threads(1)
     keep_freed_memory()  # as all ranks do
     with tempfile.TemporaryDirectory() as folder:
-        weights = args.weights or [trained(args.data, 30, Path(folder))]
+        weights = args.weights or [trained(args.data, args.epochs, Path(folder))]
         rows = [measured(path, size, args) for path in weights for size in args.sizes]
     facts = machine()
     results = {"machine": facts, "workers": args.workers, "turns": args.turns, "rows": rows}

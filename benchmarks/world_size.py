@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import described, machine, parser, publish, train
+from common import described, machine, parsed, parser, publish, train
 from torch import Tensor
 
 from horovod_yolo.data.digits import make_digits
@@ -33,17 +33,19 @@ LOSSES = ("box_loss", "obj_loss", "cls_loss")
 
 
 def main() -> None:
-    parser(__doc__).parse_args()
+    args = parsed(parser(__doc__))
+    settings = dict([*SETTINGS.items()][:1]) if args.quick else SETTINGS
+    runs = {"2 ranks": RUNS["2 ranks"]} if args.quick else RUNS
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_digits(folder / "digits", images=35, size=128, seed=1)
-        for setting, (hyp, extra) in SETTINGS.items():
+        for setting, (hyp, extra) in settings.items():
             (folder / "hyp.yaml").write_text(hyp)
             one = one_run(folder, setting, "1 rank", 1, "1", extra)
             results[setting] = {
                 run: compare(one_run(folder, setting, run, ranks, threads, extra), one)
-                for run, (ranks, threads) in RUNS.items()
+                for run, (ranks, threads) in runs.items()
             }
     facts = machine()
     publish("world-size-invariance", {"machine": facts, "settings": results}, table_of(results, facts))
