@@ -18,15 +18,20 @@ from tests.cluster import hosts, links
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@contextlib.contextmanager
-def two_hosts() -> Iterator[hosts.Cluster]:
+def two_hosts() -> contextlib.AbstractContextManager[hosts.Cluster]:
     """host1 and host2 on a switch."""
+    return some_hosts(2)
+
+
+@contextlib.contextmanager
+def some_hosts(count: int) -> Iterator[hosts.Cluster]:
+    """host1 and more on a switch."""
     reason = hosts.why_not() or links.why_not()
     if reason is not None:
         sys.exit(f"error: {reason}")
     with tempfile.TemporaryDirectory(prefix="hosts-") as name:
         Path(name).chmod(0o755)
-        with hosts.Cluster(2, Path(name)) as cluster:
+        with hosts.Cluster(count, Path(name)) as cluster:
             yield cluster
 
 

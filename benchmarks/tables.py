@@ -32,6 +32,8 @@ TABLES = {  # and who makes them
     "step-floor": "step.py --floor --one",
     "data": "data.py",
     "data-cache": "data.py --cache",
+    "staging-reading": "staging.py --only reading",
+    "staging-training": "staging.py --only training",
     "engines": "engines.py --only host",
     "engines-links": "engines.py --only links",
     "sync-bn": "sync_bn.py",
@@ -55,6 +57,7 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("tables", nargs="*", metavar="TABLE", help=f"one of: {', '.join(TABLES)}")
     args = parsed(p)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends too
     for name in args.tables:
         if name not in TABLES:
             sys.exit(f"error: no table {name!r}; one of: {', '.join(TABLES)}")

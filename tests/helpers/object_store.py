@@ -35,8 +35,8 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, folder: Path, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        super().__init__(address, _Handler)
         self.folder = folder
         self.asked: list[tuple[str, str, str]] = []
         self.fault: Callable[[str], int] = lambda _: 0
@@ -63,6 +63,7 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # as web servers do: headers and content are sent one after the other
     server: Server
 
     def do_HEAD(self) -> None:
