@@ -168,7 +168,7 @@ class PreparedLoader:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, until: int = 0) -> Iterator[Batch]:
         """The same one, as often as it is asked for."""
         while True:
             yield self._batch

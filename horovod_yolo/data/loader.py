@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing.process import BaseProcess, active_children
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
@@ -30,6 +30,7 @@ from horovod_yolo.data.slots import Slots, sent, usable
 from horovod_yolo.io.remote import shown
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PREFETCH_PER_WORKER = 2  # batches made ahead
 MOST_REPORTED = 100  # lost images that are listed one by one
@@ -80,19 +81,27 @@ class _Batches(Dataset[Batch]):
 
 
 class _Requests(Sampler[_Request]):
-    """The requests of one epoch. Mutable because a DataLoader with living workers keeps its sampler."""
+    """The requests of some epochs. Mutable because a DataLoader with living workers keeps its sampler."""
 
     def __init__(self, plan: StepSampler) -> None:
         self.plan = plan
-        self.epoch = 0
-        self.start = 0
+        self.first = (0, 0)  # epoch and batch
+        self.until = 0  # epoch
 
     def __iter__(self) -> Iterator[_Request]:
-        epoch, start = self.epoch, self.start
-        for batch in range(start, self.plan.batches_per_epoch):
+        at: tuple[int, int] | None = self.first
+        while at is not None:
+            epoch, batch = at
             plan = self.plan
             place = plan.first_place(epoch, batch), plan.slice_sizes(epoch, batch)
             yield _Request(plan.rank_keys(epoch, batch), *plan.shape_of(batch), *place)
+            at = self.after(epoch, batch)
+
+    def after(self, epoch: int, batch: int) -> tuple[int, int] | None:
+        """What follows a batch; None: it is the last."""
+        if batch + 1 < self.plan.batches_per_epoch:
+            return epoch, batch + 1
+        return (epoch + 1, 0) if epoch + 1 < self.until else None
 
 
 def _as_it_is(item: Any) -> Any:
@@ -127,6 +136,7 @@ class Loader:
         self.wait_s = 0.0
         self.lost: dict[str, LostImage] = {}
         self._epochs_begun = 0
+        self._at: tuple[int, int] | None = None  # epoch and batch that the iterator gives next
         self._restarted = False
         self._requests = _Requests(sampler)
         self._workers: list[BaseProcess] = []
@@ -134,12 +144,13 @@ class Loader:
         self._make = partial(_dataloader, _Batches(sample_fn), self._requests, workers, pin_memory)
         self._dataloader: DataLoader[Batch] | None = self._make()
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0, until: int = 0) -> Iterator[Batch]:
         """Yield this rank's slice of each global batch from ``start_batch`` on, in order.
 
         A slice may be empty: its batch has B = 0, and the rank still takes part in the step. It is shorter
         than planned where samples could not be made. An epoch left early costs no more than the batches
-        made ahead.
+        made ahead. These may be of the next epoch, where it comes before the epoch ``until``: so workers do
+        not wait for what is between two epochs.
 
         Raises:
             RuntimeError: the loader is closed, or a later epoch has begun.
@@ -151,18 +162,29 @@ class Loader:
             if mine != self._epochs_begun:
                 raise RuntimeError("this epoch is over: the loader was closed or a later epoch has begun")
             begun = time.perf_counter()
-            batch = self._batch(epoch, number, first=number == start_batch)
+            batch = self._in_spite_of_a_death(partial(self._batch, epoch, number, until))
             self.wait_s += time.perf_counter() - begun
             self._report(batch.lost)
             yield batch
 
-    def _batch(self, epoch: int, number: int, first: bool) -> Batch:
-        """The next batch, also where a worker dies meanwhile."""
+    def prepare(self, epoch: int) -> None:
+        """Let the workers begin with the first batches of an epoch, which `epoch` is to give next."""
+        if self._requests.plan.batches_per_epoch:
+            self._in_spite_of_a_death(partial(self._begin, epoch, 0, 0))
+
+    def _batch(self, epoch: int, number: int, until: int) -> Batch:
+        if self._at != (epoch, number):
+            self._begin(epoch, number, until)
+        self._at = None  # until it is known that the iterator goes on
+        batch = next(self._iterator)
+        self._at = self._requests.after(epoch, number)
+        return batch
+
+    def _in_spite_of_a_death(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives, done once more where a worker dies meanwhile."""
         while True:
             try:
-                if first:
-                    self._begin(epoch, number)
-                return next(self._iterator)
+                return work()
             except (RuntimeError, OSError, EOFError) as error:  # what PyTorch makes of a worker's death
                 death = workers.first_death(self._workers)
                 if death is None:
@@ -170,23 +192,24 @@ class Loader:
                 if self._restarted:
                     raise DataWorkerError(f"{death}, the second of this rank that died") from error
             self._restart(death)
-            first = True
 
-    def _begin(self, epoch: int, start_batch: int) -> None:
+    def _begin(self, epoch: int, start_batch: int, until: int) -> None:
         """Send the first requests; the first time, start the workers."""
+        self._at = None
         if self._dataloader is None:
             raise RuntimeError("the loader is closed")
-        self._requests.epoch, self._requests.start = epoch, start_batch
+        self._requests.first, self._requests.until = (epoch, start_batch), until
         others = active_children()
         try:
             self._iterator = iter(self._dataloader)
         finally:
             self._workers += [child for child in active_children() if child not in others]
+        self._at = (epoch, start_batch)
 
     def _restart(self, death: str) -> None:
         """Begin anew with other workers and other queues: the dead one may have held a queue's lock."""
         log.warning("%s; the data workers of this rank are started again, once", death)
-        self._restarted = True
+        self._restarted, self._at = True, None
         for worker in self._workers:
             worker.kill()
         self._workers = []
@@ -207,7 +230,7 @@ class Loader:
     def close(self) -> None:
         """End the workers. Closing twice is fine."""
         self._epochs_begun += 1
-        self._dataloader = None
+        self._dataloader, self._at = None, None
         self._iterator = iter(())  # with its last reference the old iterator sends its workers home
         for worker in self._workers:
             if worker.is_alive():

@@ -83,6 +83,10 @@ class Evaluator:
         means = {term: value / max(images, 1.0) for term, value in zip(terms, sums, strict=True)}
         return Evaluation(summary, means, self.rect, model.head.used, self.fitness_weights)
 
+    def prepare(self) -> None:
+        """Let the data workers begin with the next pass."""
+        self.loader.prepare(0)
+
     def close(self) -> None:
         """End the data workers."""
         self.loader.close()

@@ -42,6 +42,9 @@ class Evaluator(Protocol):
     def run(self, model: Detector) -> Evaluation:
         """The numbers of one pass over the validation set. *Collective.*"""
 
+    def prepare(self) -> None:
+        """Let the data workers begin with the next pass."""
+
     def close(self) -> None:
         """End its data workers."""
 
@@ -123,7 +126,7 @@ class Trainer:
         start, waited = time.perf_counter(), self.comm.wait_s
         epoch, images_before = self.progress.epoch, self.progress.epoch_images
         self.stepper.criterion.begin_epoch(epoch)
-        batches, replaced = self.loader.epoch(epoch, self.progress.batch), 0
+        batches, replaced = self.loader.epoch(epoch, self.progress.batch, self.config.epochs), 0
         # A commit on the last step of an epoch leaves a resumed run its validation only.
         rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))
         for window in self.schedule.windows(epoch, self.progress.batch):
@@ -131,6 +134,8 @@ class Trainer:
                 break
             rates = self.schedule.rates(epoch, window.first_batch + window.batches - 1)
             apply_rates(self.stepper.optimizer, rates)
+            if window.first_batch + window.batches == self.schedule.batches_per_epoch:
+                self._prepare_validation(epoch)
             step = self.stepper.step(batches, self._scales(epoch, window))
             replaced += step.replaced
             if step.redone:
@@ -198,6 +203,11 @@ class Trainer:
             callback.close()
         self.loader.close()
         self.evaluator.close()
+
+    def _prepare_validation(self, epoch: int) -> None:
+        """Its data workers begin beside the last step before it."""
+        if not self.config.noval or epoch + 1 == self.config.epochs:
+            self.evaluator.prepare()
 
     def _scales(self, epoch: int, window: Window) -> list[float]:
         """Multi-scale factors of a window's batches: keyed, so that all ranks draw the same."""

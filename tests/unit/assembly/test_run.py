@@ -23,8 +23,10 @@ from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.evaluation.evaluator import Evaluator
 from horovod_yolo.training.events import Callback, EpochReport
 from horovod_yolo.training.loop import Trainer
+from horovod_yolo.training.step import Stepper
 
 COMM = LocalCommunicator()
 
@@ -75,6 +77,30 @@ def equal(a: Any, b: Any) -> bool:
 def test_each_step_and_epoch_is_committed(whole: Recorder) -> None:
     moments = [(s["sampler"]["epoch"], s["sampler"]["batch"], s["step"]) for s in whole.states]
     assert moments == [(0, 1, 1), (0, 2, 2), (1, 0, 2), (1, 1, 3), (1, 2, 4), (2, 0, 4)]
+
+
+@pytest.mark.parametrize("noval", [False, True])
+def test_data_workers_of_the_validation_begin_beside_the_step_before_it(
+    noval: bool, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make_trainer(settings(digits, noval=noval))
+    moments: list[str] = []
+
+    def told(owner: type, name: str) -> None:
+        done = getattr(owner, name)
+
+        def tell(*given: Any) -> Any:
+            moments.append(name)
+            return done(*given)
+
+        monkeypatch.setattr(owner, name, tell)
+
+    told(Stepper, "step")
+    told(Evaluator, "prepare")
+    told(Evaluator, "run")
+    trainer.fit()
+    first = [] if noval else ["prepare", "run"]
+    assert moments == ["step", *first[:1], "step", *first[1:], "step", "prepare", "step", "run"]
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2, 4])

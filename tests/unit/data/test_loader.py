@@ -6,8 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.process import active_children
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def without_slots(key: SampleKey) -> Sample:
 def slow(key: SampleKey) -> Sample:
     time.sleep(0.1)
     return SAMPLES(key)
+
+
+def noted(folder: Path, key: SampleKey) -> Sample:
+    (folder / f"{key.epoch}-{key.index}").touch(exist_ok=False)
+    return SAMPLES(key)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -122,6 +135,36 @@ def test_an_epoch_can_start_anywhere_and_be_left_anywhere(workers: int) -> None:
             next(left)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_may_be_prepared_in_vain(workers: int) -> None:
+    with loader(workers) as batches:
+        whole = list(batches.epoch(4))
+        batches.prepare(2)
+        batches.prepare(4)
+        assert equal(list(batches.epoch(4)), whole)
+        batches.prepare(4)
+        assert equal(list(batches.epoch(4, start_batch=2)), whole[2:])
+        batches.prepare(4)
+        assert equal(list(batches.epoch(4)), whole)
+        batches.prepare(2)
+
+
+def test_workers_go_on_with_the_epoch_that_follows(tmp_path: Path) -> None:
+    def made(epoch: int) -> int:
+        return len(list(tmp_path.glob(f"{epoch}-*")))
+
+    with loader(1, sample_fn=partial(noted, tmp_path)) as batches:
+        first = batches.epoch(0, until=2)
+        for _ in range(3):
+            next(first)
+        wait_until(lambda: made(1) == 3)  # beside the last batch, one of three images: two are made ahead
+        assert len(list(first)) == 1
+        wait_until(lambda: made(1) == 6)
+        assert len(list(batches.epoch(1, until=2))) == 4
+        assert len(list(batches.epoch(2))) == 4
+        assert [made(epoch) for epoch in range(4)] == [COUNT, COUNT, COUNT, 0], "none twice, and none in vain"
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_rank_without_a_share_gets_an_empty_batch(workers: int) -> None:
     with loader(workers, plan(rank=0, size=4)) as batches:
@@ -183,7 +226,7 @@ def test_workers_that_die_again_and_again_are_named_and_not_waited_for() -> None
         assert time.monotonic() - begun < 60
 
 
-@pytest.mark.parametrize("moment", ["between epochs", "within an epoch"])
+@pytest.mark.parametrize("moment", ["between epochs", "within an epoch", "while the next is begun"])
 def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_changed(
     moment: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,7 +234,7 @@ def test_a_killed_worker_is_replaced_and_no_batch_is_lost_or_changed(
         whole = [batch for epoch in (0, 1) for batch in batches.epoch(epoch)]
     others = set(active_children())
     with loader(2) as batches:
-        made = list(batches.epoch(0))
+        made = list(batches.epoch(0, until=2 if moment == "while the next is begun" else 0))
         victim = min(child.pid or 0 for child in set(active_children()) - others)
         second = batches.epoch(1)
         if moment == "within an epoch":
