@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor.trial_rank": {"distributed"},  # likewise, as a rank
     "assembly": {
         *("core", "io", "process", "config", *DETECTOR, "families.zoo", "distributed", "checkpoint"),
-        *("export", "training", "evaluation", "prediction", "telemetry", "planner"),
+        *("export", "training", "evaluation", "prediction", "report", "telemetry", "planner"),
     },
     "assembly.world": {"core", "distributed", "launch"},
     "assembly.calls": {"core", "launch", "assembly"},

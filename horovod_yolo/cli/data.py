@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_yolo.assembly.job import on_ranks
-from horovod_yolo.cli.data_tools import check_main, convert_main, split_main
+from horovod_yolo.cli.data_tools import check_main, convert_main, split_main, stats_main
 from horovod_yolo.cli.one_process import guarded
 from horovod_yolo.config.load import Parser, add_label_flags
 
@@ -17,6 +17,7 @@ def data_main(argv: Sequence[str]) -> int:
     """Make the built-in data set; check, divide, convert or pack one; or import weights."""
     own_parsers: dict[str, Callable[[Sequence[str]], int]] = {
         "check": check_main,
+        "stats": stats_main,
         "split": split_main,
         "convert": convert_main,
         "pack": _pack_main,
@@ -31,6 +32,7 @@ def data_main(argv: Sequence[str]) -> int:
         kinds.add_parser(
             "check", help="scan a data set as a new run would, on as many ranks as were launched"
         )
+        kinds.add_parser("stats", help="a page of label statistics and sample pictures")
         kinds.add_parser("split", help="divide the images of a data set anew: train, val and maybe test")
         kinds.add_parser("convert", help="write a data set as YOLO, COCO or VOC has it, or as a list")
         kinds.add_parser("pack", help="write a data set as a few large tar files that runs read in place")

@@ -110,6 +110,29 @@ def split_main(argv: Sequence[str]) -> int:
     return on_ranks(parse, job)
 
 
+def stats_main(argv: Sequence[str]) -> int:
+    """Write a page of label statistics and sample pictures."""
+
+    def parse() -> Any:
+        from horovod_yolo.assembly.statistics import StatsOptions
+
+        p = _parser("stats")
+        p.add_argument("data", metavar="DATA", help="data.yaml")
+        p.add_argument("--out", type=Path, metavar="FILE", help="the page; default: data_stats.html")
+        p.add_argument("--pictures", type=int, metavar="N", help="that are shown; default: 12")
+        p.add_argument("--seed", type=int, help="another one, other pictures; default: 0")
+        return StatsOptions(**vars(p.parse_strictly(argv)))
+
+    def job(comm: Any, options: Any) -> None:
+        from horovod_yolo.assembly.statistics import data_stats
+
+        page = data_stats(options, comm)
+        if comm.rank == 0:
+            print(f"{page}", flush=True)
+
+    return on_ranks(parse, job)
+
+
 def _parser(command: str) -> Parser:
     p = Parser(prog=f"horovod-yolo data {command}", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     add_label_flags(p)

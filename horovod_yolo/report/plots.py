@@ -68,7 +68,7 @@ def plot_results(rows: Rows, out: Path) -> None:
     panels = _result_panels(rows)
     columns = min(4, max(len(panels), 1))
     lines = max(1, math.ceil(len(panels) / columns))
-    with _figure(out, (3.5 * columns, 2.6 * lines)) as figure:
+    with figure_file(out, (3.5 * columns, 2.6 * lines)) as figure:
         axes = list(figure.subplots(lines, columns, squeeze=False).flat)
         for axis, (title, series) in zip(axes, panels.items(), strict=False):
             _draw_series(axis, title, series, rows)
@@ -83,7 +83,7 @@ def plot_pr_curves(summary: DetectionSummary, names: Sequence[str], out: Path) -
     """Draw precision over recall and F1 over confidence as a PNG: a line a class at IoU 0.5, and the mean."""
     present = [c.class_id for c in summary.per_class if c.instances]
     curves = summary.curves
-    with _figure(out, (10, 4.2), names) as figure:
+    with figure_file(out, (10, 4.2), names) as figure:
         left, right = figure.subplots(1, 2)
         _draw_classes(left, curves.recall, curves.precision_at_recall, present, names)
         _draw_classes(right, curves.confidence, curves.f1, present, names)
@@ -129,14 +129,14 @@ def plot_samples(
     count = min(len(images), _MOST_SAMPLES)
     columns = max(1, min(_CELLS_A_ROW, math.ceil(math.sqrt(count))))
     lines = max(1, math.ceil(count / columns))
-    with _figure(out, (_CELL_INCHES * columns, _CELL_INCHES * lines), names) as figure:
+    with figure_file(out, (_CELL_INCHES * columns, _CELL_INCHES * lines), names) as figure:
         if caption:
             figure.supxlabel(caption, color=FAINT, fontsize=9)
         for place, axis in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
             axis.set_axis_off()
             if place < count:
                 axis.imshow(images[place], interpolation="antialiased")
-                labels = [_label(names, int(c)) for c in classes[place]]
+                labels = [plain_label(names, int(c)) for c in classes[place]]
                 if scores is not None:
                     labels = [f"{label} {s:.2f}" for label, s in zip(labels, scores[place], strict=True)]
                 _draw_boxes(axis, boxes_xyxy[place], classes[place], labels, images[place].shape[0])
@@ -156,7 +156,7 @@ def _backend(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _figure(out: Path, inches: tuple[float, float], names: Sequence[str] = ()) -> Iterator[Any]:
+def figure_file(out: Path, inches: tuple[float, float], names: Sequence[str] = ()) -> Iterator[Any]:
     """A figure that is written to ``out`` at the end, complete or not at all; ``names`` are of any script."""
     with _backend("Agg"):
         import matplotlib
@@ -228,7 +228,7 @@ def _draw_classes(
 ) -> None:
     few = len(present) <= _MOST_NAMED_CLASSES
     for place, class_id in enumerate(present):
-        colour, label = (COLOURS[place], _label(names, class_id)) if few else ("#c3cad2", None)
+        colour, label = (COLOURS[place], plain_label(names, class_id)) if few else ("#c3cad2", None)
         axis.plot(x, y[class_id], color=colour, label=label, linewidth=1.1)
     if present:
         axis.plot(x, y[present].mean(axis=0), color=INK, linewidth=2.4, label="all classes")
@@ -257,7 +257,7 @@ def _draw_boxes(
         )
 
 
-def _label(names: Sequence[str], class_id: int) -> str:
+def plain_label(names: Sequence[str], class_id: int) -> str:
     """A name that matplotlib shows as it is: ``$`` starts a formula, a leading ``_`` hides a legend entry."""
     name = shown_name(class_id, names[class_id], UNABLE) if class_id < len(names) else str(class_id)
     short = name if len(name) <= 24 else name[:23] + "…"

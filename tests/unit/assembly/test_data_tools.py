@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import re
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from horovod_yolo.assembly.check import Checked, CheckOptions, check_data
 from horovod_yolo.assembly.data_tools import ConvertOptions, SplitOptions, convert_data, split_data
+from horovod_yolo.assembly.statistics import StatsOptions, chosen, data_stats
 from horovod_yolo.cli.commands import main
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.conversion import FORMATS, Kind
@@ -203,3 +206,27 @@ def test_mistakes_are_one_line(
     assert main(["data", *(words.get(flag, flag) for flag in flags)]) == 2
     complaint = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(complaint) == 1 and said in complaint[0]
+
+
+def test_statistics_are_one_page_without_a_network(tmp_path: Path) -> None:
+    data, page = small_set(tmp_path), tmp_path / "there" / "stats.html"
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [<cat>, dog, never]\n")
+    options = StatsOptions(data=str(data), out=page, pictures=2)
+    assert run_world(2, partial(data_stats, options)) == [page] * 2
+    text = page.read_text()
+    assert "<td>&lt;cat&gt;</td><td>1</td><td>1</td><td>1</td><td>1</td>" in text
+    assert "<td>dog</td><td>2</td><td>2</td>" in text and "<td>never</td><td>0</td><td>0</td>" in text
+    assert text.count("data:image/jpeg") == 2 and text.count("data:image/png") == 6
+    assert not re.search(r"<script|<link|https?://", re.sub(r"base64,[^\"]*", "", text))
+    for kind, magic in (("jpeg", b"\xff\xd8"), ("png", b"\x89PNG")):
+        for found in re.findall(rf"data:image/{kind};base64,([^\"]*)", text):
+            assert base64.b64decode(found).startswith(magic)
+
+
+def test_pictures_show_each_class_where_they_can(digits: Path) -> None:
+    annotations = annotations_of(load_data_yaml(digits))
+    found = chosen(annotations, 10, seed=0)
+    shown = set(np.concatenate([annotations.record(i).classes for i in found]).tolist())
+    assert len(found) == len(set(found)) == 10 and shown == set(annotations.classes.tolist())
+    assert chosen(annotations, 4, seed=0) == found[:4] and chosen(annotations, 10, seed=1) != found
+    assert sorted(chosen(annotations, 1000, seed=0)) == list(range(len(annotations)))
