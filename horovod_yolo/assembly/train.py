@@ -72,7 +72,7 @@ def _take(run: Run) -> None:
 
 
 def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
-    spec = together(comm, lambda: _spec(run))
+    spec = together(comm, lambda: spec_of(run))
     data = run_data(spec, run.config, run.elastic.known_data if run.elastic else None, comm)
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
     checkpointer = Checkpointer(run.folder / "weights", run.config.save_period, least_seconds)
@@ -83,6 +83,7 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     first_size = run.elastic.first_size if run.elastic else comm.size
     trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop, first_size)
     trainer.keep = run.elastic.keep if run.elastic else None
+    trainer.stepper.digests = comm.rank == 0
     device = trainer.stepper.precision.device
     trainer.about |= {"data": of_data, "precision": precision_name(run.config.precision, device)}
     if comm.rank == 0 and not run.config.noplots:
@@ -123,7 +124,7 @@ def _data_state(run: Run, data: Data) -> dict[str, Any]:
     return require_same_data(said, now, changed=run.config.data_changed)
 
 
-def _spec(run: Run) -> DataSpec:
+def spec_of(run: Run) -> DataSpec:
     """The run's data file, read by its rules and for its classes."""
     if run.state is not None and not Path(run.config.data).exists():
         fix = f"say where it is now: --resume {run.folder} --data path/to/data.yaml"

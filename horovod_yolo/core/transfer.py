@@ -55,7 +55,7 @@ class Fetched:
             self._arrived.record()
 
     def read(self) -> list[float]:
-        """Them, once the device has come so far."""
+        """Them, once the device has come so far. Integers keep all their bits."""
         if self._arrived is not None:
             self._arrived.synchronize()
             self._arrived = None

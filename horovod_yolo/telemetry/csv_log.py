@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.core.digest import shown
 from horovod_yolo.telemetry.appended import AppendedFile
 from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport
 
 
 def step_columns(terms: Sequence[str]) -> tuple[str, ...]:
     """Columns of ``steps.csv`` for loss terms of these names."""
-    return ("step", "epoch", "images", "lr", *(f"{term}_loss" for term in terms), "grad_norm")
+    return ("step", "epoch", "images", "lr", *(f"{term}_loss" for term in terms), "grad_norm", "digest")
 
 
 def epoch_columns(terms: Sequence[str]) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ class CsvFile:
     def append(self, row: Mapping[str, object]) -> None:
         """Add a row; where the disk refuses it, it waits for a later one."""
         text = io.StringIO()
-        csv.DictWriter(text, self._columns, lineterminator="\n").writerow(row)
+        csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n").writerow(row)
         self._file.append(text.getvalue().encode())
 
     def close(self) -> None:
@@ -79,6 +80,14 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a ``results.csv``; empty cells are left out."""
     with path.open(newline="") as file:
         return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def has_columns(path: Path, columns: Sequence[str]) -> bool:
+    """Whether a table is there with just these columns."""
+    if not path.exists():
+        return False
+    with path.open(newline="", errors="replace") as file:
+        return next(csv.reader(file), None) == [*columns]
 
 
 class TableLog(Callback):
@@ -112,14 +121,14 @@ class StepLog(TableLog):
 
     def on_start(self, start: RunStart) -> None:
         """Go on after the step the run resumes from."""
-        self._open(self._path, step_columns(start.terms), start.step + 1)
+        columns = step_columns(start.terms)
+        if has_columns(self._path, columns[:-1]):  # a version without digests began it, and it stays so
+            columns = columns[:-1]
+        self._open(self._path, columns, start.step + 1)
 
     def on_step(self, report: StepReport) -> None:
         """Add a line."""
-        result = report.result
-        row = {"step": report.step, "epoch": report.epoch, "images": result.images, "lr": report.rates.lr}
-        losses = {f"{term}_loss": value for term, value in result.losses.items()}
-        self._append({**row, **losses, "grad_norm": result.grad_norm})
+        self._append(step_row(report))
 
 
 class EpochLog(TableLog):
@@ -135,6 +144,15 @@ class EpochLog(TableLog):
     def on_epoch(self, report: EpochReport) -> None:
         """Add a line."""
         self._append(epoch_row(report))
+
+
+def step_row(report: StepReport) -> dict[str, object]:
+    """A step's line of ``steps.csv``."""
+    result = report.result
+    row = {"step": report.step, "epoch": report.epoch, "images": result.images, "lr": report.rates.lr}
+    losses = {f"{term}_loss": value for term, value in result.losses.items()}
+    digest = None if result.digest is None else shown(result.digest)
+    return {**row, **losses, "grad_norm": result.grad_norm, "digest": digest}
 
 
 def epoch_row(report: EpochReport) -> dict[str, object]:

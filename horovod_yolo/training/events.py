@@ -32,6 +32,7 @@ class StepResult:
     stop: bool = False  # a rank was asked to stop; all see it in the same step
     replaced: int = 0  # of the images, those that stand for a lost one
     redone: bool = False  # in smaller passes, because a rank ran out of memory
+    digest: int | None = None  # of weights and running statistics after it, where it was asked for
 
 
 @dataclass(frozen=True)

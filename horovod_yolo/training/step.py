@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from horovod_yolo.core.digest import digest
 from horovod_yolo.core.errors import MemoryShortError, NonFiniteError
 from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
@@ -65,16 +66,22 @@ class Step:
     """A step that is made, or on its way on a device. What the host knows of it, and later its numbers."""
 
     def __init__(
-        self, stepper: Stepper, sums: _Sums, numbers: Fetched, made: bool | Tensor, redone: bool
+        self,
+        stepper: Stepper,
+        sums: _Sums,
+        numbers: Fetched,
+        made: bool | Tensor,
+        redone: bool,
+        weights: Fetched | None = None,
     ) -> None:
-        """``numbers`` are the losses and the norm of the gradient.
+        """``numbers`` are the losses and the norm of the gradient, ``weights`` the digest of the model.
 
         ``made`` is whether the weights have moved: () bool where only the device knows.
         """
         self.images, self.replaced, self.stop, self.redone = sums.images, sums.replaced, sums.stop, redone
         self.made = made
         self._stepper = stepper
-        self._numbers = numbers
+        self._numbers, self._weights = numbers, weights
 
     def result(self) -> StepResult:
         """All of it, when the device has come so far; to be called once, in the order of the steps.
@@ -87,7 +94,8 @@ class Step:
         means = {term: loss / max(self.images, 1.0) for term, loss in zip(terms, losses, strict=True)}
         skipped = not math.isfinite(norm)
         self._stepper.note(skipped)
-        return StepResult(means, self.images, norm, skipped, self.stop, self.replaced, self.redone)
+        weights = int(self._weights.read()[0]) if self._weights else None
+        return StepResult(means, self.images, norm, skipped, self.stop, self.replaced, self.redone, weights)
 
 
 class Stepper:
@@ -112,6 +120,7 @@ class Stepper:
 
         ``slices`` are this rank's; by default each rank has one.
         """
+        self.digests = False  # of the weights, after each step
         self.model = model
         self.criterion = criterion
         self.optimizer = optimizer
@@ -130,6 +139,7 @@ class Stepper:
         self.passes = passes  # in which a slice goes through the network, as many on every rank
         self._statistics = RunningStatistics(model, passes.share * self.slices.count)
         self._lacks: list[str] = []  # memory on this rank, in the step under way
+        self._state = [*model.parameters(), *model.buffers()]
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> Step:
         """Run one window. *Collective.*
@@ -155,7 +165,8 @@ class Stepper:
             made = self._update(norm, numbers)
         self._statistics.move(sums.statistics, made)
         self.optimizer.zero_grad()
-        return Step(self, sums, numbers, made, redone)
+        weights = Fetched(digest(self._state)[None]) if self.digests else None
+        return Step(self, sums, numbers, made, redone, weights)
 
     def lack_of_memory(self, batch: Batch, scale: float) -> str | None:
         """What a rank lacks to train on a batch in one pass, and which rank; None: nothing. *Collective.*

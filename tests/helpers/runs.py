@@ -11,9 +11,12 @@ from torch import Tensor
 
 
 def steps(run: Path) -> list[dict[str, float]]:
-    """The lines of ``steps.csv``."""
+    """The lines of ``steps.csv``; a digest is a whole number."""
     with (run / "steps.csv").open(newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {key: int(value, 16) if key == "digest" else float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def checkpoint(run: Path) -> dict[str, Any]:

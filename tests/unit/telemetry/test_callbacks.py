@@ -136,7 +136,7 @@ def start(step: int = 0, epoch: int = 0) -> RunStart:
 
 
 def step_report(step: int) -> StepReport:
-    result = StepResult(LOSSES, 16, 4.0, False)
+    result = StepResult(LOSSES, 16, 4.0, False, digest=-2)
     return StepReport(step, 1, Rates(lr=0.01, bias_lr=0.05, momentum=0.9, beta1=0.9), result)
 
 
@@ -144,10 +144,19 @@ def test_the_steps_of_a_run(tmp_path: Path) -> None:
     log = StepLog(tmp_path)
     log.on_start(start())
     log.on_step(step_report(1))
-    (row,) = read_rows(tmp_path / "steps.csv")
-    assert tuple(row) == step_columns(TERMS)
-    assert ",".join(row) == "step,epoch,images,lr,box_loss,obj_loss,cls_loss,grad_norm"
-    assert list(row.values()) == [1, 1, 16, 0.01, 0.1, 0.2, 0.3, 4.0]
+    header, row = (tmp_path / "steps.csv").read_text().splitlines()
+    assert header == ",".join(step_columns(TERMS))
+    assert header == "step,epoch,images,lr,box_loss,obj_loss,cls_loss,grad_norm,digest"
+    assert row == "1,1,16,0.01,0.1,0.2,0.3,4.0,0xfffffffffffffffe"
+
+
+def test_a_table_of_steps_that_began_without_digests_goes_on_without_them(tmp_path: Path) -> None:
+    before = f"{','.join(step_columns(TERMS)[:-1])}\n1,1,16,0.01,0.1,0.2,0.3,4.0\n"
+    (tmp_path / "steps.csv").write_text(before)
+    log = StepLog(tmp_path)
+    log.on_start(start(step=1))
+    log.on_step(step_report(2))
+    assert (tmp_path / "steps.csv").read_text() == f"{before}2,1,16,0.01,0.1,0.2,0.3,4.0\n"
 
 
 def epoch_report(epoch: int) -> EpochReport:
