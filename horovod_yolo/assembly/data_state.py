@@ -29,6 +29,20 @@ def data_state(data: Data) -> dict[str, Any]:
     return state
 
 
+def require_same_images(saved: dict[str, Any], annotations: Annotations) -> None:
+    """Raise `UserError` where the images to train on are not just those that a checkpoint knows."""
+    if "train" not in saved or saved["train"]["digest"] == annotations.digest:
+        return
+    before = saved["train"]["marks"].numpy().view(np.uint32)
+    change = compare(before, annotations.marks)
+    raise UserError(
+        f"train: of {len(before)} images {change.gone} are gone or changed, {change.come} are new since: "
+        "no step has the images that it had",
+        where=annotations.root,
+        fix="give the run back its data, or name it with --data",
+    )
+
+
 def require_same_data(saved: dict[str, Any], now: dict[str, Any], *, changed: bool) -> dict[str, Any]:
     """What the checkpoints of a resumed run say of its data.
 

@@ -17,6 +17,7 @@ from horovod_yolo.cli.install_horovod import install_horovod_main
 from horovod_yolo.cli.launch import launch_main
 from horovod_yolo.cli.plan import plan_main
 from horovod_yolo.cli.predict import predict_main
+from horovod_yolo.cli.replay import replay_main
 from horovod_yolo.cli.train import train_main
 from horovod_yolo.cli.val import val_main
 from horovod_yolo.config.load import nearest
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": lambda rest: train_main(rest, "horovod-yolo train"),
         "val": val_main,
         "predict": predict_main,
+        "replay": replay_main,
         "export": export_main,
         "eval": eval_main,
         "data": data_main,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def launch_main(argv: Sequence[str]) -> int:
-    """Start a job on several ranks and hosts. With train and predict it stays to pass signals on."""
+    """Start a job on several ranks and hosts. With train, predict and replay it stays to pass signals on."""
 
     def run() -> int:
         from horovod_yolo.launch import command
@@ -40,7 +40,7 @@ def launch_main(argv: Sequence[str]) -> int:
             return supervise.run_over_torch(plan, environ)
         if plan.folder:
             os.chdir("/")
-        stays = words[0] in ("train", "predict", CALL)
+        stays = words[0] in ("train", "predict", "replay", CALL)
         return supervise.run(plan, environ) if stays else _become(plan, environ)
 
     return guarded(run)

@@ -23,7 +23,7 @@ def on_own_ranks(command: str, argv: Sequence[str], parser: Callable[[], Parser]
     """Exit code of the job that the flags ask for; None where this process is to do the work.
 
     Args:
-        command: ``train``, ``val`` or ``predict``.
+        command: ``train``, ``val``, ``predict`` or ``replay``.
         argv: its flags.
         parser: makes theirs: a mistake in any starts nothing.
     """
@@ -72,5 +72,5 @@ def _wish(given: dict[str, Any]) -> Wish:
 def _without_ranks(argv: Sequence[str]) -> list[str]:
     """The arguments without ``--np`` and ``--hosts``: ranks are not to start others."""
     p = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    add_ranks_flags(p)
+    add_ranks_flags(p, "--ranks")  # as replay has it too
     return p.parse_known_args(argv)[1]

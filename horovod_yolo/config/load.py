@@ -208,10 +208,10 @@ class _NotedEarlier(argparse.Action):
         """Keep nothing."""
 
 
-def add_ranks_flags(p: argparse.ArgumentParser) -> None:
-    """How many ranks a command starts without a launcher, and where."""
+def add_ranks_flags(p: argparse.ArgumentParser, *others: str) -> None:
+    """How many ranks a command starts without a launcher, and where; ``others`` are names of ``--np`` too."""
     ranks = "ranks to start, without a launcher; default: one, or as many as --device names"
-    p.add_argument("--np", type=int, metavar="N", help=ranks)
+    p.add_argument("--np", *others, dest="np", type=int, metavar="N", help=ranks)
     p.add_argument("--hosts", metavar="LIST", help="start the ranks there: host1:4,host2:4")
 
 

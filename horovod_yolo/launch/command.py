@@ -22,7 +22,8 @@ def parser() -> Parser:
     p = Parser(
         prog="horovod-yolo launch",
         allow_abbrev=False,
-        usage="%(prog)s (--hosts LIST | --hostfile FILE) [flags] -- {train,val,predict,bench,SCRIPT.py} ...",
+        usage="%(prog)s (--hosts LIST | --hostfile FILE) [flags] -- "
+        "{train,val,predict,replay,bench,SCRIPT.py} ...",
     )
     hosts = p.add_mutually_exclusive_group(required=True)
     hosts.add_argument("--hosts", "-H", metavar="LIST", help="host1:4,host2:4")

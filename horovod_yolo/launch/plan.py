@@ -151,19 +151,19 @@ def fit(hosts: Sequence[Host], ranks: int | None = None) -> tuple[Host, ...]:
 
 
 def program(words: Sequence[str]) -> tuple[str, ...]:
-    """What each rank runs with this Python: ``train``, ``val``, ``predict``, ``bench`` of ours, or a script.
+    """What each rank runs with this Python: ``train``, ``val``, ``predict``, ``replay``, ``bench``, a script.
 
     Raises:
         UserError: neither.
     """
     if not words:
         raise UserError("nothing to launch", fix="write it after `--`, such as `-- train --data data.yaml`")
-    if words[0] in ("train", "val", "predict", "bench"):
+    if words[0] in ("train", "val", "predict", "replay", "bench"):
         return (*module_command("horovod_yolo.cli"), *words)
     if words[0] == CALL:
         return (*module_command(CALL), *words[1:])
     if Path(words[0]).suffix != ".py":
-        raise UserError("is neither train, val, predict, bench nor a Python script", where=words[0])
+        raise UserError("is neither train, val, predict, replay, bench nor a Python script", where=words[0])
     if not Path(words[0]).is_file():
         raise UserError("no such file", where=words[0])
     return (sys.executable, *words)

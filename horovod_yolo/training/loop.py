@@ -66,7 +66,7 @@ class Trainer:
     transform: Callable[[SampleKey], Sample]
     sampler: StepSampler
     loader: Loader
-    evaluator: Evaluator
+    evaluator: Evaluator | None  # None: nothing is scored
     callbacks: Sequence[Callback]
     progress: Progress
     early_stopping: EarlyStopping
@@ -202,11 +202,12 @@ class Trainer:
         for callback in self.callbacks:
             callback.close()
         self.loader.close()
-        self.evaluator.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
 
     def _prepare_validation(self, epoch: int) -> None:
         """Its data workers begin beside the last step before it."""
-        if not self.config.noval or epoch + 1 == self.config.epochs:
+        if self.evaluator is not None and (not self.config.noval or epoch + 1 == self.config.epochs):
             self.evaluator.prepare()
 
     def _scales(self, epoch: int, window: Window) -> list[float]:
@@ -255,7 +256,9 @@ class Trainer:
         progress, epoch = self.progress, self.progress.epoch
         finished = progress.batch >= self.schedule.batches_per_epoch
         last = self._out_of_steps or (finished and epoch + 1 >= self.config.epochs)
-        evaluation = self.evaluator.run(self.ema.model) if last or not self.config.noval else None
+        evaluation = None
+        if self.evaluator is not None and (last or not self.config.noval):
+            evaluation = self.evaluator.run(self.ema.model)
         best = False
         if evaluation:
             # Rank 0's: what decides about the end must not differ by a last bit between unlike machines.

@@ -92,7 +92,7 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "message"),
     [
         ([], "nothing to launch. write it after `--`"),
-        (["eval", "--gt", "x"], "eval: is neither train, val, predict, bench nor a Python script"),
+        (["eval", "--gt", "x"], "eval: is neither train, val, predict, replay, bench nor a Python script"),
         (["--data", "d"], "--data: is neither"),
         (["none.py"], "none.py: no such file"),
     ],

@@ -1,0 +1,126 @@
+"""A run's steps made once more: where do they differ from what the run has left?"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from horovod_yolo.telemetry.csv_log import step_row
+from horovod_yolo.training.events import Callback, StepReport
+
+NOT_COMPARED = ("step", "epoch")
+
+
+def recorded_steps(table: Path) -> dict[int, dict[str, str]]:
+    """The whole lines of a ``steps.csv``, by step.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with table.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+    return {int(row["step"]): row for row in rows if row["step"].isdecimal()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A step that came out otherwise: what the run has, and what is here, by column."""
+
+    step: int
+    columns: Mapping[str, tuple[str, str]]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        width = max(map(len, self.columns))
+        return [f"{name:{width}}  run {run}  here {here}" for name, (run, here) in self.columns.items()]
+
+
+@dataclass(frozen=True)
+class TensorsCompared:
+    """A checkpoint of the run beside the state of here at the same step."""
+
+    step: int
+    file: str
+    different: Mapping[str, list[str]]  # names of tensors by the part of the state
+    count: int  # tensors of all parts
+
+    def __str__(self) -> str:
+        if not any(self.different.values()):
+            return f"{self.file} of step {self.step}: weights, averages and optimizer state are the same"
+        parts = [f"{_listed(names)} of the {part}" for part, names in self.different.items() if names]
+        found = sum(map(len, self.different.values()))
+        return f"{self.file} of step {self.step}: {found} of {self.count} tensors differ: {'; '.join(parts)}"
+
+
+@dataclass
+class Comparison(Callback):
+    """Compares each step, and the state where the run has a checkpoint of the same step.
+
+    Args:
+        rows: of the run's ``steps.csv``, by step.
+        checkpoint: gives the run's state at the step of this one, and the name of its file; None where none
+            is kept.
+    """
+
+    rows: Mapping[int, Mapping[str, str]]
+    checkpoint: Callable[[Mapping[str, Any]], tuple[dict[str, Any], str] | None]
+    equal: list[int] = field(default_factory=list)  # steps
+    differences: list[Difference] = field(default_factory=list)
+    tensors: list[TensorsCompared] = field(default_factory=list)
+    replaced: int = 0  # images that could not be read here
+
+    def on_step(self, report: StepReport) -> None:
+        """Compare a step by all that both have."""
+        self.replaced += report.result.replaced
+        run = self.rows.get(report.step)
+        if run is None:
+            return
+        here = {name: str(value) for name, value in step_row(report).items() if value is not None}
+        columns = {
+            name: (run[name], value)
+            for name, value in here.items()
+            if name not in NOT_COMPARED and run.get(name) and run[name] != value
+        }
+        if columns:
+            self.differences.append(Difference(report.step, columns))
+        else:
+            self.equal.append(report.step)
+
+    def on_commit(self, state: dict[str, Any], best: bool) -> None:
+        """Compare the state, once a step."""
+        if any(compared.step == state["step"] for compared in self.tensors):
+            return
+        found = self.checkpoint(state)
+        if found is not None:
+            self.tensors.append(compared(*found, state))
+
+
+def compared(run: Mapping[str, Any], file: str, here: Mapping[str, Any]) -> TensorsCompared:
+    """A state of the run and one of here, tensor by tensor."""
+    pairs = {
+        "weights": (run["model"], here["model"]),
+        "averages": (run["ema"]["weights"], here["ema"]["weights"]),
+        "optimizer state": (_moments(run), _moments(here)),
+    }
+    different = {part: [name for name in both[0] if _unlike(name, *both)] for part, both in pairs.items()}
+    return TensorsCompared(here["step"], file, different, sum(len(run) for run, _ in pairs.values()))
+
+
+def _moments(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the optimizer remembers of each parameter."""
+    of_parameters = state["optimizer"]["state"].items()
+    return {f"{n}.{key}": v for n, own in of_parameters for key, v in own.items() if isinstance(v, Tensor)}
+
+
+def _unlike(name: str, run: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> bool:
+    return name not in here or not run[name].equal(here[name].detach().to(run[name].device))
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
