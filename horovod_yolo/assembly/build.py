@@ -49,6 +49,7 @@ from horovod_yolo.training.optimizers import make_optimizer
 from horovod_yolo.training.passes import Passes
 from horovod_yolo.training.restore import set_state
 from horovod_yolo.training.schedule import Schedule
+from horovod_yolo.training.slice_digests import SliceDigests
 from horovod_yolo.training.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -249,6 +250,7 @@ def build_stepper(
         precision.device.type, init_scale=FP16_FIRST_SCALE, enabled=precision.dtype == torch.float16
     )
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    record = SliceDigests(trained) if config.record else None  # its hooks come before the exchange's
     optimizer: Optimizer
     exchange: GradientExchange
     if config.sums == "exact" and config.slices > 1:  # what is one slice has no order
@@ -269,6 +271,7 @@ def build_stepper(
         stop=stop,
         passes=passes or Passes(math.ceil(config.batch_size / (config.slices or comm.size))),
         slices=slices_of(config, comm),
+        record=record,
     )
 
 

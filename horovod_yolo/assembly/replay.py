@@ -16,17 +16,20 @@ from horovod_yolo.assembly.resuming import settings_here
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.assembly.run_folder import discard_if_empty, new_run_folder, write_config, write_json
 from horovod_yolo.assembly.settings import kept_settings
-from horovod_yolo.assembly.train import spec_of
+from horovod_yolo.assembly.train import gradient_record, spec_of
 from horovod_yolo.checkpoint import earlier
 from horovod_yolo.checkpoint.earlier import Kept
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import StoppedError, UserError
+from horovod_yolo.core.types import Ints
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.lost_images import MOST_NAMED
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.telemetry.comparison import Comparison, recorded_steps
+from horovod_yolo.telemetry.comparison import Comparison, Difference, recorded_steps
 from horovod_yolo.telemetry.csv_log import StepLog
+from horovod_yolo.telemetry.gradient_record import NAME as RECORD
+from horovod_yolo.telemetry.gradient_record import recorded_gradients
 from horovod_yolo.telemetry.progress import ProgressDisplay
 from horovod_yolo.training.events import Callback
 from horovod_yolo.training.loop import Trainer
@@ -72,6 +75,8 @@ class Found:
     later: Sequence[Kept]
     rows: Mapping[int, Mapping[str, str]]
     last: int
+    tensors: Sequence[str]  # whose gradients the run has recorded
+    gradients: Mapping[int, Ints]  # their digests, by step
 
 
 @dataclass(frozen=True)
@@ -103,21 +108,24 @@ class Replayed:
             return [f"steps {first} to {last} are the same, {by}: {columns}", *files]
         worst = comparison.differences[0]
         same = f"; steps {first} to {worst.step - 1} are the same" if worst.step > first else ""
-        return [f"step {worst.step} differs{same}; {by}", *worst.lines(), *self._known(worst.step), *files]
+        known = self._known(worst) if worst.columns else []
+        return [f"step {worst.step} differs{same}; {by}", *worst.lines(), *known, *files]
 
     @property
     def has_digests(self) -> bool:
         """Whether the run has written any."""
         return any(row.get("digest") for row in self.found.rows.values())
 
-    def _known(self, step: int) -> list[str]:
-        """What is known of where it differs."""
+    def _known(self, worst: Difference) -> list[str]:
+        """What else is known of where it differs."""
+        step = worst.step
+        found = ["which slice is not known: the step is not in a --record"] * (worst.gradients is None)
         after = [each.step for each in self.comparison.tensors if each.step >= step]
         if step in after:
-            return [f"the run has a checkpoint of step {step}: its tensors that differ are below"]
+            return [*found, f"the run has a checkpoint of step {step}: its tensors that differ are below"]
         if after:
-            return [f"the next checkpoint is of step {after[0]}: by then what differed has spread"]
-        return ["no later checkpoint of the run is kept: nothing is known of which tensors differ"]
+            return [*found, f"the next checkpoint is of step {after[0]}: by then what differed has spread"]
+        return [*found, "no later checkpoint of the run is kept: nothing is known of which tensors differ"]
 
 
 def replay(options: ReplayOptions, comm: Communicator, stop: StopRequest | None = None) -> Replayed:
@@ -170,7 +178,18 @@ def find(options: ReplayOptions) -> Found:
             raise UserError(f"has {have}, and no step {step}", where=folder / "steps.csv", fix="see --steps")
     state, start, later = earlier.nearest_before(folder, options.first, int(rows[options.first]["epoch"]))
     rows = {step: row for step, row in rows.items() if start.step < step <= last}
-    return Found(folder, state, start, later, rows, last)
+    tensors, gradients = _recorded(folder)
+    gradients = {step: digests for step, digests in gradients.items() if step in rows}
+    return Found(folder, state, start, later, rows, last, tensors, gradients)
+
+
+def _recorded(folder: Path) -> tuple[Sequence[str], Mapping[int, Ints]]:
+    try:
+        found = recorded_gradients(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s cannot be used (%s): steps are compared without it", folder / RECORD, error)
+        found = None
+    return (found[0].tensors, found[1]) if found else ((), {})
 
 
 def _settings(found: Found, options: ReplayOptions) -> TrainConfig:
@@ -183,6 +202,7 @@ def _settings(found: Found, options: ReplayOptions) -> TrainConfig:
         save_period=-1,
         elastic=False,
         noplots=True,
+        record=len(found.gradients),
         stage="",
         log_dir="",
     )
@@ -197,7 +217,9 @@ def _own_folder(found: Found, options: ReplayOptions) -> Path:
 
 
 def _replayed(run: Run, found: Found, data: Data, comm: Communicator, stop: StopRequest) -> Replayed:
-    comparison = Comparison(found.rows, lambda state: _checkpoint(found, state))
+    comparison = Comparison(
+        found.rows, lambda state: _checkpoint(found, state), found.tensors, found.gradients
+    )
     callbacks: list[Callback] = []
     if comm.rank == 0:
         callbacks = [StepLog(run.folder), ProgressDisplay(alone=comm.size == 1), comparison]
@@ -206,6 +228,8 @@ def _replayed(run: Run, found: Found, data: Data, comm: Communicator, stop: Stop
         trainer.evaluator.close()
         trainer.evaluator = None
     trainer.stepper.digests = comm.rank == 0
+    if comm.rank == 0 and trainer.stepper.record is not None:
+        callbacks.append(gradient_record(run.folder, trainer))
     _warn(trainer)
     if comm.rank == 0:
         write_config(run.folder, trainer.config)

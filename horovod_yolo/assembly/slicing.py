@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.slices import Slices
 from horovod_yolo.distributed.communicator import Communicator
 
@@ -39,6 +40,7 @@ def with_slices(
         comm: the ranks of now.
     """
     if config.sync_bn:
+        _require_slices(config)
         return replace(config, sums="float")
     count = config.slices or min(first_size, config.batch_size)
     if config.sums == "auto":
@@ -51,8 +53,17 @@ def with_slices(
             "any number of ranks" if config.sums == "exact" else f"{comm.size} ranks, to rounding on others"
         )
         log.info("%d slices a batch: the same results with --slices %d on %s", count, count, where)
+    if config.sums != "exact" and count > 1:
+        _require_slices(config)
     _share_threads(resumed, comm)
     return replace(config, slices=count)
+
+
+def _require_slices(config: TrainConfig) -> None:
+    """Raise `UserError` where something looks at slices by themselves; the same on all ranks."""
+    why = "--sync-bn" if config.sync_bn else "--sums float"
+    if config.record:
+        raise UserError(f"--record needs slices that are added up exactly, and there are none with {why}")
 
 
 def _share_threads(resumed: dict[str, Any] | None, comm: Communicator) -> None:

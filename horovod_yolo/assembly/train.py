@@ -28,6 +28,7 @@ from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.telemetry import tensorboard
 from horovod_yolo.telemetry.csv_log import EpochLog, StepLog
+from horovod_yolo.telemetry.gradient_record import GradientRecord
 from horovod_yolo.telemetry.progress import ProgressDisplay
 from horovod_yolo.telemetry.report import ReportWriter
 from horovod_yolo.training.events import Callback
@@ -84,6 +85,8 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop, first_size)
     trainer.keep = run.elastic.keep if run.elastic else None
     trainer.stepper.digests = comm.rank == 0
+    if comm.rank == 0 and trainer.stepper.record is not None:
+        callbacks.append(gradient_record(run.folder, trainer))
     device = trainer.stepper.precision.device
     trainer.about |= {"data": of_data, "precision": precision_name(run.config.precision, device)}
     if comm.rank == 0 and not run.config.noplots:
@@ -185,6 +188,13 @@ def _callbacks(run: Run, *, alone: bool) -> list[Callback]:
     if tensorboard.available():
         callbacks.append(tensorboard.TensorBoard(run.folder))
     return callbacks
+
+
+def gradient_record(folder: Path, trainer: Trainer) -> GradientRecord:
+    """What ``--record`` keeps."""
+    config, record = trainer.config, trainer.stepper.record
+    assert record is not None
+    return GradientRecord(folder, config.record, config.slices, record.names)
 
 
 def _report_writer(run: Run, trainer: Trainer, data: Data) -> ReportWriter:

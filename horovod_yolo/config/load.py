@@ -28,6 +28,7 @@ from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.io.plain_yaml import read_mapping
 
+RECORDED_STEPS = 100  # where --record does not say how many
 HYP_FILE_BYTES = 1 << 16  # a hyperparameter file is a page; more than this is some other file
 
 
@@ -127,6 +128,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
     add_label_flags(p)
     _add_place_flags(p)
+    _add_proof_flags(p)
     return p
 
 
@@ -152,6 +154,11 @@ def _add_place_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--stage", metavar="DIR", help=copied)
     log = "a log file of each rank in this folder, with all messages"
     p.add_argument("--log-dir", dest="log_dir", help=log)
+
+
+def _add_proof_flags(p: argparse.ArgumentParser) -> None:
+    record = "keep digests of each slice's gradients in the last N steps, for horovod-yolo replay"
+    p.add_argument("--record", nargs="?", type=int, const=RECORDED_STEPS, metavar="N", help=record)
 
 
 def row_or_name(text: str) -> int | str:

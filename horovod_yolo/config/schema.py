@@ -80,6 +80,7 @@ class TrainConfig:
     class_map: ClassMap = ()
     skip_bad_classes: bool = False
     data_changed: bool = False
+    record: int = 0  # steps whose slices' gradients have digests in the run's folder
     cache_dir: str = ""
     stage: str = ""
     log_dir: str = ""
@@ -96,6 +97,7 @@ class TrainConfig:
             ("commit_every", 0),
             ("max_steps", 0),
             ("seed", 0),
+            ("record", 0),
         ):
             value = getattr(self, name)
             _require(value >= least, _flag(name), value, f"{least} or more")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+from horovod_yolo.core.types import Ints
 from horovod_yolo.telemetry.csv_log import step_row
 from horovod_yolo.training.events import Callback, StepReport
 
@@ -27,17 +29,41 @@ def recorded_steps(table: Path) -> dict[int, dict[str, str]]:
     return {int(row["step"]): row for row in rows if row["step"].isdecimal()}
 
 
+class Place(NamedTuple):
+    """A gradient before the sum: batch of the step and slice, from 0, and tensor."""
+
+    batch: int
+    slice: int
+    tensor: str
+
+
 @dataclass(frozen=True)
 class Difference:
     """A step that came out otherwise: what the run has, and what is here, by column."""
 
     step: int
     columns: Mapping[str, tuple[str, str]]
+    gradients: tuple[Place, ...] | None = None  # of which digests differ; None: the run has not recorded them
 
     def lines(self) -> list[str]:
         """For people."""
-        width = max(map(len, self.columns))
-        return [f"{name:{width}}  run {run}  here {here}" for name, (run, here) in self.columns.items()]
+        width = max(map(len, self.columns), default=0)
+        found = [f"{name:{width}}  run {run}  here {here}" for name, (run, here) in self.columns.items()]
+        if self.gradients is not None:
+            found += [self._of_gradients(self.gradients)]
+        return found
+
+    def _of_gradients(self, places: Sequence[Place]) -> str:
+        if not places:
+            return "the gradients of all slices are the same: what differs came in their sum or in the update"
+        first = places[0]
+        of_slice = [place for place in places if place[:2] == first[:2]]
+        others = len({place[:2] for place in places}) - 1
+        words = f"slice {first.slice} of batch {first.batch}: the gradient of {first.tensor} differs"
+        if len(of_slice) > 1:
+            words += f", and those of {len(of_slice) - 1} more tensors, which are nearer to the image"
+        words += f"; so do gradients of {others} other slices" if others else ""
+        return words + ("" if self.columns else "; rounding has hidden it from the sum")
 
 
 @dataclass(frozen=True)
@@ -65,10 +91,14 @@ class Comparison(Callback):
         rows: of the run's ``steps.csv``, by step.
         checkpoint: gives the run's state at the step of this one, and the name of its file; None where none
             is kept.
+        tensors_recorded: names of the tensors whose gradients the run has recorded.
+        recorded: (batches, slices, tensors) digests of these, by step.
     """
 
     rows: Mapping[int, Mapping[str, str]]
     checkpoint: Callable[[Mapping[str, Any]], tuple[dict[str, Any], str] | None]
+    tensors_recorded: Sequence[str] = ()
+    recorded: Mapping[int, Ints] = field(default_factory=dict)
     equal: list[int] = field(default_factory=list)  # steps
     differences: list[Difference] = field(default_factory=list)
     tensors: list[TensorsCompared] = field(default_factory=list)
@@ -86,10 +116,19 @@ class Comparison(Callback):
             for name, value in here.items()
             if name not in NOT_COMPARED and run.get(name) and run[name] != value
         }
-        if columns:
-            self.differences.append(Difference(report.step, columns))
+        gradients = self._gradients(report)
+        if columns or gradients:
+            self.differences.append(Difference(report.step, columns, gradients))
         else:
             self.equal.append(report.step)
+
+    def _gradients(self, report: StepReport) -> tuple[Place, ...] | None:
+        """Of which digests differ, in the order in which the backward pass comes to them."""
+        run, here = self.recorded.get(report.step), report.result.slice_digests
+        if run is None or here is None or run.shape != here.shape:
+            return None
+        found = sorted(np.argwhere(run != here).tolist(), key=lambda at: (at[0], at[1], -at[2]))
+        return tuple(Place(batch, number, self.tensors_recorded[k]) for batch, number, k in found)
 
     def on_commit(self, state: dict[str, Any], best: bool) -> None:
         """Compare the state, once a step."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from horovod_yolo.core.types import Ints
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.training.schedule import Rates, Schedule
 
@@ -33,6 +34,7 @@ class StepResult:
     replaced: int = 0  # of the images, those that stand for a lost one
     redone: bool = False  # in smaller passes, because a rank ran out of memory
     digest: int | None = None  # of weights and running statistics after it, where it was asked for
+    slice_digests: Ints | None = None  # (batches, slices, tensors) of gradients before the sum, likewise
 
 
 @dataclass(frozen=True)

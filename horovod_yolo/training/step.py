@@ -18,12 +18,12 @@ import logging
 import math
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from horovod_yolo.core.digest import digest
@@ -32,7 +32,7 @@ from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.slices import Slices, in_parts, of_parts
 from horovod_yolo.core.transfer import Fetched
-from horovod_yolo.core.types import Batch
+from horovod_yolo.core.types import Batch, Ints
 from horovod_yolo.distributed.agreement import agree
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange
 from horovod_yolo.distributed.rejoining import RejoiningSums
@@ -44,6 +44,8 @@ from horovod_yolo.training.events import StepResult
 from horovod_yolo.training.optimizers import step_where, steps_where
 from horovod_yolo.training.passes import Passes, Window, give_back
 from horovod_yolo.training.running_statistics import RunningStatistics
+from horovod_yolo.training.scaling import scaled, scaled_size
+from horovod_yolo.training.slice_digests import SliceDigests
 
 log = logging.getLogger(__name__)
 LARGEST_GRADIENT_NORM = 10.0
@@ -73,15 +75,18 @@ class Step:
         made: bool | Tensor,
         redone: bool,
         weights: Fetched | None = None,
+        of_slices: tuple[Fetched, tuple[int, int, int]] | None = None,
     ) -> None:
         """``numbers`` are the losses and the norm of the gradient, ``weights`` the digest of the model.
+
+        ``of_slices`` are the digests of the slices' gradients, and their shape.
 
         ``made`` is whether the weights have moved: () bool where only the device knows.
         """
         self.images, self.replaced, self.stop, self.redone = sums.images, sums.replaced, sums.stop, redone
         self.made = made
         self._stepper = stepper
-        self._numbers, self._weights = numbers, weights
+        self._numbers, self._weights, self._of_slices = numbers, weights, of_slices
 
     def result(self) -> StepResult:
         """All of it, when the device has come so far; to be called once, in the order of the steps.
@@ -95,7 +100,13 @@ class Step:
         skipped = not math.isfinite(norm)
         self._stepper.note(skipped)
         weights = int(self._weights.read()[0]) if self._weights else None
-        return StepResult(means, self.images, norm, skipped, self.stop, self.replaced, self.redone, weights)
+        of_slices: Ints | None = None
+        if self._of_slices is not None:
+            fetched, shape = self._of_slices
+            of_slices = np.array(fetched.read(), np.int64).reshape(shape)
+        return StepResult(
+            *(means, self.images, norm, skipped, self.stop, self.replaced, self.redone, weights, of_slices)
+        )
 
 
 class Stepper:
@@ -115,11 +126,13 @@ class Stepper:
         stop: StopRequest,
         passes: Passes,
         slices: Slices | None = None,
+        record: SliceDigests | None = None,
     ) -> None:
         """With ``sync_bn`` the model's batch norms are replaced by those of all ranks.
 
-        ``slices`` are this rank's; by default each rank has one.
+        ``slices`` are this rank's; by default each rank has one. ``record`` gets their gradients' digests.
         """
+        self.record = record
         self.digests = False  # of the weights, after each step
         self.model = model
         self.criterion = criterion
@@ -166,7 +179,11 @@ class Stepper:
         self._statistics.move(sums.statistics, made)
         self.optimizer.zero_grad()
         weights = Fetched(digest(self._state)[None]) if self.digests else None
-        return Step(self, sums, numbers, made, redone, weights)
+        of_slices = None
+        if self.record is not None:
+            shape = (len(window), self.slices.count, len(self.record.names))
+            of_slices = (Fetched(self.record.of_all_ranks(self._comm)), shape)
+        return Step(self, sums, numbers, made, redone, weights, of_slices)
 
     def lack_of_memory(self, batch: Batch, scale: float) -> str | None:
         """What a rank lacks to train on a batch in one pass, and which rank; None: nothing. *Collective.*
@@ -207,6 +224,8 @@ class Stepper:
         self.exchange.expect(
             len(window) * here, passes=self.passes.count, of_all=len(window) * self.slices.count
         )
+        if self.record is not None:
+            self.record.begin(len(window), self.slices, self.passes.count)
         losses = torch.zeros(
             (2, len(self.criterion.terms)), dtype=torch.float64, device=self.precision.device
         )
@@ -313,11 +332,11 @@ class Stepper:
 
     @torch.no_grad()
     def _matched(self, batch: Batch, scale: float, predictions: Any) -> Any:
-        size = _size(batch, scale, max(self.model.strides))
+        size = scaled_size(batch, scale, max(self.model.strides))
         return self.criterion.match(batch.targets, size, predictions)
 
     def _forward(self, batch: Batch, scale: float, tracks: bool = True) -> Any:
-        batch = _resized(batch, scale, max(self.model.strides))
+        batch = scaled(batch, scale, max(self.model.strides))
         self.model.train()
         if len(batch) == 0 and not self._sync_bn:
             self.model.eval()  # batch norm has no statistics of nothing; all gradients will be zero
@@ -370,22 +389,3 @@ def what_batch_norm_sees(passes: Passes, sync_bn: bool) -> str:
             f"batch norm sees one of the {passes.count} passes of all ranks at a time, not the global batch"
         )
     return f"batch norm sees {passes.images} images at a time, not the rank's {passes.share}"
-
-
-def _size(batch: Batch, factor: float, stride: int) -> tuple[int, int]:
-    """(H, W) of the images when they are scaled, to a multiple of ``stride``."""
-    height, width = batch.images.shape[2:]
-    if factor == 1:
-        return height, width
-    height, width = (max(round(side * factor / stride), 1) * stride for side in (height, width))
-    return height, width
-
-
-def _resized(batch: Batch, factor: float, stride: int) -> Batch:
-    """The batch with its images scaled to a multiple of ``stride``; targets are relative and stay."""
-    if factor == 1:
-        return batch
-    size = _size(batch, factor, stride)
-    images = batch.images.float()
-    images = F.interpolate(images, size, mode="bilinear") if len(batch) else images.new_zeros((0, 3, *size))
-    return replace(batch, images=images)

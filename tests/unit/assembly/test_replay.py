@@ -79,7 +79,8 @@ def test_on_any_number_of_ranks_steps_come_again(run: Path, tmp_path: Path, rank
 def faulty(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of two ranks the second flips a bit in step 4, in the third of four slices; the last step is 5."""
     fault = flipped_bit(rank=1, step=4, name=TENSOR)
-    return run_of(digits, tmp_path_factory.mktemp("faulty"), fault=fault, max_steps=5, save_period=1)
+    folder = tmp_path_factory.mktemp("faulty")
+    return run_of(digits, folder, fault=fault, max_steps=5, save_period=1, record=3)
 
 
 def test_the_first_step_that_was_wrong_is_named(faulty: Path, tmp_path: Path) -> None:
@@ -90,6 +91,27 @@ def test_the_first_step_that_was_wrong_is_named(faulty: Path, tmp_path: Path) ->
     head, *lines = outcome.lines()
     assert head == "step 4 differs; on 3 ranks, from epoch1.pt of step 3"
     assert lines[0].startswith("grad_norm  run ") and lines[1].startswith("digest     run 0x")
+    assert lines[2] == f"slice 2 of batch 0: the gradient of {TENSOR} differs"  # rank 1 of 2 has 2 and 3
+    first, second = outcome.comparison.differences
+    assert first.gradients == ((0, 2, TENSOR),) and second.gradients, "later all of them differ"
+
+
+def test_a_bit_that_the_sum_rounds_away_is_found_by_the_record(digits: Path, tmp_path: Path) -> None:
+    fault = flipped_bit(rank=0, step=2, name=TENSOR, nth=1, bit=0)
+    run = run_of(digits, tmp_path, fault=fault, max_steps=2, record=100)
+    head, words, file = replayed(run, (2, 2), tmp_path, 2).lines()
+    assert head == "step 2 differs; on 2 ranks, from last.2.pt of step 1"
+    hidden = "rounding has hidden it from the sum"
+    assert words == f"slice 1 of batch 0: the gradient of {TENSOR} differs; {hidden}"
+    assert file == "last.pt of step 2: weights, averages and optimizer state are the same"
+
+
+@pytest.mark.parametrize("flags", [{"sync_bn": True, "slices": 0}, {"sums": "float"}])
+def test_without_slices_that_are_added_up_exactly_there_is_no_record(
+    digits: Path, tmp_path: Path, flags: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match="--record needs slices that are added up exactly"):
+        run_of(digits, tmp_path, record=5, **flags)
 
 
 def test_tensors_are_named_where_the_run_has_a_checkpoint_of_that_step(digits: Path, tmp_path: Path) -> None:
@@ -97,7 +119,10 @@ def test_tensors_are_named_where_the_run_has_a_checkpoint_of_that_step(digits: P
     run = run_of(digits, tmp_path, fault=fault, max_steps=4)
     lines = replayed(run, (4, 4), tmp_path).lines()
     assert lines[0] == "step 4 differs; on 1 rank, from last.2.pt of step 3"
-    assert "the run has a checkpoint of step 4: its tensors that differ are below" in lines
+    assert lines[3:5] == [
+        "which slice is not known: the step is not in a --record",
+        "the run has a checkpoint of step 4: its tensors that differ are below",
+    ]
     # batch norm's statistics are of the forward pass, which is before the fault
     assert lines[-1].startswith("last.pt of step 4: 3 of ")
     assert f"{TENSOR} of the weights; {TENSOR} of the averages; " in lines[-1]

@@ -9,7 +9,7 @@ from horovod_yolo.assembly.build import require_cells
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Batch, Targets
-from horovod_yolo.training.step import _resized
+from horovod_yolo.training.scaling import scaled
 
 
 def settings(imgsz: int, multi_scale: bool) -> TrainConfig:
@@ -20,7 +20,7 @@ def fewest_cells(imgsz: int, stride: int, multi_scale: bool) -> int:
     """Of the coarsest map, at the smallest factor that may be drawn."""
     nothing = torch.zeros(0, dtype=torch.int64)
     batch = Batch(torch.zeros(0, 3, imgsz, imgsz), Targets(nothing, nothing, torch.zeros(0, 4)), nothing, ())
-    smallest = _resized(batch, 0.5 if multi_scale else 1.0, stride).images
+    smallest = scaled(batch, 0.5 if multi_scale else 1.0, stride).images
     return (smallest.shape[2] // stride) * (smallest.shape[3] // stride)
 
 

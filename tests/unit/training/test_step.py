@@ -23,11 +23,11 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.optimizers import make_optimizer
 from horovod_yolo.training.passes import Passes
+from horovod_yolo.training.scaling import scaled
 from horovod_yolo.training.step import (
     LARGEST_GRADIENT_NORM,
     MOST_SKIPS_IN_A_ROW,
     Stepper,
-    _resized,
 )
 from tests.helpers.runs import same_bits
 from tests.helpers.tiny import STRIDES, tiny_batch, tiny_criterion, tiny_detector, tiny_head
@@ -283,10 +283,10 @@ def test_multi_scale_sizes_fit_the_network(
 ) -> None:
     for images in (2, 0):
         batch = tiny_batch(images, 0, size)
-        resized = _resized(batch, factor, stride)
+        resized = scaled(batch, factor, stride)
         assert tuple(resized.images.shape) == (images, 3, *expected)
         assert resized.targets is batch.targets
-    assert _resized(batch, 1.0, stride) is batch
+    assert scaled(batch, 1.0, stride) is batch
 
 
 def test_multi_scale_trains() -> None:

@@ -1,0 +1,28 @@
+"""The size that images have in the network, which `--multi-scale` varies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.nn import functional as F
+
+from horovod_yolo.core.types import Batch
+
+
+def scaled_size(batch: Batch, factor: float, stride: int) -> tuple[int, int]:
+    """(H, W) of the images when they are scaled, to a multiple of ``stride``."""
+    height, width = batch.images.shape[2:]
+    if factor == 1:
+        return height, width
+    height, width = (max(round(side * factor / stride), 1) * stride for side in (height, width))
+    return height, width
+
+
+def scaled(batch: Batch, factor: float, stride: int) -> Batch:
+    """The batch with its images scaled to a multiple of ``stride``; targets are relative and stay."""
+    if factor == 1:
+        return batch
+    size = scaled_size(batch, factor, stride)
+    images = batch.images.float()
+    images = F.interpolate(images, size, mode="bilinear") if len(batch) else images.new_zeros((0, 3, *size))
+    return replace(batch, images=images)
