@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "process", "config", "data", "models.detector", "losses.criterion", "metrics.scores"),
         *("distributed", "checkpoint", "models.batch_norm"),  # what is frozen has no statistics of batches
     },
-    "training.events": {"metrics.scores", "training.schedule"},  # and so of no trainer
+    "training.events": {"core", "metrics.scores", "training.schedule"},  # and so of no trainer
     "evaluation": {
         *("core", "process", "data", "models.detector", "models.suppression", "models.fusing"),
         *("losses.criterion", "metrics", "distributed"),

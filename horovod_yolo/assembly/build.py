@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from horovod_yolo.assembly.auto_optimizer import kept_choice, with_optimizer
 from horovod_yolo.assembly.data import Data
-from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
+from horovod_yolo.assembly.device import agreed_device, choose_precision, device_kind, pinned
 from horovod_yolo.assembly.fitting import fitted, passes_of, passes_of_evaluation
 from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
@@ -42,6 +42,7 @@ from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.double_check import DoubleChecks
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback
 from horovod_yolo.training.loop import Trainer
@@ -250,7 +251,9 @@ def build_stepper(
         precision.device.type, init_scale=FP16_FIRST_SCALE, enabled=precision.dtype == torch.float16
     )
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    record = SliceDigests(trained) if config.record else None  # its hooks come before the exchange's
+    record = None
+    if config.record or config.check_every:  # before the exchange has its hooks
+        record = SliceDigests(trained, recorded=config.record > 0)
     optimizer: Optimizer
     exchange: GradientExchange
     if config.sums == "exact" and config.slices > 1:  # what is one slice has no order
@@ -307,9 +310,9 @@ def _weights(config: TrainConfig, spec: DataSpec, comm: Communicator) -> dict[st
     return found
 
 
-def _licence(state: dict[str, Any]) -> dict[str, Any]:
-    """What checkpoints say of the weights that others published, where the run began with them."""
-    return {key: value for key, value in state.items() if key == "license"}
+def _kept(state: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoints go on saying: of weights that others published, and of ranks that computed wrongly."""
+    return {key: value for key, value in state.items() if key in ("license", "faults")}
 
 
 def build_trainer(
@@ -356,7 +359,10 @@ def build_trainer(
         early_stopping=EarlyStopping(),
         stop=stop,
         metrics={},
-        about={**_licence(resumed or weights or {}), **kept_choice(config, tuned)},
+        about={**_kept(resumed or weights or {}), **kept_choice(config, tuned)},
     )
+    if config.check_every:
+        kind = device_kind(device, deterministic=config.deterministic)
+        trainer.checks = DoubleChecks(config.check_every, config.seed, comm, kind, trainer.loader.made)
     set_state(trainer, resumed)
     return trainer

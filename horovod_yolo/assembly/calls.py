@@ -9,6 +9,7 @@ from typing import Any
 from horovod_yolo.assembly.ending import MISTAKE
 from horovod_yolo.assembly.world import World
 from horovod_yolo.core.errors import (
+    FaultyRankError,
     MemoryShortError,
     NonFiniteError,
     RanksFailedError,
@@ -20,7 +21,8 @@ from horovod_yolo.launch.child import Ended, Job
 from horovod_yolo.launch.plan import CALL
 
 _RAISED: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (UserError, NonFiniteError, MemoryShortError, UnwrittenError)
+    kind.__name__: kind
+    for kind in (UserError, NonFiniteError, MemoryShortError, FaultyRankError, UnwrittenError)
 }
 
 

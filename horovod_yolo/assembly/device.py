@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -151,6 +152,26 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
 def precision_name(wanted: str, device: torch.device) -> str:
     """What ``auto`` stands for on this device."""
     return wanted if wanted != "auto" else ("fp32" if device.type == "cpu" else "fp16")
+
+
+def device_kind(device: torch.device, *, deterministic: bool) -> str:
+    """What a rank computes on: those with equal ones are expected to compute the same bits.
+
+    Raises:
+        UserError: the device does not compute the same bits every time; on all ranks alike.
+    """
+    if device.type != "cpu":
+        if not deterministic:
+            fix = "add --deterministic"
+            raise UserError("--check-every needs the same bits in every computation on a GPU", fix=fix)
+        name = getattr(getattr(torch, device.type), "get_device_name", lambda _: device.type)(device)
+        return f"{name}, torch {torch.__version__}"
+    model = platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        model = next(names, model)
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
 def pinned(device: torch.device) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from horovod_yolo.core.errors import (
     DataWorkerError,
+    FaultyRankError,
     MemoryShortError,
     NonFiniteError,
     Request,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("horovod_yolo")
 DONE, FAULT, MISTAKE, STOPPED = 0, 1, 2, 3
 # All ranks raise these together.
-AGREED = (UserError, NonFiniteError, MemoryShortError, UnwrittenError, StoppedError)
+AGREED = (UserError, NonFiniteError, MemoryShortError, FaultyRankError, UnwrittenError, StoppedError)
 SECONDS_OF_THE_FIRST = 3.0  # for a launcher to see that a rank has left
 _ending = threading.Lock()
 
@@ -50,7 +51,7 @@ def end_of(error: Exception) -> tuple[int, str]:
     """Exit code and words for how all ranks ended."""
     if isinstance(error, StoppedError):
         return STOPPED if error.saved else FAULT, f"stopped on request {error}"
-    if isinstance(error, (NonFiniteError, MemoryShortError)):
+    if isinstance(error, (NonFiniteError, MemoryShortError, FaultyRankError)):
         return FAULT, f"training stopped: {error}"
     return MISTAKE if isinstance(error, UserError) else FAULT, f"error: {error}"
 

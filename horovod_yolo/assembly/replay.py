@@ -203,6 +203,7 @@ def _settings(found: Found, options: ReplayOptions) -> TrainConfig:
         elastic=False,
         noplots=True,
         record=len(found.gradients),
+        check_every=0,
         stage="",
         log_dir="",
     )

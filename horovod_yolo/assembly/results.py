@@ -59,6 +59,7 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
         "images_per_s": progress.images / progress.wall_s if progress.wall_s else 0.0,
         "wall_s": progress.wall_s,
         **spent,
+        **({"faults": trainer.about["faults"]} if "faults" in trainer.about else {}),
         "exit": 0,
         "versions": versions(),
     }

@@ -12,7 +12,7 @@ from horovod_yolo.core.errors import UserError
 
 # Of this job; the results stay the same. That labels are read as the same data is seen by its digest.
 PLACE = (
-    *("data", "data_changed", "skip_bad_classes", "record"),
+    *("data", "data_changed", "skip_bad_classes", "record", "check_every"),
     *("device", "workers", "cache", "cache_dir", "stage", "log_dir", "noplots", "elastic", "elastic_wait"),
 )
 NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already

@@ -55,6 +55,8 @@ def with_slices(
         log.info("%d slices a batch: the same results with --slices %d on %s", count, count, where)
     if config.sums != "exact" and count > 1:
         _require_slices(config)
+    if config.check_every and count == 1:
+        raise UserError("--check-every with one slice", fix="use --slices 2 or more, or several ranks")
     _share_threads(resumed, comm)
     return replace(config, slices=count)
 
@@ -62,8 +64,9 @@ def with_slices(
 def _require_slices(config: TrainConfig) -> None:
     """Raise `UserError` where something looks at slices by themselves; the same on all ranks."""
     why = "--sync-bn" if config.sync_bn else "--sums float"
-    if config.record:
-        raise UserError(f"--record needs slices that are added up exactly, and there are none with {why}")
+    for flag, given in (("--record", config.record), ("--check-every", config.check_every)):
+        if given:
+            raise UserError(f"{flag} needs slices that are added up exactly, and there are none with {why}")
 
 
 def _share_threads(resumed: dict[str, Any] | None, comm: Communicator) -> None:

@@ -21,7 +21,7 @@ from horovod_yolo.assembly.staging import staged
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.core.errors import Request, StoppedError, UnwrittenError, UserError
+from horovod_yolo.core.errors import FaultyRankError, Request, StoppedError, UnwrittenError, UserError
 from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
@@ -44,6 +44,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
     Raises:
         UserError: a mistake in the settings or the data, on all ranks alike.
         NonFiniteError: training diverged, on all ranks alike.
+        FaultyRankError: a rank computes wrongly; on all ranks alike, and the checkpoint is of before.
         MemoryShortError: a rank lacks memory, also for half as many images at a time; on all ranks alike.
         UnwrittenError: the run is over, but not all of it is on the disk; on all ranks alike.
         StoppedError: ``stop`` was asked for on any rank; all ranks alike, and the checkpoint is written.
@@ -110,6 +111,10 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     except StoppedError:
         checkpointer.wait()
         raise _stopped(run, trainer, comm, checkpointer) from None
+    except FaultyRankError as error:
+        checkpointer.wait()
+        fix = f"The step was not made. Take the machine out, and go on with --resume {run.folder}"
+        raise FaultyRankError(f"{error}. {fix}", error.event) from None
     finally:
         trainer.close()
     unwritten = comm.broadcast_object(unwritten)

@@ -159,6 +159,8 @@ def _add_place_flags(p: argparse.ArgumentParser) -> None:
 def _add_proof_flags(p: argparse.ArgumentParser) -> None:
     record = "keep digests of each slice's gradients in the last N steps, for horovod-yolo replay"
     p.add_argument("--record", nargs="?", type=int, const=RECORDED_STEPS, metavar="N", help=record)
+    check = "in every N-th step two ranks do the same slice, and a rank that computes wrongly is named"
+    p.add_argument("--check-every", dest="check_every", type=int, metavar="N", help=check)
 
 
 def row_or_name(text: str) -> int | str:

@@ -80,6 +80,7 @@ class TrainConfig:
     class_map: ClassMap = ()
     skip_bad_classes: bool = False
     data_changed: bool = False
+    check_every: int = 0  # steps between two in which a slice is done twice; 0: never
     record: int = 0  # steps whose slices' gradients have digests in the run's folder
     cache_dir: str = ""
     stage: str = ""
@@ -98,6 +99,7 @@ class TrainConfig:
             ("max_steps", 0),
             ("seed", 0),
             ("record", 0),
+            ("check_every", 0),
         ):
             value = getattr(self, name)
             _require(value >= least, _flag(name), value, f"{least} or more")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 Request = Literal["certain", "here", "elsewhere"]
 
@@ -31,6 +31,18 @@ class NonFiniteError(RuntimeError):
 
 class MemoryShortError(RuntimeError):
     """A rank has too little memory for a step, also with half as many images at a time."""
+
+
+class FaultyRankError(RuntimeError):
+    """Two ranks have different bits for the same slice: one of them computes wrongly.
+
+    Attributes:
+        event: step, slice, tensors and ranks, in builtins.
+    """
+
+    def __init__(self, words: str, event: dict[str, Any] | None = None) -> None:
+        super().__init__(words)
+        self.event = event or {}
 
 
 class UnwrittenError(RuntimeError):

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from horovod_yolo.core.errors import DataWorkerError
+from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Batch, LostImage, SampleKey
 from horovod_yolo.data import workers
 from horovod_yolo.data.augment import Sample
@@ -92,9 +93,7 @@ class _Requests(Sampler[_Request]):
         at: tuple[int, int] | None = self.first
         while at is not None:
             epoch, batch = at
-            plan = self.plan
-            place = plan.first_place(epoch, batch), plan.slice_sizes(epoch, batch)
-            yield _Request(plan.rank_keys(epoch, batch), *plan.shape_of(batch), *place)
+            yield _request(self.plan, epoch, batch)
             at = self.after(epoch, batch)
 
     def after(self, epoch: int, batch: int) -> tuple[int, int] | None:
@@ -102,6 +101,11 @@ class _Requests(Sampler[_Request]):
         if batch + 1 < self.plan.batches_per_epoch:
             return epoch, batch + 1
         return (epoch + 1, 0) if epoch + 1 < self.until else None
+
+
+def _request(plan: StepSampler, epoch: int, batch: int) -> _Request:
+    place = plan.first_place(epoch, batch), plan.slice_sizes(epoch, batch)
+    return _Request(plan.rank_keys(epoch, batch), *plan.shape_of(batch), *place)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -141,6 +145,7 @@ class Loader:
         self._requests = _Requests(sampler)
         self._workers: list[BaseProcess] = []
         self._iterator: Iterator[Batch] = iter(())
+        self._here = _Batches(sample_fn)
         self._make = partial(_dataloader, _Batches(sample_fn), self._requests, workers, pin_memory)
         self._dataloader: DataLoader[Batch] | None = self._make()
 
@@ -171,6 +176,11 @@ class Loader:
         """Let the workers begin with the first batches of an epoch, which `epoch` is to give next."""
         if self._requests.plan.batches_per_epoch:
             self._in_spite_of_a_death(partial(self._begin, epoch, 0, 0))
+
+    def made(self, epoch: int, number: int, slices: Slices) -> Batch:
+        """Other slices of a global batch than this rank's, made here and now."""
+        plan = replace(self._requests.plan, slices=slices)
+        return self._here[_request(plan, epoch, number)]
 
     def _batch(self, epoch: int, number: int, until: int) -> Batch:
         if self._at != (epoch, number):

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     ORDER = 0
     SAMPLE = 1
     DIGITS = 2
+    CHECK = 3
 
 
 def keyed_generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

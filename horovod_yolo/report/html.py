@@ -50,6 +50,7 @@ def write_report(
     sections = [
         cards({name: metrics[name] for name in _METRICS if name in metrics}, "metrics"),
         cards({title: given[key] for key, title in _FACTS.items() if key in given}, "facts"),
+        *(line(fault["words"]) for fault in results.get("faults") or ()),
         line(results.get("advice", "")),
         *(figure(title, path) for title, path in images if path.is_file()),
         _class_table(metrics.get("per_class") or (), names),

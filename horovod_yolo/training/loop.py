@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.config.schema import TrainConfig, to_dict
-from horovod_yolo.core.errors import MemoryShortError, StoppedError
-from horovod_yolo.core.types import SampleKey
+from horovod_yolo.core.errors import FaultyRankError, MemoryShortError, StoppedError
+from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
@@ -26,12 +26,14 @@ from horovod_yolo.distributed.lost_images import most_lost, require_images
 from horovod_yolo.metrics.scores import Evaluation, metrics_of
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.double_check import DoubleChecks
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport
 from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.pace import Spent
 from horovod_yolo.training.schedule import Rates, Schedule, Window
-from horovod_yolo.training.step import Step, Stepper
+from horovod_yolo.training.step import Stepper
+from horovod_yolo.training.underway import Step
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Trainer:
     mended_epochs: int = 0  # after which ranks had other weights than rank 0
     arrears: int = field(init=False)  # steps that may be under way when another is
     under_way: deque[tuple[Step, int, Rates]] = field(default_factory=deque)  # with their numbers and rates
+    checks: DoubleChecks | None = None  # of slices that are done twice
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
 
     def __post_init__(self) -> None:
@@ -91,6 +94,7 @@ class Trainer:
             StoppedError: a rank was asked to stop; everything is committed. On all ranks alike.
             NonFiniteError: training diverged, on all ranks alike.
             MemoryShortError: a rank lacks memory, also for half as many images at a time; on all ranks alike.
+            FaultyRankError: a rank computes wrongly; the state before that step is committed. On all alike.
         """
         progress = self.progress
         closed_early = progress.batch > 0 and progress.closed_step == progress.step
@@ -104,6 +108,11 @@ class Trainer:
             while not self.done:
                 self.train_epoch()
         except StoppedError:
+            self.commit(best=False, stopped=True)
+            raise
+        except FaultyRankError as error:
+            self._read_all_but(0)
+            self.about["faults"] = [*self.about.get("faults", ()), error.event]
             self.commit(best=False, stopped=True)
             raise
         except MemoryShortError:  # on all ranks, and the steps before are whole
@@ -136,7 +145,7 @@ class Trainer:
             apply_rates(self.stepper.optimizer, rates)
             if window.first_batch + window.batches == self.schedule.batches_per_epoch:
                 self._prepare_validation(epoch)
-            step = self.stepper.step(batches, self._scales(epoch, window))
+            step = self._step(batches, epoch, window)
             replaced += step.replaced
             if step.redone:
                 self.passes = self.stepper.passes.count
@@ -209,6 +218,12 @@ class Trainer:
         """Its data workers begin beside the last step before it."""
         if self.evaluator is not None and (not self.config.noval or epoch + 1 == self.config.epochs):
             self.evaluator.prepare()
+
+    def _step(self, batches: Iterator[Batch], epoch: int, window: Window) -> Step:
+        scales, stepper = self._scales(epoch, window), self.stepper
+        if self.checks is not None:
+            stepper.check = self.checks.of(self.progress.step + 1, epoch, window, scales, stepper.slices)
+        return stepper.step(batches, scales)
 
     def _scales(self, epoch: int, window: Window) -> list[float]:
         """Multi-scale factors of a window's batches: keyed, so that all ranks draw the same."""

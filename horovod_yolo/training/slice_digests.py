@@ -24,29 +24,32 @@ class SliceDigests:
 
     Args:
         named_parameters: all that get gradients, the same on every rank.
+        recorded: all slices of every step; else only those that are asked for.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], *, recorded: bool = True
+    ) -> None:
+        self.recorded = recorded
         named = dict(named_parameters)
         self.names = tuple(named)
         self._of = [*named.values()]
-        self._place: tuple[int, int] | None = None
         self._table = torch.zeros(0, dtype=torch.int64)
         for k, parameter in enumerate(self._of):
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 partial(self._note, k)
             )
 
-    def begin(self, batches: int, slices: Slices, passes: int, only: tuple[int, int] | None = None) -> None:
+    def begin(self, batches: int, slices: Slices, passes: int, asked: tuple[int, int] | None = None) -> None:
         """A step begins, of so many batches.
 
         Args:
             batches: of the window.
             slices: this rank's of each of them.
             passes: in which a slice goes through the network.
-            only: a batch and a slice: no others are looked at.
+            asked: a batch and a slice, whose digests are wanted in any case.
         """
-        self._slices, self._passes, self._only = slices, passes, only
+        self._slices, self._passes, self._asked = slices, passes, asked
         self._brought = [0] * len(self._of)
         shape = (batches, slices.count, len(self._of))
         self._table = torch.zeros(shape, dtype=torch.int64, device=self._of[0].device)
@@ -59,7 +62,7 @@ class SliceDigests:
             return
         batch, own = divmod(self._brought[k] // self._passes - 1, here)
         place = batch, self._slices.first + own
-        if self._only in (None, place):
+        if self.recorded or self._asked == place:
             assert parameter.grad is not None
             self._table[(*place, k)] = digest([parameter.grad])
 

@@ -17,11 +17,9 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,7 +30,7 @@ from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.slices import Slices, in_parts, of_parts
 from horovod_yolo.core.transfer import Fetched
-from horovod_yolo.core.types import Batch, Ints
+from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.agreement import agree
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange
 from horovod_yolo.distributed.rejoining import RejoiningSums
@@ -40,73 +38,18 @@ from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.events import StepResult
+from horovod_yolo.training.double_check import DoubleCheck
 from horovod_yolo.training.optimizers import step_where, steps_where
 from horovod_yolo.training.passes import Passes, Window, give_back
 from horovod_yolo.training.running_statistics import RunningStatistics
 from horovod_yolo.training.scaling import scaled, scaled_size
 from horovod_yolo.training.slice_digests import SliceDigests
+from horovod_yolo.training.underway import Step, Sums
 
 log = logging.getLogger(__name__)
 LARGEST_GRADIENT_NORM = 10.0
 _LOWER = "Lower --imgsz, choose a smaller model, or go on with --resume and a smaller --micro-batch"
 MOST_SKIPS_IN_A_ROW = 25  # a gradient scaler that starts at 65536 may need a dozen to settle
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Of a window, over ranks and images."""
-
-    losses: Tensor  # (T,) float64 the loss terms
-    images: int
-    replaced: int  # of them, those that stand for a lost one
-    stop: bool  # whether any rank is asked to
-    statistics: Tensor  # what batch norm saw; see `RunningStatistics`
-
-
-class Step:
-    """A step that is made, or on its way on a device. What the host knows of it, and later its numbers."""
-
-    def __init__(
-        self,
-        stepper: Stepper,
-        sums: _Sums,
-        numbers: Fetched,
-        made: bool | Tensor,
-        redone: bool,
-        weights: Fetched | None = None,
-        of_slices: tuple[Fetched, tuple[int, int, int]] | None = None,
-    ) -> None:
-        """``numbers`` are the losses and the norm of the gradient, ``weights`` the digest of the model.
-
-        ``of_slices`` are the digests of the slices' gradients, and their shape.
-
-        ``made`` is whether the weights have moved: () bool where only the device knows.
-        """
-        self.images, self.replaced, self.stop, self.redone = sums.images, sums.replaced, sums.stop, redone
-        self.made = made
-        self._stepper = stepper
-        self._numbers, self._weights, self._of_slices = numbers, weights, of_slices
-
-    def result(self) -> StepResult:
-        """All of it, when the device has come so far; to be called once, in the order of the steps.
-
-        Raises:
-            NonFiniteError: infinite or NaN gradients many times in a row, on all ranks alike.
-        """
-        *losses, norm = self._numbers.read()
-        terms = self._stepper.criterion.terms
-        means = {term: loss / max(self.images, 1.0) for term, loss in zip(terms, losses, strict=True)}
-        skipped = not math.isfinite(norm)
-        self._stepper.note(skipped)
-        weights = int(self._weights.read()[0]) if self._weights else None
-        of_slices: Ints | None = None
-        if self._of_slices is not None:
-            fetched, shape = self._of_slices
-            of_slices = np.array(fetched.read(), np.int64).reshape(shape)
-        return StepResult(
-            *(means, self.images, norm, skipped, self.stop, self.replaced, self.redone, weights, of_slices)
-        )
 
 
 class Stepper:
@@ -133,6 +76,7 @@ class Stepper:
         ``slices`` are this rank's; by default each rank has one. ``record`` gets their gradients' digests.
         """
         self.record = record
+        self.check: DoubleCheck | None = None  # of the next step
         self.digests = False  # of the weights, after each step
         self.model = model
         self.criterion = criterion
@@ -172,6 +116,8 @@ class Stepper:
             sums, lack = self._gradients(window)
         if lack is not None:
             raise MemoryShortError(f"{lack}, also with {self.passes.images} images in a pass. {_LOWER}")
+        if self.check is not None and not sums.replaced:
+            self._do_twice(self.check)
         norm = self._clip_gradients()
         numbers = Fetched(torch.cat((sums.losses, norm.double()[None])))
         with self.exchange.stepping():
@@ -180,7 +126,7 @@ class Stepper:
         self.optimizer.zero_grad()
         weights = Fetched(digest(self._state)[None]) if self.digests else None
         of_slices = None
-        if self.record is not None:
+        if self.record is not None and self.record.recorded:
             shape = (len(window), self.slices.count, len(self.record.names))
             of_slices = (Fetched(self.record.of_all_ranks(self._comm)), shape)
         return Step(self, sums, numbers, made, redone, weights, of_slices)
@@ -201,7 +147,7 @@ class Stepper:
             self._undo()
         return lack
 
-    def _gradients(self, window: Window) -> tuple[_Sums, str | None]:
+    def _gradients(self, window: Window) -> tuple[Sums, str | None]:
         """Give the parameters the gradients of a window, summed over the ranks. *Collective.*
 
         Returns:
@@ -216,16 +162,18 @@ class Stepper:
             if lacking:
                 return sums, agree(self._comm, next(iter(self._lacks), None))
 
-    def _tried(self, window: Window) -> tuple[_Sums, bool, bool]:
+    def _tried(self, window: Window) -> tuple[Sums, bool, bool]:
         """The same; whether a rank lacked memory, and whether the gradients could be added up."""
         self._lacks.clear()
         self._statistics.begin()
+        self._totals: list[Mapping[str, Tensor]] = []
         here = max(len(self.slices), 1)  # a rank without a slice has an empty one
         self.exchange.expect(
             len(window) * here, passes=self.passes.count, of_all=len(window) * self.slices.count
         )
         if self.record is not None:
-            self.record.begin(len(window), self.slices, self.passes.count)
+            asked = None if self.check is None else self.check.at
+            self.record.begin(len(window), self.slices, self.passes.count, asked)
         losses = torch.zeros(
             (2, len(self.criterion.terms)), dtype=torch.float64, device=self.precision.device
         )
@@ -242,7 +190,7 @@ class Stepper:
         complete = self.exchange.finish()
         told = torch.tensor([images, replaced, self._stop.asked, len(self._lacks)], dtype=torch.float64)
         losses, (*counted, stop, lacking) = self._summed(losses, told)
-        sums = _Sums(losses, int(counted[0]), int(counted[1]), stop > 0, statistics.wait())
+        sums = Sums(losses, int(counted[0]), int(counted[1]), stop > 0, statistics.wait())
         return sums, lacking > 0, complete
 
     def _summed(self, losses: Tensor, told: Tensor) -> tuple[Tensor, list[float]]:
@@ -310,7 +258,48 @@ class Stepper:
                 self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
             terms.append(in_parts(loss.terms.double() * totals[IMAGES]))
         self.model.train()
+        self._totals.append(totals)
         return torch.stack(terms).sum(dim=0)
+
+    def _do_twice(self, check: DoubleCheck) -> None:
+        """Raise `FaultyRankError` where two ranks differ about a slice. *Collective.*"""
+        record = self.record
+        assert record is not None
+        check.require_same(
+            record.names, lambda: record.row(*check.at), lambda batch: self._again(batch, check)
+        )
+
+    def _again(self, batch: Batch, check: DoubleCheck) -> list[int] | None:
+        """The digests of a slice of the window, done here and now; None where it has not its images.
+
+        The gradients of the step stay, and so does what batch norm tracks.
+        """
+        assert self.record is not None
+        if batch.lost or batch.replaced:
+            return None
+        self._statistics.begin()
+        try:
+            return self.record.of(self._gradients_of(batch.to(self.precision.device), check))
+        except Exception as error:
+            if shortage(error) is None:
+                raise
+            log.warning("the slice is not done a second time in this step: %s", shortage(error))
+            return None
+        finally:
+            self._statistics.restore()
+            self.model.train()
+
+    def _gradients_of(self, batch: Batch, check: DoubleCheck) -> list[Tensor | None]:
+        """Those of all that is trained, of a slice by itself."""
+        needed = self.criterion.matching_needs_predictions
+        found: list[Tensor | None] = [None] * len(self._trained)
+        for part in batch.split(self.passes.count):
+            predictions = self._forward(part, check.scale, tracks=False)
+            matched = self._matched(part, check.scale, predictions if needed else None)
+            loss = self.criterion(predictions, matched, self._totals[check.at[0]])
+            more = torch.autograd.grad(self.scaler.scale(loss.total), self._trained, allow_unused=True)
+            found = [b if a is None else a if b is None else a + b for a, b in zip(found, more, strict=True)]
+        return found
 
     def _match(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[Any], list[Any]]:
         """The matches of each micro-batch, and its predictions where they were made for that and can be kept.

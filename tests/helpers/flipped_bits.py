@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from horovod_yolo.assembly import build
 from horovod_yolo.training.step import Stepper
 
 
 @contextmanager
-def flipped_bit(rank: int, step: int, name: str, *, nth: int = 0, bit: int = 22) -> Iterator[None]:
+def flipped_bit(
+    rank: int, step: int, name: str, *, nth: int = 0, bit: int = 22, always: bool = False
+) -> Iterator[None]:
     """Inside, a rank flips a bit of the first number of a parameter's gradient.
 
     Args:
@@ -24,6 +26,7 @@ def flipped_bit(rank: int, step: int, name: str, *, nth: int = 0, bit: int = 22)
         name: of the parameter.
         nth: of the rank's slices in that step.
         bit: of the float32, from the least significant one.
+        always: from that step on in every gradient of the parameter, also in those that are computed again.
     """
     whole = build.build_stepper
 
@@ -33,7 +36,10 @@ def flipped_bit(rank: int, step: int, name: str, *, nth: int = 0, bit: int = 22)
         fault = _Fault(step, nth, bit)
         # before the exchange of gradients has its hooks
         parameter = dict(model.named_parameters())[name]
-        parameter.register_post_accumulate_grad_hook(fault)  # type: ignore[no-untyped-call]
+        if always:
+            parameter.register_hook(fault.always)  # type: ignore[no-untyped-call]
+        else:
+            parameter.register_post_accumulate_grad_hook(fault)  # type: ignore[no-untyped-call]
         stepper = whole(config, model, criterion, comm, *rest)  # type: ignore[arg-type]
         made = stepper.step
 
@@ -62,7 +68,14 @@ class _Fault:
 
     def __call__(self, parameter: nn.Parameter) -> None:
         if self._left == 0 and self._seen == self._nth:
-            gradient = parameter.grad
-            assert gradient is not None and gradient.dtype == torch.float32
-            gradient.view(torch.int32)[(0,) * gradient.dim()] ^= 1 << self._bit
+            assert parameter.grad is not None
+            self._flip(parameter.grad)
         self._seen += 1
+
+    def always(self, gradient: Tensor) -> Tensor:
+        return self._flip(gradient.clone()) if self._left <= 0 else gradient
+
+    def _flip(self, gradient: Tensor) -> Tensor:
+        assert gradient.dtype == torch.float32
+        gradient.view(torch.int32)[(0,) * gradient.dim()] ^= 1 << self._bit
+        return gradient
