@@ -27,8 +27,9 @@ DEMO_TRAIN ?= train.py --data $(DEMO_DATA)/data.yaml --cfg $(DEMO_MODEL) --img 1
 	--project $(dir $(DEMO_RUN)) --name $(notdir $(DEMO_RUN)) --exist-ok
 
 # Without them the tests that need them are skipped, loudly. libpmix-dev is for `srun --mpi=pmix`, faketime for a
-# host whose clock is wrong, debootstrap for the Dockerfile's steps, the last line for an RTSP server.
-TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime debootstrap \
+# host whose clock is wrong, debootstrap for the Dockerfile's steps, chromium for the pages of reports, the last line
+# for an RTSP server.
+TEST_PACKAGES := iproute2 openssh-server openssh-client slurmctld slurmd slurm-client munge libpmix-dev faketime debootstrap chromium \
 	python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good
 
 # How many files of tests run at a time. 0: one test after the other, in one process.

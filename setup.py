@@ -83,6 +83,7 @@ TEST = [
     "build>=1.2",  # the wheel, whose content is tested
     "pycocotools>=2.0.8",
     "jsonschema>=4.23",
+    "axe-core-python>=0.1",  # whether everybody can read our pages; Chromium runs it
     "kubernetes-validate>=1.30",  # Kubernetes' published schemas, for launch/k8s
     "kubeflow-trainer-api>=2.0",  # Kubeflow Trainer's models, likewise
     # BuildKit's parser, which has no wheel for Linux on ARM and needs Go to be built.

@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"core", "io", "data", "metrics"},
     "telemetry": {"core", "data", "training.events", "report"},
     "telemetry.report": {
-        *("core", "data", "models", "metrics.scores", "training.events", "prediction.predict", "report"),
+        *("core", "data", "models", "metrics.mistakes", "metrics.scores", "training.events"),
+        *("prediction.predict", "report"),
         "telemetry",
     },
     "install": set(),  # scripts for an environment without this package
@@ -80,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planner",
         "assembly",
     },
+    "cli.report": {"core", "config", "cli", "report"},
     "cli.call": {"core", "process", "distributed", "assembly", "api"},  # a rank of a call of the api
 }
 MAY_IMPORT_HOROVOD = {

@@ -18,6 +18,7 @@ from horovod_yolo.cli.launch import launch_main
 from horovod_yolo.cli.plan import plan_main
 from horovod_yolo.cli.predict import predict_main
 from horovod_yolo.cli.replay import replay_main
+from horovod_yolo.cli.report import report_main
 from horovod_yolo.cli.train import train_main
 from horovod_yolo.cli.val import val_main
 from horovod_yolo.config.load import nearest
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bench": bench_main,
         "plan": plan_main,
         "install-horovod": install_horovod_main,
+        "report": report_main,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])

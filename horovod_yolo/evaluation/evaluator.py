@@ -22,6 +22,7 @@ from horovod_yolo.distributed.lost_images import require_images
 from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
 from horovod_yolo.metrics.accumulator import DetectionAccumulator
 from horovod_yolo.metrics.matching import ImageDetections, ImageTruths
+from horovod_yolo.metrics.mistakes import MistakeCounter, Mistakes
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.metrics.summary import DetectionSummary
 from horovod_yolo.models.detector import Detector
@@ -58,7 +59,7 @@ class Evaluator:
             UserError: too many images are lost, on all ranks alike.
         """
         model = fused(model.eval())
-        accumulator = new_accumulator(self.annotations, self.thresholds.most)
+        scores = Scores(self.annotations, self.thresholds.most)
         terms = self.criterion.terms
         losses = torch.zeros((2, len(terms) + 1), dtype=torch.float64, device=self.precision.device)
         for batch in self.loader.epoch(0):
@@ -71,17 +72,17 @@ class Evaluator:
                     predictions = self._forward(model, micro_batch)
                 losses += self._losses(predictions, matched, totals, len(micro_batch))
                 for index, found in self._found(model, predictions, micro_batch):
-                    accumulator.add(index, truths_of(self.annotations.records[index]), as_arrays(found))
+                    scores.add(index, found)
                     if collected is not None:
                         collected[index] = found
-        summary = self._merged(accumulator)
+        summary, mistakes = scores.merged(self.comm.allgather_object(scores.state()))
         *sums, images = of_parts(self.comm.allreduce_sum(losses, "validation.losses").wait()).tolist()
         lost = len(self.annotations) - int(images)
         require_images(
             self.comm, lost, len(self.annotations), self.loader.lost.values(), self.annotations.root
         )
         means = {term: value / max(images, 1.0) for term, value in zip(terms, sums, strict=True)}
-        return Evaluation(summary, means, self.rect, model.head.used, self.fitness_weights)
+        return Evaluation(summary, means, self.rect, model.head.used, self.fitness_weights, mistakes)
 
     def prepare(self) -> None:
         """Let the data workers begin with the next pass."""
@@ -122,14 +123,32 @@ class Evaluator:
     def _found(self, model: Detector, predictions: Any, batch: Batch) -> Iterator[tuple[int, Detections]]:
         return in_original(model.detect(predictions, self.thresholds), batch)
 
-    def _merged(self, accumulator: DetectionAccumulator) -> DetectionSummary:
-        states = self.comm.allgather_object(accumulator.state())
-        return DetectionAccumulator.merged(len(self.annotations.names), states).summary()
 
+class Scores:
+    """What is found in a set's images against what is there; ``most`` detections an image are counted."""
 
-def new_accumulator(annotations: Annotations, most: int) -> DetectionAccumulator:
-    """For a pass over a set, of which ``most`` detections an image are counted."""
-    return DetectionAccumulator(len(annotations.names), max_detections=(min(1, most), min(10, most), most))
+    def __init__(self, annotations: Annotations, most: int) -> None:
+        self._annotations = annotations
+        self._classes = len(annotations.names)
+        limits = (min(1, most), min(10, most), most)
+        self._accumulator = DetectionAccumulator(self._classes, max_detections=limits)
+        self._mistakes = MistakeCounter(self._classes)
+
+    def add(self, index: int, found: Detections) -> None:
+        """Add an image by its position in the set, with what was found, in pixels of the original."""
+        truths, arrays = truths_of(self._annotations.records[index]), as_arrays(found)
+        self._accumulator.add(index, truths, arrays)
+        self._mistakes.add(index, truths, arrays)
+
+    def state(self) -> tuple[Any, Any]:
+        """For `merged`, of this rank's images."""
+        return self._accumulator.state(), self._mistakes.state()
+
+    def merged(self, states: Sequence[tuple[Any, Any]]) -> tuple[DetectionSummary, Mistakes]:
+        """Of all ranks' images."""
+        accumulators, mistakes = zip(*states, strict=True)
+        merged = DetectionAccumulator.merged(self._classes, accumulators)
+        return merged.summary(), Mistakes.merged(mistakes)
 
 
 def in_original(found: Sequence[Detections], batch: Batch) -> Iterator[tuple[int, Detections]]:

@@ -14,8 +14,7 @@ from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.lost_images import require_images
-from horovod_yolo.evaluation.evaluator import as_arrays, in_original, new_accumulator, truths_of
-from horovod_yolo.metrics.accumulator import DetectionAccumulator
+from horovod_yolo.evaluation.evaluator import Scores, in_original
 from horovod_yolo.metrics.scores import Evaluation
 
 Find = Callable[[NDArray[np.uint8]], list[Detections]]  # (B, H, W, 3) RGB -> B results in pixels of the input
@@ -43,26 +42,23 @@ class Scoring:
         Raises:
             UserError: on all ranks alike: it fails on a rank, or too many images are lost.
         """
-        accumulator = new_accumulator(self.annotations, self.most)
-        images = together(self.comm, lambda: self._score(find, accumulator, collected))
-        states = self.comm.allgather_object((accumulator.state(), images))
+        scores = Scores(self.annotations, self.most)
+        images = together(self.comm, lambda: self._score(find, scores, collected))
+        states = self.comm.allgather_object((scores.state(), images))
         lost = len(self.annotations) - sum(count for _, count in states)
         require_images(
             self.comm, lost, len(self.annotations), self.loader.lost.values(), self.annotations.root
         )
-        classes = len(self.annotations.names)
-        merged = DetectionAccumulator.merged(classes, [state for state, _ in states])
-        return Evaluation(merged.summary(), {}, self.rect, head, self.fitness_weights)
+        summary, mistakes = scores.merged([state for state, _ in states])
+        return Evaluation(summary, {}, self.rect, head, self.fitness_weights, mistakes)
 
-    def _score(
-        self, find: Find, accumulator: DetectionAccumulator, collected: dict[int, Detections] | None
-    ) -> int:
+    def _score(self, find: Find, scores: Scores, collected: dict[int, Detections] | None) -> int:
         """Take in what is found on this rank; how many images there were."""
         images = 0
         for batch in self.loader.epoch(0):
             found = find(np.ascontiguousarray(batch.images.permute(0, 2, 3, 1).numpy()))
             for index, detections in in_original(found, batch):
-                accumulator.add(index, truths_of(self.annotations.records[index]), as_arrays(detections))
+                scores.add(index, detections)
                 images += 1
                 if collected is not None:
                     collected[index] = detections

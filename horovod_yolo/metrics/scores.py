@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from horovod_yolo.metrics.coco_results import to_json
+from horovod_yolo.metrics.mistakes import Mistakes
 from horovod_yolo.metrics.summary import DetectionSummary
 
 
@@ -19,6 +20,7 @@ class Evaluation:
     rect: bool = True  # whether inputs were rectangles or squares
     head: str = ""  # which of the model's heads detected, where it has several
     fitness_weights: tuple[float, float] = (0.1, 0.9)  # of mAP50 and mAP50-95
+    mistakes: Mistakes | None = None
 
     @property
     def fitness(self) -> float:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that shows everything without a network, scripts or other files."""
+"""The report of a run: one HTML file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from horovod_yolo.report.page import cards, figure, line, number, preformatted, table, write_page
 
-_FACTS = {
+FACTS = {
     "model": "model",
     "head": "head",  # which gave the numbers, where there are several
     "parameters": "parameters",
@@ -23,8 +23,16 @@ _FACTS = {
     "wall_s": "time",
     "exit": "exit",
 }
-_METRICS = ("mAP50-95", "mAP50", "precision", "recall")
+METRICS = ("mAP50-95", "mAP50", "precision", "recall")
 _CLASS_COLUMNS = ("images", "instances", "precision", "recall", "mAP50", "mAP50-95")
+FIGURES = {
+    "results.png": "Training",
+    "PR_curve.png": "Validation",
+    "confusion_matrix.png": "Confusion matrix",
+    "worst_images.png": "Validation images with most mistakes",
+    "val_predictions.png": "Predictions on validation images",
+    "train_samples.png": "Training samples",
+}
 _SHOWN_COLUMNS = ("epoch", "train/", "metrics/", "images_per_s")  # how those of results.csv begin
 
 
@@ -32,27 +40,25 @@ def write_report(
     run: Path,
     results: Mapping[str, Any],
     rows: Sequence[Mapping[str, float]],
-    images: Sequence[tuple[str, Path]],
     names: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html`` into the run folder, complete or not at all, and return its path.
 
     Args:
-        run: the run folder; its ``config.yaml`` is shown where there is one.
+        run: the run folder; of its pictures and ``config.yaml`` those are shown that are there.
         results: what ``results.json`` holds.
         rows: the lines of ``results.csv``.
-        images: titles and PNG or JPEG files to embed; files that are not there are left out.
         names: of the classes, where the entries of ``per_class`` carry none.
     """
     metrics = results.get("metrics") or {}
     given = {**metrics, **results}
     config = run / "config.yaml"
     sections = [
-        cards({name: metrics[name] for name in _METRICS if name in metrics}, "metrics"),
-        cards({title: given[key] for key, title in _FACTS.items() if key in given}, "facts"),
+        cards({name: metrics[name] for name in METRICS if name in metrics}, "metrics"),
+        cards({title: given[key] for key, title in FACTS.items() if key in given}, "facts"),
         *(line(fault["words"]) for fault in results.get("faults") or ()),
         line(results.get("advice", "")),
-        *(figure(title, path) for title, path in images if path.is_file()),
+        *(figure(title, run / name) for name, title in FIGURES.items() if (run / name).is_file()),
         _class_table(metrics.get("per_class") or (), names),
         _epoch_table(rows),
         preformatted("Configuration", config.read_text(encoding="utf-8")) if config.is_file() else "",
@@ -79,5 +85,5 @@ def _epoch_table(rows: Sequence[Mapping[str, float]]) -> str:
     columns = [name for start in _SHOWN_COLUMNS for name in present if name.startswith(start)]
     lines = [[number(row.get(name, math.nan)) for name in columns] for row in rows]
     header = [name.rpartition("/")[2].replace("_", " ") for name in columns]
-    epochs = table("Epochs", header, lines)
-    return f"<details><summary>All epochs</summary>{epochs}</details>" if epochs else ""
+    whole = table("Epochs", header, lines)
+    return f"<details><summary>All epochs</summary>{whole}</details>" if whole else ""

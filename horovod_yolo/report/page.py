@@ -12,27 +12,35 @@ from typing import Any
 from horovod_yolo.io.atomic import replacing
 
 _CSS = """
-body { margin: 0; background: #f7f8fa; color: #1f2933; font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
+:root { color-scheme: light dark; --page: #f7f8fa; --sheet: #fff; --ink: #1f2933; --faint: #5f6b77; --line: #e4e7eb; --mark: #2a63a6; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14181d; --sheet: #1d232a; --ink: #e4e8ec; --faint: #9fabb7; --line: #323b45; --mark: #7db3ee; }
+}
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 24px; margin: 0; } h2 { font-size: 17px; margin: 40px 0 12px; }
-p.run { color: #66727f; margin: 4px 0 24px; overflow-wrap: anywhere; }
+@media (max-width: 600px) { main { padding: 20px 12px 40px; } }
+h1 { font-size: 24px; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 17px; margin: 40px 0 12px; }
+p.run { color: var(--faint); margin: 4px 0 24px; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 0 0 12px; }
-dl div { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 10px 14px; }
-dt { color: #66727f; font-size: 13px; } dd { margin: 0; font-size: 19px; overflow-wrap: anywhere; }
-dl.metrics dd { font-size: 26px; font-weight: 600; color: #2f6db5; }
-table { border-collapse: collapse; background: #fff; border: 1px solid #e4e7eb; width: 100%; }
-th, td { padding: 6px 12px; text-align: right; border-top: 1px solid #e4e7eb; font-variant-numeric: tabular-nums; }
-th { color: #66727f; font-weight: 500; font-size: 13px; border-top: 0; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
-figure { margin: 0 0 24px; } figcaption { font-weight: 600; margin-bottom: 8px; }
+dl div, table, pre { background: var(--sheet); border: 1px solid var(--line); }
+dl div { border-radius: 8px; padding: 10px 14px; }
+dt { color: var(--faint); font-size: 13px; } dd { margin: 0; font-size: 19px; overflow-wrap: anywhere; }
+dl.metrics dd { font-size: 26px; font-weight: 600; color: var(--mark); }
+div.table { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: 6px 12px; text-align: right; border-top: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+th { color: var(--faint); font-weight: 500; font-size: 13px; border-top: 0; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 90px; }
+td.best { font-weight: 700; color: var(--mark); }
+figure { margin: 24px 0; } figcaption { font-weight: 600; margin-bottom: 8px; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 12px; align-items: start; }
-.pictures figure { margin: 0; min-width: 0; } .pictures figcaption { font-weight: 400; color: #66727f; font-size: 13px;
-  overflow-wrap: anywhere; margin: 4px 0 0; }
+.pictures figure { margin: 0; min-width: 0; }
+.pictures figcaption { font-weight: 400; color: var(--faint); font-size: 13px; overflow-wrap: anywhere; margin: 4px 0 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 12px; }
-.plots figure { margin: 0; } .wide { overflow-x: auto; } .wide th { white-space: nowrap; }
-img { max-width: 100%; background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; }
-pre { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px; }
-summary { cursor: pointer; color: #2f6db5; }
+.plots figure { margin: 0; }
+img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
+pre { border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px; }
+summary { cursor: pointer; color: var(--mark); }
 """  # noqa: E501
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _PAGE = """<!DOCTYPE html>
@@ -84,20 +92,20 @@ def number(value: Any, name: str = "") -> str:
 
 
 def cards(values: Mapping[str, Any], kind: str) -> str:
-    """Names with their values; ``kind`` is their class."""
-    cards = "".join(
+    """Names and numbers in boxes; ``kind`` is their class."""
+    inside = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{number(value, name)}</dd></div>" for name, value in values.items()
     )
-    return f'<dl class="{kind}">{cards}</dl>' if cards else ""
+    return f'<dl class="{kind}">{inside}</dl>' if inside else ""
 
 
-def line(text: str) -> str:
+def line(words: str) -> str:
     """A paragraph."""
-    return f"<p>{escape(text)}</p>" if text else ""
+    return f"<p>{escape(words)}</p>" if words else ""
 
 
 def figure(title: str, path: Path) -> str:
-    """A picture file, embedded."""
+    """A PNG or JPEG file, embedded."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     source = f"data:{_MEDIA_TYPES[path.suffix.lower()]};base64,{data}"
     caption = escape(title)
@@ -105,12 +113,16 @@ def figure(title: str, path: Path) -> str:
 
 
 def table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose cells are HTML already."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<h2>{escape(title)}</h2>\n<table><tr>{head}</tr>\n{body}</table>" if lines else ""
+    """A table of cells that are HTML already; one that begins with ``<td`` is a whole cell."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in header)
+    rows = ("".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in cells) for cells in lines)
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    # What scrolls must be reachable by keyboard, and have a name.
+    box = f'<div class="table" tabindex="0" role="region" aria-label="{escape(title)}">'
+    return f"<h2>{escape(title)}</h2>\n{box}<table><tr>{head}</tr>\n{body}</table></div>" if lines else ""
 
 
-def preformatted(title: str, text: str) -> str:
-    """Text as it is."""
-    return f"<h2>{escape(title)}</h2>\n<pre>{escape(text)}</pre>" if text.strip() else ""
+def preformatted(title: str, content: str) -> str:
+    """Lines as they are."""
+    box = f'<pre tabindex="0" role="region" aria-label="{escape(title)}">'
+    return f"<h2>{escape(title)}</h2>\n{box}{escape(content)}</pre>" if content.strip() else ""

@@ -6,6 +6,7 @@ pyplot, so that no display, global state or thread is involved.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
@@ -57,6 +58,7 @@ _STYLE = {
     "figure.facecolor": "white",
 }
 _MOST_NAMED_CLASSES = 10  # more lines are drawn grey, without a legend
+_MOST_TICKS, _MOST_COUNTS = 40, 20  # classes of a confusion matrix with names, and with two digits
 _CELL_INCHES, _CELLS_A_ROW, _MOST_SAMPLES = 3.2, 4, 16
 
 
@@ -77,6 +79,30 @@ def plot_results(rows: Rows, out: Path) -> None:
         figure.supxlabel("epoch", color=FAINT, fontsize=9)
         if not panels:
             figure.text(0.5, 0.5, "no epoch was finished", ha="center", color=FAINT)
+
+
+def plot_comparison(runs: Mapping[str, Rows], out: Path) -> None:
+    """Draw what was reached and lost over the epochs of several runs as a PNG, a colour a run.
+
+    Args:
+        runs: rows of ``results.csv`` by name of the run.
+        out: the PNG to write.
+    """
+    columns = list(dict.fromkeys(name for rows in runs.values() for row in rows for name in row))
+    shown = [name for name in columns if name.startswith(("metrics/mAP", "train/"))] + ["images_per_s"]
+    across = min(3, len(shown))
+    down = math.ceil(len(shown) / across)
+    with figure_file(out, (3.5 * across, 2.6 * down + 0.4), list(runs)) as figure:
+        axes = list(figure.subplots(down, across, squeeze=False).flat)
+        for axis, column in zip(axes, shown, strict=False):
+            for colour, (name, rows) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
+                points = [(row["epoch"], row[column]) for row in rows if column in row]
+                _draw_line(axis, points, colour, _short(name))
+            axis.set_title(column.rpartition("/")[2].replace("_", " "))
+        for axis in axes[len(shown) :]:
+            axis.set_axis_off()
+        figure.supxlabel("epoch", color=FAINT, fontsize=9)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
 
 
 def plot_pr_curves(summary: DetectionSummary, names: Sequence[str], out: Path) -> None:
@@ -106,13 +132,42 @@ def plot_pr_curves(summary: DetectionSummary, names: Sequence[str], out: Path) -
             figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
 
 
+def plot_confusion(matrix: NDArray[np.int64], names: Sequence[str], out: Path) -> None:
+    """Draw which classes are taken for which as a PNG: shares of each column, the objects of a class.
+
+    Args:
+        matrix: (C + 1, C + 1) counts: a row for what was found, a column for what is there, background last.
+        names: of the C classes.
+        out: the PNG to write.
+    """
+    kinds = len(matrix)
+    shares = matrix / np.maximum(matrix.sum(axis=0), 1)
+    side = min(4 + 0.35 * kinds, 14)
+    with figure_file(out, (side, side), names) as figure:
+        axis = figure.subplots()
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.grid(False)
+        axis.set(xlabel="labelled", ylabel="found", title="What is taken for what (shares of a column)")
+        if kinds <= _MOST_TICKS:
+            labels = [*(plain_label(names, i) for i in range(kinds - 1)), "background"]
+            axis.set_xticks(range(kinds), labels, rotation=90)
+            axis.set_yticks(range(kinds), labels)
+        for row, column in np.argwhere(matrix) if kinds <= _MOST_TICKS else ():
+            share = shares[row, column]
+            colour = "white" if share > 0.5 else INK
+            text = f"{share:.2f}" if kinds <= _MOST_COUNTS else f"{share:.1f}".lstrip("0")
+            axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+
+
 def plot_samples(
     images: Sequence[NDArray[np.uint8]],
     boxes_xyxy: Sequence[Boxes],
     classes: Sequence[NDArray[np.int64]],
-    scores: Sequence[NDArray[np.floating[Any]]] | None,
+    scores: Sequence[NDArray[np.floating[Any]] | None] | None,
     names: Sequence[str],
     out: Path,
+    *,
+    titles: Sequence[str] = (),
     caption: str = "",
 ) -> None:
     """Draw a grid of at most 16 images with their boxes as a PNG.
@@ -124,6 +179,7 @@ def plot_samples(
         scores: for each image (n,), shown in the label; none for labelled objects.
         names: of the classes.
         out: the PNG to write.
+        titles: lines above the images.
         caption: a line below the images.
     """
     count = min(len(images), _MOST_SAMPLES)
@@ -137,8 +193,10 @@ def plot_samples(
             if place < count:
                 axis.imshow(images[place], interpolation="antialiased")
                 labels = [plain_label(names, int(c)) for c in classes[place]]
-                if scores is not None:
-                    labels = [f"{label} {s:.2f}" for label, s in zip(labels, scores[place], strict=True)]
+                found = scores[place] if scores is not None else None
+                if found is not None:
+                    labels = [f"{label} {s:.2f}" for label, s in zip(labels, found, strict=True)]
+                axis.set_title(titles[place] if titles else "", fontsize=8)
                 _draw_boxes(axis, boxes_xyxy[place], classes[place], labels, images[place].shape[0])
 
 
@@ -206,14 +264,10 @@ def _result_panels(rows: Rows) -> dict[str, dict[str, str]]:
 
 
 def _draw_series(axis: Any, title: str, series: Mapping[str, str], rows: Rows) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for colour, (label, column) in zip(COLOURS, series.items(), strict=False):
         points = [(row.get("epoch", i), row[column]) for i, row in enumerate(rows) if column in row]
-        x, y = np.array([(e, v) for e, v in points if math.isfinite(v)]).T
-        axis.plot(x, y, color=colour, label=label, marker="o" if len(x) < 15 else "", markersize=3)
+        _draw_line(axis, points, colour, label)
     axis.set_title(title)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axis.margins(x=0.02)
     if title in ("mAP", "precision, recall"):
         axis.set_ylim(0, 1.05)
@@ -221,6 +275,15 @@ def _draw_series(axis: Any, title: str, series: Mapping[str, str], rows: Rows) -
         axis.set_ylim(0, 1.05 * axis.dataLim.y1)  # room for the marker of the highest
     if len(series) > 1:
         axis.legend(loc="best")
+
+
+def _draw_line(axis: Any, points: Sequence[tuple[float, float]], colour: str, label: str) -> None:
+    """Finite values over epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    x, y = np.array([point for point in points if math.isfinite(point[1])]).reshape(-1, 2).T
+    axis.plot(x, y, color=colour, label=label, marker="o" if len(x) < 15 else "", markersize=3)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def _draw_classes(
@@ -258,7 +321,11 @@ def _draw_boxes(
 
 
 def plain_label(names: Sequence[str], class_id: int) -> str:
+    """The name of a class, for matplotlib."""
+    return _short(shown_name(class_id, names[class_id], UNABLE) if class_id < len(names) else str(class_id))
+
+
+def _short(name: str) -> str:
     """A name that matplotlib shows as it is: ``$`` starts a formula, a leading ``_`` hides a legend entry."""
-    name = shown_name(class_id, names[class_id], UNABLE) if class_id < len(names) else str(class_id)
     short = name if len(name) <= 24 else name[:23] + "…"
     return (" " * short.startswith("_") + short).replace("$", r"\$")

@@ -49,7 +49,7 @@ def write_statistics(
         sections = [
             *(_cards(split, of) for split, of in splits.items()),
             f'<h2>Boxes and images</h2>\n<div class="plots">{plots}</div>',
-            f'<div class="wide">{_class_table(splits, names)}</div>',
+            _class_table(splits, names),
             _gallery(pictures),
         ]
     write_page(path, "Label statistics", str(data), sections)

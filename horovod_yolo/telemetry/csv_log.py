@@ -76,12 +76,6 @@ class CsvFile:
         return complete and number.isdecimal() and int(number) < limit
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``results.csv``; empty cells are left out."""
-    with path.open(newline="") as file:
-        return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
-
-
 def has_columns(path: Path, columns: Sequence[str]) -> bool:
     """Whether a table is there with just these columns."""
     if not path.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from horovod_yolo.telemetry.csv_log import read_rows
+from horovod_yolo.report.finished import read_rows
 from tests.helpers import ranks
 
 INNER = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # of the make that runs the tests

@@ -74,7 +74,7 @@ def results(**changes: Any) -> dict[str, Any]:
 
 def test_the_page_says_what_the_run_was(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("lr0: 0.01  # <&>\n")
-    page = Page(write_report(tmp_path, results(), ROWS, [], ["cat", "dog"]))
+    page = Page(write_report(tmp_path, results(), ROWS, ["cat", "dog"]))
     for expected in ("yolov5n", "1,872,157", "2024", "1 h 02 min", "0.8123", "0.4321", "0.8765", "1,234"):
         assert expected in page.text, expected
     assert "cat" in page.text and "dog" not in page.text  # a class without instances has no numbers
@@ -84,18 +84,18 @@ def test_the_page_says_what_the_run_was(tmp_path: Path) -> None:
 
 def test_the_page_says_which_head_gave_the_numbers(tmp_path: Path) -> None:
     metrics = {**results()["metrics"], "head": "one2one"}
-    assert "one2one" in Page(write_report(tmp_path, results(metrics=metrics), ROWS, [])).text
+    assert "one2one" in Page(write_report(tmp_path, results(metrics=metrics), ROWS)).text
 
 
 def test_the_page_says_what_bound_the_run(tmp_path: Path) -> None:
     line = "bound by data (61% of the time; compute 39%, network 0%): try more --workers"
-    assert line in Page(write_report(tmp_path, results(advice=line), ROWS, [])).text
+    assert line in Page(write_report(tmp_path, results(advice=line), ROWS)).text
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     picture = tmp_path / "results.png"
     plot_results(ROWS, picture)
-    path = write_report(tmp_path, results(), ROWS, [("Curves", picture), ("Absent", tmp_path / "absent.png")])
+    path = write_report(tmp_path, results(), ROWS)
     page = Page(path)
     sources = [
         value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")
@@ -106,14 +106,12 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert base64.b64decode(data) == picture.read_bytes()
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert not re.search(r"https?://|@import|url\(", path.read_text(encoding="utf-8"))
-    assert "Absent" not in page.text
+    assert "Predictions" not in page.text  # there is no such picture
 
 
-@pytest.mark.parametrize("where", ["class", "names", "model", "title", "config", "version", "exit"])
+@pytest.mark.parametrize("where", ["class", "names", "model", "config", "version", "exit"])
 def test_everything_given_is_escaped(tmp_path: Path, where: str) -> None:
-    given, names, title = results(), ["cat", "dog"], "Curves"
-    picture = tmp_path / "a.png"
-    plot_results([], picture)
+    given, names = results(), ["cat", "dog"]
     if where == "class":
         given["metrics"]["per_class"][0]["name"] = EVIL
     elif where == "config":
@@ -123,27 +121,26 @@ def test_everything_given_is_escaped(tmp_path: Path, where: str) -> None:
     elif where in ("model", "exit"):
         given[where] = EVIL
     names = [EVIL, "dog"] if where == "names" else names
-    title = EVIL if where == "title" else title
-    page = Page(write_report(tmp_path, given, ROWS, [(title, picture)], names))
+    page = Page(write_report(tmp_path, given, ROWS, names))
     assert "script" not in page.tags
     assert EVIL in page.text
 
 
 def test_a_run_that_came_nowhere_has_a_page_too(tmp_path: Path) -> None:
-    page = Page(write_report(tmp_path, {"model": "yolov3"}, [], []))
+    page = Page(write_report(tmp_path, {"model": "yolov3"}, []))
     assert "yolov3" in page.text and "table" not in page.tags
 
 
 def test_undefined_numbers_are_dashes(tmp_path: Path) -> None:
     given = results(metrics={"mAP50": float("nan"), "precision": np.nan})
-    page = Page(write_report(tmp_path, given, [{"epoch": 0.0, "train/box_loss": float("inf")}], []))
+    page = Page(write_report(tmp_path, given, [{"epoch": 0.0, "train/box_loss": float("inf")}]))
     assert page.text.count("–") == 3
     assert not re.search(r"\b(nan|inf)\b", page.text)
 
 
 def test_writing_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    write_report(tmp_path, results(model="yolov3"), ROWS, [])
-    path = write_report(tmp_path, results(model="yolov5s"), ROWS, [])
+    write_report(tmp_path, results(model="yolov3"), ROWS)
+    path = write_report(tmp_path, results(model="yolov5s"), ROWS)
     assert path == tmp_path / "report.html"
     assert "yolov5s" in Page(path).text and "yolov3" not in Page(path).text
     assert list(tmp_path.iterdir()) == [path]

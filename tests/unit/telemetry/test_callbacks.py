@@ -16,12 +16,12 @@ from horovod_yolo.checkpoint import resume, store
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.core.errors import UnwrittenError
+from horovod_yolo.report.finished import read_rows
 from horovod_yolo.telemetry.csv_log import (
     CsvFile,
     EpochLog,
     StepLog,
     epoch_columns,
-    read_rows,
     step_columns,
 )
 from horovod_yolo.telemetry.tensorboard import TensorBoard
