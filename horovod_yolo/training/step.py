@@ -96,6 +96,7 @@ class Stepper:
         self.passes = passes  # in which a slice goes through the network, as many on every rank
         self._statistics = RunningStatistics(model, passes.share * self.slices.count)
         self._lacks: list[str] = []  # memory on this rank, in the step under way
+        self._totals: list[Mapping[str, Tensor]] = []  # normalisers of each batch, in the step under way
         self._state = [*model.parameters(), *model.buffers()]
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> Step:
@@ -166,7 +167,7 @@ class Stepper:
         """The same; whether a rank lacked memory, and whether the gradients could be added up."""
         self._lacks.clear()
         self._statistics.begin()
-        self._totals: list[Mapping[str, Tensor]] = []
+        self._totals.clear()
         here = max(len(self.slices), 1)  # a rank without a slice has an empty one
         self.exchange.expect(
             len(window) * here, passes=self.passes.count, of_all=len(window) * self.slices.count
