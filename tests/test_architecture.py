@@ -80,6 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "doctor",
         "planner",
         "assembly",
+        "process.portable_bits",  # before anything of numbers is imported
     },
     "cli.report": {"core", "config", "cli", "report"},
     "cli.call": {"core", "process", "distributed", "assembly", "api"},  # a rank of a call of the api

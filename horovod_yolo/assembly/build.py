@@ -19,6 +19,7 @@ from horovod_yolo.assembly.fitting import fitted, passes_of, passes_of_evaluatio
 from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
+from horovod_yolo.assembly.same_bits import compared
 from horovod_yolo.assembly.slicing import slices_of, with_slices
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import TrainConfig
@@ -359,8 +360,9 @@ def build_trainer(
         early_stopping=EarlyStopping(),
         stop=stop,
         metrics={},
-        about={**_kept(resumed or weights or {}), **kept_choice(config, tuned)},
+        about=_kept(resumed or weights or {}) | kept_choice(config, tuned),
     )
+    trainer.about |= compared(config, device, resumed, comm)
     if config.check_every:
         kind = device_kind(device, deterministic=config.deterministic)
         trainer.checks = DoubleChecks(config.check_every, config.seed, comm, kind, trainer.loader.made)

@@ -20,6 +20,7 @@ from horovod_yolo.distributed.communicator import Communicator
 MOST_NAMED = 3
 CPU = torch.device("cpu")
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+CUBLAS_SPACE = ":4096:8"  # eight buffers of 4 MiB: which one a product gets decides nothing
 GPU_FILE = Path("/dev/nvidia0")  # the driver makes it, before and without PyTorch
 DTYPES = {
     "fp32": torch.float32,
@@ -203,7 +204,7 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
     cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
     if deterministic:
         cudnn.deterministic, cudnn.benchmark = True, False
-        os.environ[CUBLAS_WORKSPACE] = workspace or ":4096:8"  # else cuBLAS refuses
+        os.environ[CUBLAS_WORKSPACE] = workspace or CUBLAS_SPACE  # else cuBLAS refuses
         torch_deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True)
     try:

@@ -67,14 +67,13 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
 
 def bitwise(trainer: Trainer) -> str:
     """``yes`` where the same run on another number of ranks ends with the same bits; else why not."""
-    config, device = trainer.config, trainer.stepper.precision.device
+    config = trainer.config
     if config.sync_bn:
         return "no: --sync-bn"
     if config.sums != "exact":
         return "no: --sums float"
-    if device.type != "cpu" and not config.deterministic:
-        return "no: without --deterministic"
-    return "yes"
+    unlike = trainer.about["arithmetic"]["unlike"]
+    return f"no: {unlike}" if unlike else "yes"
 
 
 def finish(folder: Path, callbacks: Sequence[Callback], results: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from horovod_yolo.assembly.same_bits import require_promise
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.slices import Slices
@@ -41,6 +42,7 @@ def with_slices(
     """
     if config.sync_bn:
         _require_slices(config)
+        require_promise(config, device, comm)
         return replace(config, sums="float")
     count = config.slices or min(first_size, config.batch_size)
     if config.sums == "auto":
@@ -58,6 +60,7 @@ def with_slices(
     if config.check_every and count == 1:
         raise UserError("--check-every with one slice", fix="use --slices 2 or more, or several ranks")
     _share_threads(resumed, comm)
+    require_promise(config, device, comm)
     return replace(config, slices=count)
 
 

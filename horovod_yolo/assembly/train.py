@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from horovod_yolo.assembly.labels import label_rules
 from horovod_yolo.assembly.results import finish, results_of, time_spent
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.assembly.run_folder import discard_if_empty, write_config
+from horovod_yolo.assembly.same_bits import noting_lack_of_memory
 from horovod_yolo.assembly.staging import staged
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
@@ -83,7 +85,9 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     if comm.rank == 0:
         callbacks += [run.lock, checkpointer, *_callbacks(run, alone=comm.size == 1)]
     first_size = run.elastic.first_size if run.elastic else comm.size
-    trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop, first_size)
+    exactly = partial(arithmetic, run.config.precision, deterministic=run.config.deterministic)
+    with exactly():  # cuBLAS reads once, when it is first used, what it may do
+        trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop, first_size)
     trainer.keep = run.elastic.keep if run.elastic else None
     trainer.stepper.digests = comm.rank == 0
     if comm.rank == 0 and trainer.stepper.record is not None:
@@ -96,7 +100,7 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     if comm.rank == 0:
         _try_config(run.folder, begun_with)
     try:
-        with arithmetic(run.config.precision, deterministic=run.config.deterministic):
+        with exactly(), noting_lack_of_memory(trainer):
             trainer.fit()
         spent = time_spent(trainer)
         checkpointer.wait()

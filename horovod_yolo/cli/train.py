@@ -15,12 +15,14 @@ from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.backends import note_engine
 from horovod_yolo.distributed.launchers.found import launcher
+from horovod_yolo.process.portable_bits import begin_again
 
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     """Train, on as many ranks as were launched; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     note_engine(argv)
+    begin_again(argv)
     code = on_own_ranks("train", argv, lambda: train_parser(prog))
     return _train(argv, prog) if code is None else code
 

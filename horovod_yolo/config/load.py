@@ -122,8 +122,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too")
     add("--elastic", action="store_true", help="go on when ranks are lost or come; commits are in memory")
     add("--elastic-wait", dest="elastic_wait", type=float, help="seconds to wait for enough ranks")
-    add("--precision", choices=get_args(Precision), help="of the forward pass; auto: fp16 on GPUs")
-    add("--deterministic", action="store_true", help="the same bits in every run on a GPU; slower")
+    _add_arithmetic_flags(p)
     add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="lr0 by the images of a step / nbs")
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
     add_label_flags(p)
@@ -145,6 +144,14 @@ def _add_batch_flags(p: argparse.ArgumentParser) -> None:
         "--slices", type=int, metavar="V", help="parts of a batch with a pass each; the ranks' number"
     )
     p.add_argument("--sums", choices=get_args(Sums), help="of gradients; exact: equal bits on any ranks")
+
+
+def _add_arithmetic_flags(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
+    add("--precision", choices=get_args(Precision), help="of the forward pass; auto: fp16 on GPUs")
+    add("--deterministic", action="store_true", help="the same bits in every run on a GPU; slower")
+    portable = "compute on all x86 processors as those with AVX2 do; slower"
+    add("--portable-bits", dest="portable_bits", action="store_true", help=portable)
 
 
 def _add_place_flags(p: argparse.ArgumentParser) -> None:

@@ -75,6 +75,7 @@ class TrainConfig:
     elastic_wait: float = 300.0
     precision: Precision = "auto"
     deterministic: bool = False
+    portable_bits: bool = False
     scale_lr: ScaleLr = "none"
     max_steps: int = 0
     class_map: ClassMap = ()

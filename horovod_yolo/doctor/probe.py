@@ -38,6 +38,8 @@ _UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40
 _DRIVER_SECONDS = 15
 # Packages whose version can change results, beside torch and horovod.
 _OTHERS = ("numpy", "opencv-python-headless", "albumentations", "pillow", "PyYAML")
+# As in `process.portable_bits`.
+_INSTRUCTION_SETS = ("amx_tile", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512bw", "avx_vnni", "avx2")
 # Names that Horovod's extension has in it only where it was built with the backend.
 _BACKENDS = {"MPI": b"MPI_Allreduce", "Gloo": b"HOROVOD_GLOO_RENDEZVOUS_ADDR", "NCCL": b"ncclAllReduce"}
 
@@ -100,6 +102,18 @@ def limits(_: Facts) -> Facts:
         facts[name] = [None if value == resource.RLIM_INFINITY else value for value in (soft, hard)]
     facts["shm"] = _space("/dev/shm")
     return facts
+
+
+def processor(_: Facts) -> Facts:
+    """The processor's name, and the widest of its instructions that libraries of numbers tell apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    features = found.get("flags", "").split()
+    widest = next((name for name in _INSTRUCTION_SETS if name in features), "none of x86's")
+    return {"name": found.get("model name") or platform.machine(), "instructions": widest}
 
 
 def packages(asked: Facts) -> Facts:
@@ -250,7 +264,16 @@ def data(asked: Facts) -> Facts:
 def main() -> None:
     """Answer section by section."""
     asked = json.loads(sys.argv[1])
-    sections: list[Callable[[Facts], Facts]] = [hello, python, network, limits, packages, gpus, disks]
+    sections: list[Callable[[Facts], Facts]] = [
+        hello,
+        python,
+        network,
+        limits,
+        processor,
+        packages,
+        gpus,
+        disks,
+    ]
     if asked["data"]:
         sections.append(data)
     for section in sections:

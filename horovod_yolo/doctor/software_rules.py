@@ -59,6 +59,20 @@ def notes(reports: Sequence[Report]) -> Iterator[str]:
     built = {tuple(f["backends"]) for f in package_facts(reports, "horovod").values() if f["extension"]}
     if len(built) == 1 and (why := lacks(*built)):
         yield why
+    yield from unlike_processors(reports)
+
+
+def unlike_processors(reports: Sequence[Report]) -> Iterator[str]:
+    """Hosts that compute the same step to other bits, with which nothing is wrong."""
+    having: dict[str, list[str]] = {}
+    for report, facts in hosts_with(reports, "processor"):
+        having.setdefault(f"{facts['name']} ({facts['instructions']})", []).append(report.host)
+    if len(having) > 1:
+        listed = "; ".join(f"{kind} on {', '.join(hosts)}" for kind, hosts in having.items())
+        yield (
+            f"the processors are unlike: {listed}. Jobs work, but what one computes is not to the bit what "
+            "another does; train with --portable-bits where that matters"
+        )
 
 
 def code(reports: Sequence[Report]) -> Iterator[Finding]:

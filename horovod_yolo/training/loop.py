@@ -150,6 +150,7 @@ class Trainer:
             if step.redone:
                 self.passes = self.stepper.passes.count
                 self.config = replace(self.config, micro_batch=self.stepper.passes.images)
+                self.note_unlike(f"a rank lacked memory in step {self.progress.step + 1}")
             self._require_images(replaced, epoch, window, step)
             self._advance(window, step)
             self.under_way.append((step, self.progress.step, rates))
@@ -205,6 +206,11 @@ class Trainer:
         exchange = self.stepper.exchange.state_dict()
         here = {"passes": self.passes, "exchange": exchange, "threads": torch.get_num_threads()}
         return {**state, **self.about, **here}
+
+    def note_unlike(self, why: str) -> None:
+        """Keep why the run's bits are not those of another one with these settings; the first time counts."""
+        arithmetic = self.about.get("arithmetic", {})
+        self.about["arithmetic"] = {**arithmetic, "unlike": arithmetic.get("unlike") or why}
 
     def close(self) -> None:
         """End the data workers and what else runs beside training, also in the middle of a run."""

@@ -22,6 +22,7 @@ FACTS: dict[str, Any] = {
         "memlock": [8 << 20, 8 << 20],
         "shm": {**SPACE, "path": "/dev/shm"},
     },
+    "processor": {"name": "Some CPU", "instructions": "avx512_vnni"},
     "packages": {
         "torch": {"version": "2.13.0", "cuda": None},
         "horovod": {

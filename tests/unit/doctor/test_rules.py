@@ -125,6 +125,15 @@ def test_what_horovod_cannot_do_is_a_note() -> None:
     assert kinds(reports) and not list(notes(reports))
 
 
+def test_unlike_processors_are_a_note() -> None:
+    reports = cluster()
+    change(reports[3], "processor.instructions", "avx2")
+    assert not kinds(reports)
+    (said,) = notes(reports)
+    assert "Some CPU (avx512_vnni) on host1, host2, host3; Some CPU (avx2) on host4" in said
+    assert "--portable-bits" in said
+
+
 FAILED: list[tuple[dict[str, Any], str, str]] = [
     ({"code": 255, "errors": "root@host3: Permission denied (publickey)."}, "ssh-key", "refuses the key"),
     ({"code": 255, "errors": "Host key verification failed."}, "host-key", "unknown here"),

@@ -1,0 +1,152 @@
+"""What a run's bits depend on that no setting names: processors, devices, and versions of what computes.
+
+Ranks that are unlike in one of them make other bits of the same slice. That is said when the run starts, it
+stays with the run, and ``results.json`` tells of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from horovod_yolo.assembly.device import CUBLAS_SPACE, CUBLAS_WORKSPACE
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.agreement import agree, together
+from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.process.portable_bits import (
+    FLAG,
+    instruction_set,
+    processor,
+    require_portable_bits,
+    variables,
+)
+from horovod_yolo.training.loop import Trainer
+
+log = logging.getLogger(__name__)
+MOST_NAMED = 3
+Kind = Mapping[str, str]
+# With which anybody may have told the libraries to compute in fewer bits.
+_SHORTER = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
+
+
+def require_promise(config: TrainConfig, device: torch.device, comm: Communicator) -> None:
+    """Raise where a setting would let kernels change from run to run. *Collective.*
+
+    Args:
+        config: of the run, which says how sums are made.
+        device: of this rank.
+        comm: the ranks.
+
+    Raises:
+        UserError: on all ranks alike.
+    """
+    together(comm, lambda: _require_promise(config, device))
+
+
+def _require_promise(config: TrainConfig, device: torch.device) -> None:
+    if config.portable_bits:
+        require_portable_bits()
+    if config.sums == "exact" and device.type != "cpu" and not config.deterministic:
+        raise UserError(
+            "--sums exact promises the same bits, and a GPU's kernels change from run to run",
+            fix="add --deterministic, or leave --sums out",
+        )
+    workspace = os.environ.get(CUBLAS_WORKSPACE) or CUBLAS_SPACE
+    if config.sums == "exact" and device.type == "cuda" and workspace != CUBLAS_SPACE:
+        raise UserError(
+            f"{workspace!r}: kernels are chosen by it, and --sums exact needs {CUBLAS_SPACE!r}",
+            where=CUBLAS_WORKSPACE,
+            fix="unset it",
+        )
+
+
+def kind_of(device: torch.device, *, portable: bool) -> Kind:
+    """What tells one kind of rank from another; with ``portable`` bits all x86 processors are of one."""
+    name, features = processor()
+    told = [*_SHORTER, *(() if portable else variables(features))]
+    kind = {
+        "processor": "any x86" if portable else name,
+        "instruction set": f"avx2 by {FLAG}" if portable else instruction_set(features),
+        "variables": " ".join(f"{key}={os.environ[key]}" for key in told if os.environ.get(key)),
+        "torch": str(torch.__version__),
+        "oneDNN": (re.findall(r"MKL-DNN v([\d.]+)", torch.__config__.show()) or ["none"])[0],
+        "NumPy": _version("numpy"),
+        "OpenCV": _version("opencv-python-headless"),
+    }
+    if device.type != "cpu":
+        module = getattr(torch, device.type)
+        kind["device"] = module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
+    return kind
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def compared(
+    config: TrainConfig, device: torch.device, resumed: Mapping[str, Any] | None, comm: Communicator
+) -> dict[str, Any]:
+    """Compare the ranks, and with them those that the run began on; say where they differ. *Collective.*
+
+    Returns:
+        For the checkpoints: ``kind``, and ``unlike``, which is empty where all are alike and always were.
+    """
+    before = (resumed or {}).get("arithmetic", {})
+    here = kind_of(device, portable=config.portable_bits)
+    seen = comm.allgather_object((f"on {socket.gethostname()}", here))
+    kind = before.get("kind") or seen[0][1]
+    unlike = differences([("where the run began", kind), *seen])
+    if unlike and unlike != before.get("unlike"):
+        level = logging.WARNING if config.sums == "exact" else logging.INFO
+        cure = "" if config.portable_bits else f"; {FLAG} makes all x86 processors compute alike"
+        log.log(level, "not all of this run computes alike (%s), so bits may differ%s", unlike, cure)
+    return {"arithmetic": {"kind": dict(kind), "unlike": before.get("unlike") or unlike}}
+
+
+@contextmanager
+def noting_lack_of_memory(trainer: Trainer) -> Iterator[None]:
+    """Inside, a GPU that is full is noted: cuDNN then takes a kernel that needs less, and adds otherwise.
+
+    *Collective* at its end, where nothing is raised.
+    """
+    device = trainer.stepper.precision.device
+    before = _refusals(device)
+    yield
+    full = "a GPU was full, and cuDNN may have taken other kernels"
+    if words := agree(trainer.comm, full if _refusals(device) > before else None):
+        trainer.note_unlike(words)
+
+
+def _refusals(device: torch.device) -> int:
+    """How often PyTorch could not have memory of this device; only of CUDA's it is counted."""
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
+
+
+def differences(seen: Sequence[tuple[str, Kind]]) -> str:
+    """Where these kinds differ, each with who has it; empty where they are alike."""
+    words = []
+    for what in dict.fromkeys(key for _, kind in seen for key in kind):
+        having: dict[str, list[str]] = {}
+        for who, kind in seen:
+            having.setdefault(kind.get(what) or "none", []).append(who)
+        if len(having) > 1:
+            words.append(f"{what} " + ", ".join(f"{value} {_named(who)}" for value, who in having.items()))
+    return "; ".join(words)
+
+
+def _named(places: Sequence[str]) -> str:
+    names = [*dict.fromkeys(places)]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return " and ".join(names[:MOST_NAMED]) + more

@@ -1,0 +1,85 @@
+"""What bits depend on beside the settings: it is compared when a run starts, and told."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from horovod_yolo.assembly import same_bits
+from horovod_yolo.assembly.same_bits import Kind, compared, differences, kind_of, require_promise
+from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.distributed.communicator import Communicator
+from tests.helpers.pretend_device import NAME, pretend_device
+from tests.helpers.short_runs import ALONE
+from tests.helpers.world import run_world
+
+CPU = torch.device("cpu")
+
+
+def config(**flags: Any) -> TrainConfig:
+    return TrainConfig(data="d.yaml", cfg="yolov5n", **flags)
+
+
+def test_ranks_of_another_kind_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = kind_of(CPU, portable=False)
+    assert here["torch"] == torch.__version__ and here["oneDNN"] != "none"
+
+    def job(comm: Communicator) -> dict[str, Any]:
+        return compared(config(sums="exact"), CPU, None, comm)["arithmetic"]  # type: ignore[no-any-return]
+
+    alike = run_world(2, job)
+    assert alike == [{"kind": here, "unlike": ""}] * 2 and not caplog.records
+    kinds = iter([here, {**here, "instruction set": "avx2"}])
+    monkeypatch.setattr(
+        same_bits, "kind_of", lambda device, portable: next(kinds)
+    )  # no such processor is here
+    first, second = run_world(2, job)
+    assert (
+        first == second and first["unlike"].startswith("instruction set ") and "avx2 on " in first["unlike"]
+    )
+    assert "may differ; --portable-bits makes all x86 processors compute alike" in caplog.text
+
+
+def test_a_run_that_goes_on_elsewhere_says_so_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    begun = {"kind": {**kind_of(CPU, portable=False), "OpenCV": "4.11.0"}, "unlike": ""}
+    found = compared(config(sums="exact"), CPU, {"arithmetic": begun}, ALONE)
+    unlike = found["arithmetic"]["unlike"]
+    assert (
+        unlike.startswith("OpenCV 4.11.0 where the run began, ")
+        and found["arithmetic"]["kind"] == begun["kind"]
+    )
+    assert len(caplog.records) == 1
+    back = compared(
+        config(sums="exact"), CPU, {"arithmetic": {**found["arithmetic"], "kind": begun["kind"]}}, ALONE
+    )
+    assert back["arithmetic"]["unlike"] == unlike and len(caplog.records) == 1
+
+
+def test_many_hosts_are_not_all_named() -> None:
+    kinds: list[tuple[str, Kind]] = [(f"on host{n}", {"processor": "A" if n < 9 else "B"}) for n in range(11)]
+    assert differences(kinds) == (
+        "processor A on host0 and on host1 and on host2 and 6 more, B on host9 and on host10"
+    )
+
+
+def test_what_would_let_kernels_change_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = config(sums="exact", deterministic=True)
+    with pretend_device():
+        with pytest.raises(UserError, match=r"--sums exact promises.*add --deterministic"):
+            require_promise(config(sums="exact"), torch.device(NAME), ALONE)
+        require_promise(exact, torch.device(NAME), ALONE)
+    cuda = torch.device("cuda")
+    require_promise(exact, cuda, ALONE)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with pytest.raises(UserError, match=r"CUBLAS_WORKSPACE_CONFIG: ':16:8'.*unset it"):
+        require_promise(exact, cuda, ALONE)
+    require_promise(config(sums="float"), cuda, ALONE)
+    with pytest.raises(UserError, match="--portable-bits"):
+        require_promise(config(portable_bits=True), CPU, ALONE)
