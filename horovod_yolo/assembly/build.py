@@ -311,9 +311,20 @@ def _weights(config: TrainConfig, spec: DataSpec, comm: Communicator) -> dict[st
     return found
 
 
-def _kept(state: dict[str, Any]) -> dict[str, Any]:
-    """What checkpoints go on saying: of weights that others published, and of ranks that computed wrongly."""
-    return {key: value for key, value in state.items() if key in ("license", "faults")}
+def _about(
+    config: TrainConfig,
+    data: Data,
+    device: torch.device,
+    resumed: dict[str, Any] | None,
+    weights: dict[str, Any] | None,
+    comm: Communicator,
+) -> dict[str, Any]:
+    """What checkpoints say beside. *Collective.*
+
+    They go on saying it of weights that others published, and of ranks that computed wrongly or unlike.
+    """
+    kept = {key: value for key, value in (resumed or weights or {}).items() if key in ("license", "faults")}
+    return {**kept, **compared(config, device, resumed, comm), "positions_in": data.train.digest}
 
 
 def build_trainer(
@@ -360,9 +371,8 @@ def build_trainer(
         early_stopping=EarlyStopping(),
         stop=stop,
         metrics={},
-        about=_kept(resumed or weights or {}) | kept_choice(config, tuned),
+        about=_about(config, data, device, resumed, weights, comm) | kept_choice(config, tuned),
     )
-    trainer.about |= compared(config, device, resumed, comm)
     if config.check_every:
         kind = device_kind(device, deterministic=config.deterministic)
         trainer.checks = DoubleChecks(config.check_every, config.seed, comm, kind, trainer.loader.made)

@@ -69,6 +69,7 @@ class LostImage(NamedTuple):
 
     path: str
     reason: str
+    position: int = -1  # in the data set, where the sample that it belongs to can say so
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ them otherwise (`AugmentParams`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -102,18 +102,19 @@ class TrainTransform:
     seed: int
     order: Ints | None = None
 
-    def __call__(self, key: SampleKey) -> Sample:
-        """Make the training sample that the key names.
+    def __call__(self, key: SampleKey, left_out: Collection[int] = ()) -> Sample:
+        """Make the training sample that the key names, without images that are left out.
 
         Raises:
             ImageError: neither an image nor any of the `MOST_IN_A_ROW` from it on can be read.
         """
-        pictures = Pictures(self.annotations, self.load, partial(self._order, key.epoch))
+        pictures = Pictures(self.annotations, self.load, partial(self._order, key.epoch), left_out)
         sample = augment_pictures(key, pictures, len(self.annotations), self.params, self.seed)
-        if not pictures.lost:
+        if not pictures.lost and key.index not in left_out:
             return sample
-        lost = tuple(LostImage(str(error.path), error.reason) for error in pictures.lost.values())
-        return replace(sample, lost=lost, replaced=key.index in pictures.lost)
+        found = pictures.lost.items()
+        lost = tuple(LostImage(str(error.path), error.reason, position) for position, error in found)
+        return replace(sample, lost=lost, replaced=key.index in pictures.lost or key.index in left_out)
 
     def _order(self, epoch: int) -> Ints:
         return (

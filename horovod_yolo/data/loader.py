@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -47,6 +47,7 @@ class _Request:
     width: int
     first: int  # place of the first of them in the global batch
     slices: tuple[int, ...]  # of how many of them each slice is
+    left_out: frozenset[int]  # images of the data set
 
 
 class _Batches(Dataset[Batch]):
@@ -55,7 +56,7 @@ class _Batches(Dataset[Batch]):
     A sample that cannot be made is left out, and its image named in the batch.
     """
 
-    def __init__(self, sample_fn: Callable[[SampleKey], Sample]) -> None:
+    def __init__(self, sample_fn: Callable[..., Sample]) -> None:
         self._sample_fn = sample_fn
         self._slots: Slots | None = None
 
@@ -64,13 +65,14 @@ class _Batches(Dataset[Batch]):
         unmade: list[LostImage] = []
         slices: list[int] = []
         keys = iter(request.keys)
+        others = (request.left_out,) if request.left_out else ()
         for size in request.slices:
             before = len(samples)
             for key in islice(keys, size):
                 try:
-                    samples.append(self._sample_fn(key))
+                    samples.append(self._sample_fn(key, *others))
                 except ImageError as error:
-                    unmade.append(LostImage(shown(error.path), error.reason))
+                    unmade.append(LostImage(shown(error.path), error.reason, key.index))
             slices.append(len(samples) - before)
         place = partial(replace, first=request.first, slices=tuple(slices) if len(slices) > 1 else ())
         if get_worker_info() is None or not usable():
@@ -88,24 +90,25 @@ class _Requests(Sampler[_Request]):
         self.plan = plan
         self.first = (0, 0)  # epoch and batch
         self.until = 0  # epoch
+        self.left_out: frozenset[int] = frozenset()
 
     def __iter__(self) -> Iterator[_Request]:
         at: tuple[int, int] | None = self.first
         while at is not None:
             epoch, batch = at
-            yield _request(self.plan, epoch, batch)
+            yield self.of(self.plan, epoch, batch)
             at = self.after(epoch, batch)
+
+    def of(self, plan: StepSampler, epoch: int, batch: int) -> _Request:
+        """That of a batch, by this plan or another rank's."""
+        place = plan.first_place(epoch, batch), plan.slice_sizes(epoch, batch)
+        return _Request(plan.rank_keys(epoch, batch), *plan.shape_of(batch), *place, self.left_out)
 
     def after(self, epoch: int, batch: int) -> tuple[int, int] | None:
         """What follows a batch; None: it is the last."""
         if batch + 1 < self.plan.batches_per_epoch:
             return epoch, batch + 1
         return (epoch + 1, 0) if epoch + 1 < self.until else None
-
-
-def _request(plan: StepSampler, epoch: int, batch: int) -> _Request:
-    place = plan.first_place(epoch, batch), plan.slice_sizes(epoch, batch)
-    return _Request(plan.rank_keys(epoch, batch), *plan.shape_of(batch), *place)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -119,7 +122,8 @@ class Loader:
     images only, so none is lost, doubled or changed.
 
     Args:
-        sample_fn: makes the sample of a key. Picklable where there are workers.
+        sample_fn: makes the sample of a key; after `leave_out`, of a key and the positions of images that
+            are not to be in it. Picklable where there are workers.
         sampler: the plan of this rank.
         workers: processes; 0 makes the batches in the caller's own process, when asked for.
         pin_memory: give tensors in page-locked memory, which needs CUDA and makes a context on its device.
@@ -131,7 +135,7 @@ class Loader:
 
     def __init__(
         self,
-        sample_fn: Callable[[SampleKey], Sample],
+        sample_fn: Callable[..., Sample],
         sampler: StepSampler,
         *,
         workers: int,
@@ -172,6 +176,11 @@ class Loader:
             self._report(batch.lost)
             yield batch
 
+    def leave_out(self, positions: Iterable[int]) -> None:
+        """Do without these images of the data set from the next call of `epoch` on, for good."""
+        self._requests.left_out |= frozenset(positions)
+        self._at = None  # what was made ahead may have them
+
     def prepare(self, epoch: int) -> None:
         """Let the workers begin with the first batches of an epoch, which `epoch` is to give next."""
         if self._requests.plan.batches_per_epoch:
@@ -180,7 +189,7 @@ class Loader:
     def made(self, epoch: int, number: int, slices: Slices) -> Batch:
         """Other slices of a global batch than this rank's, made here and now."""
         plan = replace(self._requests.plan, slices=slices)
-        return self._here[_request(plan, epoch, number)]
+        return self._here[self._requests.of(plan, epoch, number)]
 
     def _batch(self, epoch: int, number: int, until: int) -> Batch:
         if self._at != (epoch, number):
@@ -233,7 +242,7 @@ class Loader:
             if image.path not in self.lost:
                 self.lost[image.path] = image
                 if len(self.lost) <= MOST_REPORTED:
-                    log.warning("image lost: %s: %s", *image)
+                    log.warning("image lost: %s: %s", image.path, image.reason)
                 elif len(self.lost) == MOST_REPORTED + 1:
                     log.warning("image lost: more than %d are not listed", MOST_REPORTED)
 

@@ -33,7 +33,7 @@ from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.pace import Spent
 from horovod_yolo.training.schedule import Rates, Schedule, Window
 from horovod_yolo.training.step import Stepper
-from horovod_yolo.training.underway import Step
+from horovod_yolo.training.underway import LostImagesError, Step
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Trainer:
     arrears: int = field(init=False)  # steps that may be under way when another is
     under_way: deque[tuple[Step, int, Rates]] = field(default_factory=deque)  # with their numbers and rates
     checks: DoubleChecks | None = None  # of slices that are done twice
+    lost_images: dict[int, int] = field(default_factory=dict)  # by position, the step since when
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
 
     def __post_init__(self) -> None:
@@ -145,7 +146,7 @@ class Trainer:
             apply_rates(self.stepper.optimizer, rates)
             if window.first_batch + window.batches == self.schedule.batches_per_epoch:
                 self._prepare_validation(epoch)
-            step = self._step(batches, epoch, window)
+            step, batches = self._made(batches, epoch, window)
             replaced += step.replaced
             if step.redone:
                 self.passes = self.stepper.passes.count
@@ -174,6 +175,29 @@ class Trainer:
             data_wait_s=data_wait,
             comm_wait_s=comm_wait,
         )
+
+    def _made(self, batches: Iterator[Batch], epoch: int, window: Window) -> tuple[Step, Iterator[Batch]]:
+        """A step, on all ranks without the images that any of them has lost. *Collective.*
+
+        Returns:
+            The step, and where the next batches come from: those that were made ahead may have such images.
+        """
+        while True:
+            try:
+                return self._step(batches, epoch, window), batches
+            except LostImagesError:
+                self._agree_on_lost_images()
+                batches = self.loader.epoch(epoch, window.first_batch, self.config.epochs)
+
+    def _agree_on_lost_images(self) -> None:
+        """What one host cannot read any more, all do without, from the step under way on. *Collective.*"""
+        lost, everyones = self.lost_images, set[int]()
+        for positions in self.comm.allgather_object([one.position for one in self.loader.lost.values()]):
+            everyones.update(positions)
+        lost.update(dict.fromkeys(sorted(everyones - lost.keys()), self.progress.step + 1))
+        require_images(self.comm, len(lost), self.sampler.count, self.loader.lost.values(), self.config.data)
+        self.loader.leave_out(lost)
+        log.info("lost images: all ranks do without %d from step %d on", len(lost), self.progress.step + 1)
 
     def commit(self, best: bool, stopped: bool = False) -> None:
         """Hand everything a resumed run needs to the callbacks; the last time where it is ``stopped``.
@@ -205,7 +229,7 @@ class Trainer:
         )
         exchange = self.stepper.exchange.state_dict()
         here = {"passes": self.passes, "exchange": exchange, "threads": torch.get_num_threads()}
-        return {**state, **self.about, **here}
+        return {**state, **self.about, **here, "lost_images": dict(self.lost_images)}
 
     def note_unlike(self, why: str) -> None:
         """Keep why the run's bits are not those of another one with these settings; the first time counts."""

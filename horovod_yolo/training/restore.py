@@ -32,6 +32,9 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.early_stopping = EarlyStopping(**state["early_stopping"])
     trainer.metrics = state["metrics"]
     trainer.passes = state.get("passes", trainer.passes)
+    if trainer.about.get("positions_in") == state.get("positions_in"):  # else an image has another number
+        trainer.lost_images = dict(state.get("lost_images", {}))
+        trainer.loader.leave_out(trainer.lost_images)
     torch.set_rng_state(state["rng"]["torch"])
 
 

@@ -44,7 +44,7 @@ from horovod_yolo.training.passes import Passes, Window, give_back
 from horovod_yolo.training.running_statistics import RunningStatistics
 from horovod_yolo.training.scaling import scaled, scaled_size
 from horovod_yolo.training.slice_digests import SliceDigests
-from horovod_yolo.training.underway import Step, Sums
+from horovod_yolo.training.underway import LostImagesError, Step, Sums
 
 log = logging.getLogger(__name__)
 LARGEST_GRADIENT_NORM = 10.0
@@ -108,8 +108,10 @@ class Stepper:
 
         Raises:
             MemoryShortError: a rank lacks memory, also for half as many images a pass; on all ranks alike.
+            LostImagesError: any rank's batches name lost images; on all ranks alike. But for the size of
+                passes nothing has changed: make the window again, of batches that leave them out.
         """
-        window = Window(batches, scales)
+        window, expected = Window(batches, scales), self.exchange.state_dict()
         sums, lack = self._gradients(window)
         redone = lack is not None
         if lack is not None:
@@ -117,6 +119,10 @@ class Stepper:
             sums, lack = self._gradients(window)
         if lack is not None:
             raise MemoryShortError(f"{lack}, also with {self.passes.images} images in a pass. {_LOWER}")
+        if sums.lost:
+            self._undo()
+            self.exchange.load_state_dict(expected)
+            raise LostImagesError
         if self.check is not None and not sums.replaced:
             self._do_twice(self.check)
         norm = self._clip_gradients()
@@ -178,10 +184,11 @@ class Stepper:
         losses = torch.zeros(
             (2, len(self.criterion.terms)), dtype=torch.float64, device=self.precision.device
         )
-        images = replaced = 0
+        images = replaced = lost = 0
         for batch, factor in window:
             self._statistics.begin_batch()
             losses += self._share(batch, factor)
+            lost += len(batch.lost)
             if not self._lacks:
                 images, replaced = images + len(batch), replaced + batch.replaced
         self._statistics.restore()
@@ -189,9 +196,11 @@ class Stepper:
             self.exchange.abandon()
         statistics = self._statistics.summed(self._comm)
         complete = self.exchange.finish()
-        told = torch.tensor([images, replaced, self._stop.asked, len(self._lacks)], dtype=torch.float64)
-        losses, (*counted, stop, lacking) = self._summed(losses, told)
-        sums = Sums(losses, int(counted[0]), int(counted[1]), stop > 0, statistics.wait())
+        told = [images, replaced, self._stop.asked, lost, len(self._lacks)]
+        losses, (*counted, stop, missed, lacking) = self._summed(
+            losses, torch.tensor(told, dtype=torch.float64)
+        )
+        sums = Sums(losses, int(counted[0]), int(counted[1]), stop > 0, missed > 0, statistics.wait())
         return sums, lacking > 0, complete
 
     def _summed(self, losses: Tensor, told: Tensor) -> tuple[Tensor, list[float]]:

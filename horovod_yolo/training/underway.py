@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from horovod_yolo.training.step import Stepper
 
 
+class LostImagesError(Exception):
+    """A rank has lost images that others may still have."""
+
+
 @dataclass(frozen=True)
 class Sums:
     """Of a window, over ranks and images."""
@@ -25,6 +29,7 @@ class Sums:
     images: int
     replaced: int  # of them, those that stand for a lost one
     stop: bool  # whether any rank is asked to
+    lost: bool  # whether any rank has met images that are lost
     statistics: Tensor  # what batch norm saw; see `RunningStatistics`
 
 

@@ -100,7 +100,7 @@ def test_a_deleted_or_truncated_image_is_replaced_in_its_own_sample(images: Anno
         sample = make(SampleKey(2, int(order[place]), 64, 96))
         assert same(sample, before)
         assert sample.replaced and sample.index == order[place]
-    assert sample.lost == (LostImage(str(images.image_path(int(order[5]))), "no such file"),)
+    assert sample.lost == (LostImage(str(images.image_path(int(order[5]))), "no such file", int(order[5])),)
 
 
 def test_partners_are_replaced_alike_and_counted_as_no_sample(images: Annotations) -> None:
@@ -132,3 +132,13 @@ def test_validation_leaves_out_what_is_lost(images: Annotations) -> None:
     assert [int(i) for batch in batches for i in batch.indices] == [0, 1, 2, *range(4, COUNT)]
     assert [len(batch.letterboxes) for batch in batches] == [4, 5, 2]
     assert list(loader.lost) == [str(images.image_path(3))]
+
+
+def test_what_is_left_out_is_not_read_and_counts_as_replaced(images: Annotations) -> None:
+    order = epoch_order(COUNT, 3, 2, True)
+    make = TrainTransform(images, ImageReader(images), STILL, seed=3)
+    key = SampleKey(2, int(order[4]), 64, 96)
+    there = make(key, {int(order[4])})
+    assert there.replaced and not there.lost and not same(there, make(key))
+    images.image_path(int(order[4])).unlink()
+    assert same(make(key), there), "so it does where it is lost"
