@@ -23,6 +23,7 @@ from horovod_yolo.assembly.exported import name_of_exported
 from horovod_yolo.assembly.given_weights import model_of_weights, with_model
 from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
 from horovod_yolo.assembly.looking import Looking, look_here
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.ready import ready_here
 from horovod_yolo.assembly.run import run_of_script
 from horovod_yolo.assembly.settings import settings_of
@@ -154,6 +155,8 @@ class YOLO:
         """As one of the ranks that are there. *Collective.*"""
         with join_as_script().on_ranks() as comm:
             together(comm, asked_for.require_as_launched)
+            if isinstance(flags["data"], (str, PathLike)):
+                flags["data"] = data_here(str(flags["data"]), comm)
             start = with_model({"weights": str(self.weights)} if self.weights else {"cfg": self.name}, comm)
             given, config = together(comm, lambda: self._settings({**start, **flags}))
             log_to_files(comm, config.log_dir, as_script=True)

@@ -14,6 +14,7 @@ from horovod_yolo.assembly.anew import EarlierRanks, with_commits
 from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.data import KnownData
 from horovod_yolo.assembly.given_weights import with_model
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.resuming import PATHS, absolute_paths, settings_here
 from horovod_yolo.assembly.run_folder import new_run_folder
 from horovod_yolo.assembly.run_lock import RunLock
@@ -59,6 +60,8 @@ def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
         given: the other flags that were given.
         comm: the ranks.
     """
+    if given.get("data"):
+        given = {**given, "data": data_here(given["data"], comm)}
     earlier = EarlierRanks(comm)
     if earlier.folder is not None:
         run = _found_or_new(earlier.folder, given, comm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_preci
 from horovod_yolo.assembly.exported import Asked, open_exported, shared_exported
 from horovod_yolo.assembly.given_weights import shared_weights, with_names
 from horovod_yolo.assembly.model import Trained, as_trained, build_criterion
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.config.ranges import check_ranges
@@ -103,6 +104,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     Raises:
         UserError: on all ranks alike.
     """
+    options = replace(options, data=data_here(options.data, comm)) if options.data else options
     file = shared_exported(Path(options.weights), comm)
     subject = _of_file(options, file, comm) if file else _of_checkpoint(options, comm)
     spec = together(comm, lambda: _spec(options, subject))

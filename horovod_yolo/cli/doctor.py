@@ -16,7 +16,7 @@ def doctor_main(argv: Sequence[str]) -> int:
     """Say what keeps hosts from training together; 2 where something does."""
 
     def run() -> int:
-        args = _doctor_parser().parse_strictly(argv)
+        args = doctor_parser().parse_strictly(argv)
         from horovod_yolo.doctor.collect import Questions, default_folders
         from horovod_yolo.doctor.examine import examine
         from horovod_yolo.launch import command, network, plan
@@ -44,7 +44,8 @@ def doctor_main(argv: Sequence[str]) -> int:
     return guarded(run)
 
 
-def _doctor_parser() -> Parser:
+def doctor_parser() -> Parser:
+    """All flags."""
     p = Parser(prog="horovod-yolo doctor", allow_abbrev=False)
     hosts = p.add_mutually_exclusive_group()
     hosts.add_argument(

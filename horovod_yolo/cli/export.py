@@ -10,6 +10,7 @@ from typing import Any
 from horovod_yolo.assembly.job import on_ranks
 from horovod_yolo.config import foreign
 from horovod_yolo.config.load import HEAD_HELP, Parser
+from horovod_yolo.config.words import with_words
 
 
 def export_main(argv: Sequence[str]) -> int:
@@ -82,7 +83,7 @@ def export_parser() -> Parser:
     )
     add("--head", help=HEAD_HELP)
     add("--out", metavar="DIR", help="folder of the files; default: that of the weights")
-    return p
+    return with_words(p, "export")
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -8,11 +8,13 @@ from typing import Any
 from horovod_yolo.assembly.job import on_ranks_until_stopped
 from horovod_yolo.cli.own_ranks import on_own_ranks, without_wish
 from horovod_yolo.config.predict_flags import predict_flags, predict_parser
+from horovod_yolo.config.words import spelled
 from horovod_yolo.distributed.backends import note_engine
 
 
 def predict_main(argv: Sequence[str]) -> int:
     """Find objects in pictures, videos and streams, on as many ranks as were launched."""
+    argv = spelled(argv, predict_parser)
     note_engine(argv)
     if (code := on_own_ranks("predict", argv, predict_parser)) is not None:
         return code

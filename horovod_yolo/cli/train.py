@@ -10,8 +10,9 @@ from typing import Any
 from horovod_yolo.assembly.elastic_job import on_elastic_ranks
 from horovod_yolo.assembly.job import log_to_files, on_ranks_until_stopped, require_fitting_launch
 from horovod_yolo.cli.own_ranks import on_own_ranks, without_wish
-from horovod_yolo.config.load import config_from_flags, train_parser
+from horovod_yolo.config.load import Parser, config_from_flags, train_parser
 from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.config.words import spelled, with_words
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.backends import note_engine
 from horovod_yolo.distributed.launchers.found import launcher
@@ -20,18 +21,22 @@ from horovod_yolo.process.portable_bits import begin_again
 
 def train_main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     """Train, on as many ranks as were launched; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = spelled(sys.argv[1:] if argv is None else argv, lambda: _parser(prog))
     note_engine(argv)
     begin_again(argv)
-    code = on_own_ranks("train", argv, lambda: train_parser(prog))
+    code = on_own_ranks("train", argv, lambda: _parser(prog))
     return _train(argv, prog) if code is None else code
+
+
+def _parser(prog: str) -> Parser:
+    return with_words(train_parser(prog), "train")
 
 
 def _train(argv: Sequence[str], prog: str) -> int:
     """As one rank of those that were launched."""
 
     def parse() -> dict[str, Any]:
-        given = without_wish(vars(train_parser(prog).parse_strictly(without_local_rank(argv))))
+        given = without_wish(vars(_parser(prog).parse_strictly(without_local_rank(argv))))
         if given.get("resume", "auto") == "auto":
             config_from_flags({name: value for name, value in given.items() if name != "resume"})
         require_fitting_launch(given.get("elastic", False))

@@ -12,11 +12,13 @@ from horovod_yolo.cli.own_ranks import on_own_ranks, without_wish
 from horovod_yolo.config import foreign
 from horovod_yolo.config.load import HEAD_HELP, Parser, add_label_flags, add_ranks_flags, add_shared_flags
 from horovod_yolo.config.schema import Precision
+from horovod_yolo.config.words import spelled, with_words
 from horovod_yolo.distributed.backends import note_engine
 
 
 def val_main(argv: Sequence[str]) -> int:
     """Score a checkpoint on a data set, on as many ranks as were launched."""
+    argv = spelled(argv, val_parser)
     note_engine(argv)
     if (code := on_own_ranks("val", argv, val_parser)) is not None:
         return code
@@ -68,4 +70,4 @@ def val_parser() -> Parser:
     add_label_flags(p)
     p.add_argument("--cache-dir", dest="cache_dir")
     p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
-    return p
+    return with_words(p, "val")

@@ -28,7 +28,8 @@ SHARED = frozenset(f.name for f in fields(Hyp))  # hyperparameters of all famili
 _OF_THE_LAUNCH = ("engine", "np", "hosts")  # arguments of the calls themselves
 
 
-def _as(name: str) -> Renaming:
+def same_as(name: str) -> Renaming:
+    """Another name of the same."""
     return lambda value: {name: value}
 
 
@@ -44,25 +45,25 @@ def _amp(value: object) -> dict[str, object]:
 # Ultralytics' and YOLOv5's names of what has another one here.
 TRAINING: Mapping[str, Renaming] = {
     "amp": _amp,
-    "batch": _as("batch_size"),
-    "img": _as("imgsz"),
-    "img_size": _as("imgsz"),
+    "batch": same_as("batch_size"),
+    "img": same_as("imgsz"),
+    "img_size": same_as("imgsz"),
     "plots": _unless("noplots", "plots"),
     "val": _unless("noval", "val"),
 }
 VALIDATION: Mapping[str, Renaming] = {
-    "batch": _as("batch_size"),
-    "conf": _as("conf_thres"),
-    "img": _as("imgsz"),
-    "img_size": _as("imgsz"),
-    "iou": _as("iou_thres"),
-    "split": _as("task"),
+    "batch": same_as("batch_size"),
+    "conf": same_as("conf_thres"),
+    "img": same_as("imgsz"),
+    "img_size": same_as("imgsz"),
+    "iou": same_as("iou_thres"),
+    "split": same_as("task"),
 }
 EXPORT: Mapping[str, Renaming] = {
-    "batch": _as("batch_size"),
-    "conf": _as("conf_thres"),
-    "include": _as("format"),
-    "iou": _as("iou_thres"),
+    "batch": same_as("batch_size"),
+    "conf": same_as("conf_thres"),
+    "include": same_as("format"),
+    "iou": same_as("iou_thres"),
 }
 _EXPORT_SWITCHES = frozenset(("dynamic", "half", "multi_label", "nms", "simplify", "int8"))
 _PREDICTION_SWITCHES = frozenset(("agnostic_nms", "augment", "half", "rect"))
@@ -70,12 +71,12 @@ _PREDICTION_NUMBERS = frozenset(
     ("batch", "classes", "conf_threshold", "iou_threshold", "max_detections", "vid_stride")
 )
 PREDICTION: Mapping[str, Renaming] = {
-    "conf": _as("conf_threshold"),
-    "conf_thres": _as("conf_threshold"),
-    "batch_size": _as("batch"),
-    "iou": _as("iou_threshold"),
-    "iou_thres": _as("iou_threshold"),
-    "max_det": _as("max_detections"),
+    "conf": same_as("conf_threshold"),
+    "conf_thres": same_as("conf_threshold"),
+    "batch_size": same_as("batch"),
+    "iou": same_as("iou_threshold"),
+    "iou_thres": same_as("iou_threshold"),
+    "max_det": same_as("max_detections"),
 }
 
 
@@ -93,7 +94,7 @@ def training_argv(
     others = ("help", *_OF_THE_LAUNCH)
     actions = {action.dest: action for action in parser._actions if action.dest not in others}
     flags = renamed(given, TRAINING, actions, OF_TRAINING, hyperparameters)
-    return [word for name, value in flags.items() for word in _words(actions[name], name, value)]
+    return [word for name, value in flags.items() for word in argument_words(actions[name], name, value)]
 
 
 def validation_options(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -225,10 +226,17 @@ def renamed(
     return result
 
 
-def _words(action: argparse.Action, name: str, value: object) -> list[str]:
+def argument_words(action: argparse.Action, name: str, value: object) -> list[str]:
+    """A flag and its value as words of a command line; none for a switch that is off.
+
+    Raises:
+        UserError: the flag cannot have this value.
+    """
     flag = action.option_strings[0]
     if isinstance(action, argparse._StoreTrueAction):
         return [flag] if _switch(name, value) else []
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return [flag if _switch(name, value) else flag.replace("--", "--no-", 1)]
     if name == "device":
         return [f"{flag}={device_name(value)}"]
     if isinstance(value, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, get_args
 
 from horovod_yolo.config import foreign
 from horovod_yolo.config.class_map import class_map
+from horovod_yolo.config.help import training_help
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.schema import (
     AUTO,
@@ -36,6 +38,8 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are `UserError` and name the nearest flag."""
 
     foreign: Mapping[str, str] = {}  # flags of others, and what to do instead
+    # Words such as epochs=5, where a command takes them, as flags: see `words.with_words`.
+    spell: Callable[[Sequence[str]], list[str]] = list
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of leaving the process."""
@@ -46,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
         A flag of another tool is not supported, with what to do instead.
         """
-        known, unknown = self.parse_known_args(argv)
+        known, unknown = self.parse_known_args(None if argv is None else self.spell(argv))
         if unknown:
             flag = unknown[0].split("=")[0]
             if remedy := foreign.instead(flag, self.foreign):
@@ -84,51 +88,58 @@ def train_parser(prog: str = "train.py") -> Parser:
     p = Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     p.foreign = foreign.OF_TRAINING
     add = p.add_argument
-    add("--data", help="data.yaml: path, train, val, nc, names")
-    add("--cfg", "--model", dest="cfg", help="model: yolov5n, yolov8n, yolo11n, yolo26n, yolov3, ...")
-    add("--weights", help="start from the weights of a checkpoint")
+    add("--data", metavar="FILE", help="data.yaml: path, train, val, nc, names; or digits, made on the spot")
+    models = "model: yolov5n, yolov8n, yolo11n, yolo26n, yolov3, ..."
+    add("--cfg", "--model", dest="cfg", metavar="MODEL", help=models)
+    add("--weights", metavar="FILE", help="start from the weights of a checkpoint")
     add("--head", help=HEAD_HELP)
-    add("--hyp", help="hyperparameters of the model's family, as in YOLOv5's hyp*.yaml")
-    add("--epochs", type=int)
+    hyp = """hyperparameters of the model's family: YOLOv5's hyp*.yaml, or '{"lr0": 0.02}'"""
+    add("--hyp", type=hyp_or_file, metavar="FILE", help=hyp)
+    add("--epochs", type=int, help="times that every image is seen")
     _add_batch_flags(p)
     add_ranks_flags(p)
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
     _add_resume_flags(p)
-    add("--cache", nargs="?", const="ram", choices=get_args(Cache))
+    add("--cache", nargs="?", const="ram", choices=get_args(Cache), help="keep images as they are read")
     add("--multi-scale", dest="multi_scale", action="store_true", help="vary the input size by 50%%")
     add("--optimizer", choices=get_args(OptimizerName), help="auto: by the length of the run")
     add("--sync-bn", dest="sync_bn", action="store_true", help="batch norm over the whole global batch")
     add("--workers", type=int, help="data-loading processes of each rank")
-    add("--project", help="folder of the run folders")
-    add("--name", help="name of the run folder")
-    add("--exist-ok", dest="exist_ok", action="store_true", help="use the folder even where it exists")
+    _add_folder_flags(p)
     add("--cos-lr", dest="cos_lr", action="store_true", help="cosine instead of linear decay")
-    add("--label-smoothing", dest="label_smoothing", type=float)
+    smoothing = "share of a target that goes to the other classes, 0 to 1"
+    add("--label-smoothing", dest="label_smoothing", type=float, help=smoothing)
     add("--patience", type=int, help="stop after so many epochs without a better one; 0: never")
     closed = "images are not mixed any more in so many last epochs: no mosaic, mixup, cutmix"
     add("--close-mosaic", dest="close_mosaic", type=int, metavar="N", help=closed)
     add("--freeze", type=row_or_name, nargs="+", metavar="N", help=FREEZE_HELP)
-    add("--save-period", dest="save_period", type=int, help="keep a checkpoint every so many epochs")
-    add("--seed", type=int)
+    add("--seed", type=int, help="of everything random; the same seed, the same run")
     add("--noautoanchor", action="store_true", help="keep the model's anchors")
-    add("--noval", action="store_true", help="validate after the last epoch only")
-    add("--noplots", action="store_true", help="no plots and no report at the end")
     add(
         "--compression",
         choices=get_args(Compression),
         help="of gradients on the wire; auto: fp16 on GPUs, with a scaler",
     )
-    add("--fusion-mb", dest="fusion_mb", type=float, help="size of the groups that gradients travel in")
-    add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too")
-    add("--elastic", action="store_true", help="go on when ranks are lost or come; commits are in memory")
-    add("--elastic-wait", dest="elastic_wait", type=float, help="seconds to wait for enough ranks")
+    add("--fusion-mb", dest="fusion_mb", type=float, help="MB of the groups that gradients travel in")
+    _add_elastic_flags(p)
     _add_arithmetic_flags(p)
     add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="lr0 by the images of a step / nbs")
     add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
     add_label_flags(p)
     _add_place_flags(p)
     _add_proof_flags(p)
+    training_help(p)
     return p
+
+
+def hyp_or_file(text: str) -> dict[str, Any] | str:
+    """Type of ``--hyp``: a file, or the hyperparameters themselves as JSON."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return dict(json.loads(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is neither a file nor JSON ({error})") from None
 
 
 def _add_batch_flags(p: argparse.ArgumentParser) -> None:
@@ -152,6 +163,23 @@ def _add_arithmetic_flags(p: argparse.ArgumentParser) -> None:
     add("--deterministic", action="store_true", help="the same bits in every run on a GPU; slower")
     portable = "compute on all x86 processors as those with AVX2 do; slower"
     add("--portable-bits", dest="portable_bits", action="store_true", help=portable)
+
+
+def _add_folder_flags(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
+    add("--project", help="folder of the run folders")
+    add("--name", help="name of the run folder")
+    add("--exist-ok", dest="exist_ok", action="store_true", help="use the folder even where it exists")
+    add("--save-period", dest="save_period", type=int, help="keep a checkpoint each N epochs; -1: none")
+    add("--noval", action="store_true", help="validate after the last epoch only")
+    add("--noplots", action="store_true", help="no plots and no report at the end")
+    add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too")
+
+
+def _add_elastic_flags(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
+    add("--elastic", action="store_true", help="go on when ranks are lost or come; commits are in memory")
+    add("--elastic-wait", dest="elastic_wait", type=float, help="seconds to wait for enough ranks")
 
 
 def _add_place_flags(p: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from horovod_yolo.config import foreign
 from horovod_yolo.config.load import DEVICE_HELP, HEAD_HELP, Parser, add_engine_flag, add_ranks_flags
 from horovod_yolo.config.schema import Precision
+from horovod_yolo.config.words import with_words
 from horovod_yolo.core.errors import UserError
 
 
@@ -28,7 +29,7 @@ def predict_parser() -> Parser:
     )
     _add_search_flags(p)
     _add_output_flags(p)
-    return p
+    return with_words(p, "predict")
 
 
 def predict_flags(argv: Sequence[str] | None) -> dict[str, Any]:

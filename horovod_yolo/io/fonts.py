@@ -104,7 +104,7 @@ def _has(face: Path, letter: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _probe(face: Path) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(face, PROBED_SIZE, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(str(face), PROBED_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache

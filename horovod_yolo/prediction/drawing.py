@@ -114,4 +114,4 @@ def _inked(text: str, size: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=32)
 def _font(face: Path, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(face, size)
+    return ImageFont.truetype(str(face), size)

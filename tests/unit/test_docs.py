@@ -168,7 +168,7 @@ def test_targets_of_make_and_commands_exist() -> None:
     }
     assert subcommands == {
         *("bench", "data", "doctor", "eval", "export", "install-horovod", "launch", "plan", "predict"),
-        *("replay", "report", "val"),
+        *("replay", "report", "train", "val"),
     }
 
 
