@@ -35,6 +35,10 @@ def time_spent(trainer: Trainer) -> dict[str, Any]:
         "time_shares": dict(pace.shares),
         "pace_of_rank": pace.rank,
         "advice": words,
+        "ranks": [
+            {"host": host, "total_s": each.total, "data_wait_s": each.data, "rank_wait_s": each.ranks}
+            for each, host in zip(spent, hosts, strict=True)
+        ],
     }
 
 

@@ -211,6 +211,7 @@ def _report_writer(run: Run, trainer: Trainer, data: Data) -> ReportWriter:
         run.folder,
         first_batch=trainer.sampler.rank_keys(epoch=0, batch=0),
         transform=trainer.transform,
+        training=data.train,
         validation=data.val,
         model=trainer.ema.model,
         imgsz=trainer.config.imgsz,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,33 +99,42 @@ def _of_class(of: Annotations) -> NDArray[np.int64]:
     return np.bincount(of.classes[~of.crowd], minlength=len(of.names))
 
 
+def plot_labels(splits: Mapping[str, Annotations], names: Sequence[str], out: Path) -> None:
+    """Draw what the labels of some splits, with the same classes, are like as one PNG."""
+    panels = _panels(splits, names)
+    across = 3
+    down = math.ceil(len(panels) / across)
+    with figure_file(out, (_INCHES[0] * across, _INCHES[1] * down), names) as drawn:
+        for axis, (title, draw) in zip(drawn.subplots(down, across).flat, panels.items(), strict=True):
+            draw(axis)
+            axis.set_title(title)
+
+
 def _plots(splits: Mapping[str, Annotations], names: Sequence[str], folder: Path) -> Iterator[str]:
     """Figures, each small enough for the width of a telephone."""
     path = folder / "plot.png"
-    _plot_classes(splits, names, path)
-    yield figure("Boxes by class", path)
-    histograms = (
-        ("Boxes an image", "boxes", {split: _boxes_an_image(of) for split, of in splits.items()}),
-        ("Size of boxes", "root of the share of the image, %", _of_each(splits, lambda of: 100 * _sides(of))),
-        ("Shape of boxes", "log2(width / height), pixels", _of_each(splits, lambda of: np.log2(_shapes(of)))),
-    )
-    for title, label, values in histograms:
-        with figure_file(path, _INCHES) as drawn:
-            axis = drawn.subplots()
-            _histogram(axis, values)
-            axis.set(xlabel=label, ylabel="share of the split")
-            axis.legend()
+    bars = (_INCHES[0], 1.2 + 0.22 * min(len(names), MOST_BARS))
+    for place, (title, draw) in enumerate(_panels(splits, names).items()):
+        with figure_file(path, _INCHES if place else bars, names) as drawn:
+            draw(drawn.subplots())
         yield figure(title, path)
-    _plot_centres(splits, path)
-    yield figure("Centres of boxes, all splits", path)
-    _plot_sizes(splits, path)
-    yield figure("Sizes of images", path)
 
 
-def _of_each(
-    splits: Mapping[str, Annotations], value: Callable[[Annotations], NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    return {split: value(of) for split, of in splits.items()}
+def _panels(splits: Mapping[str, Annotations], names: Sequence[str]) -> dict[str, Callable[[Any], None]]:
+    """What is drawn, on an axis each, by title."""
+
+    def histogram(label: str, value: Callable[[Annotations], NDArray[Any]]) -> Callable[[Any], None]:
+        values = {split: value(of) for split, of in splits.items()}
+        return partial(_draw_histogram, values=values, label=label)
+
+    return {
+        "Boxes by class": partial(_draw_classes, splits=splits, names=names),
+        "Boxes an image": histogram("boxes", _boxes_an_image),
+        "Size of boxes": histogram("root of the share of the image, %", lambda of: 100 * _sides(of)),
+        "Shape of boxes": histogram("log2(width / height), pixels", lambda of: np.log2(_shapes(of))),
+        "Centres of boxes, all splits": partial(_draw_centres, splits=splits),
+        "Sizes of images": partial(_draw_sizes, splits=splits),
+    }
 
 
 def _shapes(of: Annotations) -> NDArray[np.float64]:
@@ -131,26 +142,25 @@ def _shapes(of: Annotations) -> NDArray[np.float64]:
     return (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
 
 
-def _plot_classes(splits: Mapping[str, Annotations], names: Sequence[str], out: Path) -> None:
+def _draw_classes(axis: Any, splits: Mapping[str, Annotations], names: Sequence[str]) -> None:
     """Bars of the most frequent classes, as shares of each split: so splits of unlike size compare."""
     boxes = {split: _of_class(of) for split, of in splits.items()}
     order = np.argsort(-sum(boxes.values()), kind="stable")[:MOST_BARS]
     height, rows = 0.8 / len(splits), np.arange(len(order))
-    with figure_file(out, (_INCHES[0], 1.2 + 0.22 * len(order)), names) as drawn:
-        axis = drawn.subplots()
-        for k, (split, of_class) in enumerate(boxes.items()):
-            shares = 100 * of_class[order] / max(of_class.sum(), 1)
-            axis.barh(rows + k * height, shares, height, color=COLOURS[k], label=split)
-        axis.set_yticks(rows + 0.4 - height / 2, [plain_label(names, int(c)) for c in order])
-        axis.invert_yaxis()
-        axis.grid(visible=False, axis="y")
-        more = f", the {MOST_BARS} most frequent of {len(names)}" if len(names) > MOST_BARS else ""
-        axis.set_xlabel(f"share of the split's boxes, %{more}")
-        axis.legend()
+    for k, (split, of_class) in enumerate(boxes.items()):
+        shares = 100 * of_class[order] / max(of_class.sum(), 1)
+        axis.barh(rows + k * height, shares, height, color=COLOURS[k], label=split)
+    axis.set_yticks(rows + 0.4 - height / 2, [plain_label(names, int(c)) for c in order])
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    more = f", the {MOST_BARS} most frequent of {len(names)}" if len(names) > MOST_BARS else ""
+    axis.set_xlabel(f"share of the split's boxes, %{more}")
+    axis.legend()
 
 
-def _histogram(axis: Any, values: Mapping[str, NDArray[Any]]) -> None:
+def _draw_histogram(axis: Any, values: Mapping[str, NDArray[Any]], label: str) -> None:
     """Lines of shares, on the same bins for all splits; few whole numbers get a bin each."""
+    axis.set(xlabel=label, ylabel="share of the split")
     joined = np.concatenate(list(values.values()))
     if not len(joined):
         return
@@ -160,30 +170,27 @@ def _histogram(axis: Any, values: Mapping[str, NDArray[Any]]) -> None:
     for k, (split, numbers) in enumerate(values.items()):
         shares = np.histogram(numbers, edges)[0] / max(len(numbers), 1)
         axis.stairs(shares, edges, color=COLOURS[k], label=split, linewidth=1.6)
+    axis.legend()
 
 
-def _plot_centres(splits: Mapping[str, Annotations], out: Path) -> None:
-    with figure_file(out, _INCHES) as drawn:
-        axis = drawn.subplots()
-        boxes = np.concatenate([_of_image(of) for of in splits.values()])
-        x, y = (boxes[:, [0, 1]] + boxes[:, [2, 3]]).T / 2
-        counts = np.histogram2d(y, x, _CELLS, ((0, 1), (0, 1)))[0]
-        axis.imshow(counts, cmap="Blues", extent=(0, 100, 100, 0), interpolation="nearest")
-        axis.grid(visible=False)
-        axis.set(xlabel="% of the width", ylabel="% of the height")
+def _draw_centres(axis: Any, splits: Mapping[str, Annotations]) -> None:
+    boxes = np.concatenate([_of_image(of) for of in splits.values()])
+    x, y = (boxes[:, [0, 1]] + boxes[:, [2, 3]]).T / 2
+    counts = np.histogram2d(y, x, _CELLS, ((0, 1), (0, 1)))[0]
+    axis.imshow(counts, cmap="Blues", extent=(0, 100, 100, 0), interpolation="nearest")
+    axis.grid(visible=False)
+    axis.set(xlabel="% of the width", ylabel="% of the height")
 
 
-def _plot_sizes(splits: Mapping[str, Annotations], out: Path) -> None:
-    with figure_file(out, _INCHES) as drawn:
-        axis = drawn.subplots()
-        for k, (split, of) in enumerate(splits.items()):
-            kinds, images = np.unique(np.stack((of.widths, of.heights)), axis=1, return_counts=True)
-            area = 12 + 200 * images / len(of)
-            axis.scatter(*kinds, s=area, color=COLOURS[k], alpha=0.6, linewidths=0, label=split)
-        axis.set(xlabel="width, pixels", ylabel="height, pixels", xlim=(0, None), ylim=(0, None))
-        legend = axis.legend(loc="lower right")
-        for handle in legend.legend_handles:
-            handle.set_sizes([30])
+def _draw_sizes(axis: Any, splits: Mapping[str, Annotations]) -> None:
+    for k, (split, of) in enumerate(splits.items()):
+        kinds, images = np.unique(np.stack((of.widths, of.heights)), axis=1, return_counts=True)
+        area = 12 + 200 * images / len(of)
+        axis.scatter(*kinds, s=area, color=COLOURS[k], alpha=0.6, linewidths=0, label=split)
+    axis.set(xlabel="width, pixels", ylabel="height, pixels", xlim=(0, None), ylim=(0, None))
+    legend = axis.legend(loc="lower right")
+    for handle in legend.legend_handles:
+        handle.set_sizes([30])
 
 
 def _class_table(splits: Mapping[str, Annotations], names: Sequence[str]) -> str:

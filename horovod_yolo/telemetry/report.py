@@ -22,6 +22,7 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.prediction.predict import predict_images
 from horovod_yolo.report import html, plots
 from horovod_yolo.report.finished import epochs_of
+from horovod_yolo.report.statistics import plot_labels
 from horovod_yolo.training.events import Callback, EpochReport
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class ReportWriter(Callback):
         folder: of the run.
         first_batch: keys of training samples to show.
         transform: makes such a sample.
-        validation: images to show with what is found in them.
+        training: whose labels are counted.
+        validation: likewise, and images to show with what is found in them.
         model: what is to find it, with its weights at the end of the run.
         imgsz: side of the network's input, pixels.
         precision: of the network.
@@ -49,6 +51,7 @@ class ReportWriter(Callback):
         *,
         first_batch: list[SampleKey],
         transform: Callable[[SampleKey], Sample],
+        training: Annotations,
         validation: Annotations,
         model: Detector,
         imgsz: int,
@@ -57,6 +60,7 @@ class ReportWriter(Callback):
         self._folder = folder
         self._first_batch = first_batch
         self._transform = transform
+        self._training = training
         self._validation = validation
         self._names = validation.names
         self._model = model
@@ -79,6 +83,9 @@ class ReportWriter(Callback):
             self._draw_pr_curves()
         with self._left_out("confusion_matrix.png"):
             self._draw_confusion()
+        with self._left_out("labels.png"):
+            splits = {"train": self._training, "val": self._validation}
+            plot_labels(splits, self._names, self._folder / "labels.png")
         with self._left_out("train_samples.png"):
             self._draw_training_samples()
         with self._left_out("val_predictions.png"):

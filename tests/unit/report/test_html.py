@@ -92,6 +92,21 @@ def test_the_page_says_what_bound_the_run(tmp_path: Path) -> None:
     assert line in Page(write_report(tmp_path, results(advice=line), ROWS)).text
 
 
+def test_the_page_says_where_the_time_of_each_rank_went(tmp_path: Path) -> None:
+    ranks = [
+        {"host": EVIL, "total_s": 100.0, "data_wait_s": 10.0, "rank_wait_s": 30.0},
+        {"host": "b", "total_s": 100.0, "data_wait_s": 0.0, "rank_wait_s": 5.0},
+    ]
+    path = write_report(tmp_path, results(ranks=ranks, pace_of_rank=1), ROWS)
+    text = path.read_text(encoding="utf-8")
+    assert "<td>60%</td><td>10%</td><td>30%</td>" in text
+    assert '<td class="best">1 set the pace</td><td>b</td><td>95%</td><td>0%</td><td>5%</td>' in text
+    page = Page(path)
+    assert EVIL in page.text and "script" not in page.tags
+    many = Page(write_report(tmp_path, results(ranks=ranks * 9, pace_of_rank=1), ROWS))
+    assert many.tags.count("details") == page.tags.count("details") + 1
+
+
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     picture = tmp_path / "results.png"
     plot_results(ROWS, picture)
