@@ -1,4 +1,4 @@
-"""The same from Python: ``YOLO("yolov5n").train(data="digits/data.yaml", epochs=3)``.
+"""The same from Python: ``YOLO("yolov5n").train(data="digits", epochs=3)``; `YOLO` is in `horovod_yolo` too.
 
 A script that calls this may be launched on several ranks, as ``train.py`` is; `YOLO.train` and `YOLO.val`
 are then *collective*. What they raise is raised on all ranks alike, and a script may catch it: `UserError`
@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 from horovod_yolo.assembly.anew import with_commits
 from horovod_yolo.assembly.calls import on_ranks_of
@@ -49,6 +49,7 @@ from horovod_yolo.core.errors import (
     UnwrittenError,
     UserError,
 )
+from horovod_yolo.core.results import Metrics, TrainResults
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.backends import VARIABLE
 from horovod_yolo.distributed.backends import engine as engine_set
@@ -111,7 +112,7 @@ class YOLO:
         hosts: str | None = None,
         engine: str | None = None,
         **flags: Any,
-    ) -> dict[str, Any]:
+    ) -> TrainResults:
         """Train, from the weights where there are some, and go on with the best of the run. *Collective.*
 
         Where ranks are asked for and no launcher has started any, they are started, as processes of their own
@@ -123,7 +124,7 @@ class YOLO:
         thread only.
 
         Args:
-            data: a data.yaml.
+            data: a data.yaml, or ``"digits"``, the built-in set.
             np: ranks to start; under a launcher those that are there.
             hosts: where they are started, ``"host1:4,host2:4"``: as many as slots, or ``np`` of them.
             engine: what they talk through: ``"horovod"``, ``"torch"``, or auto, which is Horovod where it is
@@ -148,8 +149,8 @@ class YOLO:
         asked_for = _Ranks(np, hosts, engine, flags.get("device"))
         if world := asked_for.to_start():
             self._settings({"cfg": self.name, **flags, "data": data})
-            return self._on_own_ranks(world, "train", {**flags, "data": data})
-        return self._train(asked_for, {**flags, "data": data})
+            return cast(TrainResults, self._on_own_ranks(world, "train", {**flags, "data": data}))
+        return cast(TrainResults, self._train(asked_for, {**flags, "data": data}))
 
     def _train(self, asked_for: _Ranks, flags: dict[str, Any]) -> dict[str, Any]:
         """As one of the ranks that are there. *Collective.*"""
@@ -198,7 +199,7 @@ class YOLO:
         hosts: str | None = None,
         engine: str | None = None,
         **options: Any,
-    ) -> dict[str, Any]:
+    ) -> Metrics:
         """Score the weights on ``data``, by default the set trained on. *Collective.*
 
         Args:
@@ -219,11 +220,11 @@ class YOLO:
         asked_for = _Ranks(np, hosts, engine, options.get("device"))
         if world := asked_for.to_start():
             self._options(data, options)
-            return self._on_own_ranks(world, "val", {**options, "data": data})
+            return cast(Metrics, self._on_own_ranks(world, "val", {**options, "data": data}))
         with join_as_script().on_ranks() as comm:
             together(comm, asked_for.require_as_launched)
             evaluation, names = validate(together(comm, lambda: self._options(data, options)), comm)
-        return metrics_of(evaluation, names)
+        return cast(Metrics, metrics_of(evaluation, names))
 
     def _options(self, data: str | Path | None, options: dict[str, Any]) -> ValOptions:
         known = {f.name for f in fields(ValOptions)} - {"weights", "data"}
@@ -299,6 +300,12 @@ class YOLO:
         ready = ready_here(self._trained(), how, local_rank, device_name(device), head, str(data))
         results = look_here(ready, find_sources(source), every=every, live=stream)
         return results if stream else list(results)
+
+    @overload
+    def export(self, format: str = "onnx", **options: Any) -> Path: ...
+
+    @overload
+    def export(self, format: Sequence[str], **options: Any) -> list[Path]: ...
 
     def export(self, format: str | Sequence[str] = "onnx", **options: Any) -> Path | list[Path]:
         """Write the weights for other programs. *Collective:* rank 0 writes.

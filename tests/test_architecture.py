@@ -100,7 +100,11 @@ MAY_PRINT = (
     "assembly/ending.py",
     "assembly/elastic_job.py",
 )
-MAY_GATHER = {"cli/__init__.py", "data/formats/__init__.py"}  # package files that give more than a name
+MAY_GATHER = {
+    "__init__.py",
+    "cli/__init__.py",
+    "data/formats/__init__.py",
+}  # package files that give more than a name
 SLOW_IMPORTS = {"torch", "horovod", "albumentations", "matplotlib", "cv2", "sklearn", "skimage"}
 FOR_EXPORT = {
     "onnx",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from horovod_yolo import api, errors
-from horovod_yolo.api import YOLO
+import horovod_yolo
+from horovod_yolo import YOLO, api, errors
 from horovod_yolo.assembly import ready
 from horovod_yolo.cli import main
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.results import ClassMetrics, Metrics, TrainResults
 from horovod_yolo.data.read import read_image
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.prediction.sources import pixels
@@ -34,6 +37,29 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[YOL
 def test_the_name_that_documents_once_gave_for_the_errors_still_works() -> None:
     assert errors.__all__ == sorted({*api.__all__} - {"YOLO"})
     assert all(getattr(errors, name) is getattr(api, name) for name in errors.__all__)
+
+
+def test_the_package_gives_the_api_and_brings_torch_only_then() -> None:
+    code = (
+        "import sys, horovod_yolo; assert {'YOLO', 'UserError'} <= {*dir(horovod_yolo)}; "
+        "assert not {'torch', 'numpy'} & {*sys.modules}; from horovod_yolo import *; "
+        "assert YOLO is sys.modules['horovod_yolo.api'].YOLO and issubclass(UserError, Exception)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert horovod_yolo.__all__ == api.__all__
+    with pytest.raises(AttributeError, match="has no attribute 'yolo'"):
+        horovod_yolo.yolo  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_results_have_the_keys_that_their_types_name(trained: tuple[YOLO, dict[str, Any]]) -> None:
+    _, results = trained
+    for kind, found in (
+        (TrainResults, results),
+        (Metrics, results["metrics"]),
+        (ClassMetrics, results["metrics"]["per_class"][0]),
+    ):
+        assert kind.__required_keys__ <= found.keys(), kind.__name__
+    assert {**results["metrics"]}.keys() <= Metrics.__annotations__.keys()
 
 
 def images_of(data: Path) -> list[Path]:
