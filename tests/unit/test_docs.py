@@ -254,6 +254,13 @@ def test_python_examples_are_python(document: Path) -> None:
         ast.parse(block)
 
 
+def test_every_document_is_a_page_of_the_site() -> None:
+    listed = set(
+        re.findall(r"^ +- (?:[^:\n]+: )?([\w./]+\.md)$", (REPO / "mkdocs.yml").read_text(), re.MULTILINE)
+    )
+    assert {path.name for path in (REPO / "docs").glob("*.md")} <= listed
+
+
 def test_the_main_documents_are_there() -> None:
     named = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "quickstart.md", "config.md", "distributed.md"}
     assert named <= {document.name for document in DOCS}

@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 LOADED = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src", "form": "action"}
@@ -54,16 +53,6 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", text), sheet
-
-
-def test_every_document_is_in_the_list_of_pages(site: Path) -> None:
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
-    told = yaml.load((REPO / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
-    listed = set(re.findall(r"[\w./]+\.md", str(told)))
-    assert {path.name for path in (REPO / "docs").glob("*.md")} <= listed
 
 
 def test_the_python_page_has_the_docstrings(site: Path) -> None:
