@@ -38,7 +38,7 @@ FUZZ_SECONDS ?= 600
 MUTANTS ?=
 BENCH ?=
 
-SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch horovod_yolo/install/*.sh docker/*.sh) .ci/run
+SCRIPTS := $(wildcard launch/*.sh launch/*.sbatch launch/clouds/*.sh horovod_yolo/install/*.sh docker/*.sh) .ci/run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 TESTS = $(PYTEST) -m 'not slow' -n $(TEST_WORKERS) --dist loadfile
