@@ -122,6 +122,7 @@ def packages(asked: Facts) -> Facts:
     importlib.invalidate_caches()
     return {
         "torch": _torch(),
+        "torchvision": _torchvision(),
         "horovod": _horovod(),
         "horovod_yolo": _ours(),
         "others": {name: _version(name) for name in _OTHERS},
@@ -149,6 +150,18 @@ def _torch() -> Facts | None:
     version = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
     cuda = re.search(r"^cuda[^=\n]*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
     return {"version": version[1] if version else "unknown", "cuda": cuda[1] if cuda else None}
+
+
+def _torchvision() -> Facts | None:
+    """Its version, and the torch that it is for: with another one its import fails, in many ways."""
+    version = _version("torchvision")
+    if version is None:
+        return None
+    wanted = (
+        re.match(r"torch\s*\(?==\s*([\w.]+)", text)
+        for text in importlib.metadata.requires("torchvision") or ()
+    )
+    return {"version": version, "built_for": next((found[1] for found in wanted if found), None)}
 
 
 def _horovod() -> Facts | None:

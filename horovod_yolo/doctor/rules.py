@@ -33,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     software_rules.python,
     software_rules.missing,
     software_rules.torch,
+    software_rules.torchvision,
     software_rules.horovod,
     software_rules.code,
     access_rules.own_name,

@@ -34,6 +34,17 @@ def torch(reports: Sequence[Report]) -> Iterator[Finding]:
     yield from differing(versions, "torch", "torch", "install the same one, then build Horovod for it")
 
 
+def torchvision(reports: Sequence[Report]) -> Iterator[Finding]:
+    """One for this torch, where there is one: another does not load, and stops what tries to use it."""
+    torches = {host: facts["version"] for host, facts in package_facts(reports, "torch").items()}
+    for host, facts in package_facts(reports, "torchvision").items():
+        wanted, here = facts["built_for"], str(torches.get(host)).partition("+")[0]
+        if wanted is not None and here not in (wanted, "None"):
+            what = f"torchvision {facts['version']} is for torch {wanted}, and {here} is installed"
+            fix = "it may not load; nothing here needs it: uninstall it, or install the one for this torch"
+            yield Finding((host,), "torchvision", what, fix, blocks=False)
+
+
 def horovod(reports: Sequence[Report]) -> Iterator[Finding]:
     """Horovod built for the torch beside it, and everywhere the same."""
     torches = {host: facts["version"] for host, facts in package_facts(reports, "torch").items()}

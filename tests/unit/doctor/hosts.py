@@ -25,6 +25,7 @@ FACTS: dict[str, Any] = {
     "processor": {"name": "Some CPU", "instructions": "avx512_vnni"},
     "packages": {
         "torch": {"version": "2.13.0", "cuda": None},
+        "torchvision": None,
         "horovod": {
             "version": "0.28.1",
             "built_for": "2.13.0",

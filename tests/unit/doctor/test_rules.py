@@ -40,6 +40,12 @@ CHANGES: list[tuple[str, Any, str, str]] = [
     ("python.version", "3.12.1", "python", "Python 3.12 where 3 hosts have 3.11"),
     ("packages.torch", None, "torch-missing", "torch is not installed"),
     ("packages.torch.version", "2.12.0", "torch", "torch 2.12.0 where 3 hosts have 2.13.0"),
+    (
+        "packages.torchvision",
+        {"version": "0.29.1", "built_for": "2.14.1"},
+        "torchvision",
+        "torchvision 0.29.1 is for torch 2.14.1, and 2.13.0 is installed",
+    ),
     ("packages.horovod", None, "horovod-missing", "horovod is not installed"),
     ("packages.horovod.built_for", "2.12.0", "horovod-torch", "built for torch 2.12.0, and 2.13.0 is"),
     ("packages.horovod.built_for", None, "horovod-missing", "not built for torch"),

@@ -1,0 +1,88 @@
+"""Fresh environments of other Pythons and of other versions train. Each downloads gigabytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.helpers.fresh import Fresh
+from tests.helpers.resolved import resolved
+from tests.unit.test_packaging import declared
+
+__all__ = ["declared"]  # a fixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+
+def interpreters(version: str) -> Iterator[str]:
+    """Places where a Python may be; pyenv's shims need not lead to one."""
+    if found := shutil.which(f"python{version}"):
+        yield found
+    yield from map(str, sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python")))
+
+
+def interpreter(version: str) -> str:
+    ask = "import sys; print('{}.{}'.format(*sys.version_info))"
+    for found in interpreters(version):
+        said = subprocess.run([found, "-c", ask], capture_output=True, text=True, check=False).stdout
+        if said.strip() == version:
+            return found
+    pytest.skip(f"LOUD SKIP: there is no Python {version} here")
+
+
+def trains(fresh: Fresh, data: Path) -> None:
+    """Both families, with a report at the end."""
+    flags = ["imgsz=64", "batch=14", "epochs=1", "workers=1", "device=cpu"]
+    for model in ("yolov5n", "yolo11n"):
+        words = [f"data={data}", f"model={model}", f"project={fresh.folder}", f"name={model}", *flags]
+        fresh.run(fresh.folder / "venv/bin/horovod-yolo", "train", *words, seconds=900)
+        results = json.loads((fresh.folder / model / "results.json").read_text())
+        assert results["exit"] == 0 and results["steps"] == 2
+        assert (fresh.folder / model / "val_predictions.png").is_file()
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12", "3.13"])
+def test_other_pythons(digits: Path, tmp_path: Path, version: str) -> None:
+    fresh = Fresh.make(tmp_path, interpreter(version))
+    fresh.install("-c", tmp_path / "source/constraints.txt")
+    trains(fresh, digits)
+
+
+def test_the_newest_versions(digits: Path, tmp_path: Path) -> None:
+    fresh = Fresh.make(tmp_path)
+    fresh.install()
+    trains(fresh, digits)
+
+
+def test_the_oldest_versions(declared: dict[str, Any], digits: Path, tmp_path: Path) -> None:
+    oldest = [
+        f"{name.name}=={spec.version}"
+        for name in map(Requirement, declared["install_requires"])
+        for spec in name.specifier
+        if spec.operator == ">="
+    ]
+    assert len(oldest) == len(declared["install_requires"])
+    (tmp_path / "oldest.txt").write_text("\n".join(oldest))
+    fresh = Fresh.make(tmp_path, interpreter("3.10"))
+    fresh.install("-c", tmp_path / "oldest.txt")
+    trains(fresh, digits)
+
+
+@pytest.mark.parametrize(("torch", "torchvision"), [("2.14.1", "0.29.1")])
+def test_beside_torchvision(digits: Path, tmp_path: Path, torch: str, torchvision: str) -> None:
+    fresh = Fresh.make(tmp_path)
+    fresh.install(f"torch=={torch}", f"torchvision=={torchvision}")
+    fresh.run(fresh.python, "-c", "import torchvision")
+    trains(fresh, digits)
+
+
+def test_a_python_that_is_not_here_gets_wheels() -> None:
+    found = resolved("3.14")
+    assert "cp314" in found["torch"] and "cp314" in found["numpy"]
