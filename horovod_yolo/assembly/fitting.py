@@ -42,7 +42,11 @@ def passes_of(config: TrainConfig, ranks: int, first_size: int, resumed: dict[st
     first = math.ceil(config.batch_size / (config.slices or first_size))
     passes = Passes.that_fit(share, _known(config) or first)
     before: int = (resumed or {}).get("passes", 1)
-    return Passes(share, max(passes.count, before)) if config.sync_bn and _known(config) else passes
+    if config.sync_bn and _known(config):
+        return Passes(share, max(passes.count, before))
+    if config.slices > ranks and not _known(config):  # what a rank had at first is in its memory at once
+        return replace(passes, together=math.ceil(config.batch_size / min(config.slices, first_size)))
+    return passes
 
 
 def passes_of_evaluation(config: TrainConfig, ranks: int, first_size: int) -> int:

@@ -18,6 +18,7 @@ class Passes:
 
     share: int  # images of the largest slice
     count: int = 1
+    together: int = 0  # images of a rank that may be on their way in several passes; more are one at a time
 
     @classmethod
     def that_fit(cls, share: int, images: int) -> Passes:

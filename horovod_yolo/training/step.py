@@ -18,6 +18,8 @@ import logging
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -113,9 +115,10 @@ class Stepper:
         """
         window, expected = Window(batches, scales), self.exchange.state_dict()
         sums, lack = self._gradients(window)
-        redone = lack is not None
-        if lack is not None:
+        passes = self.passes.count
+        while lack is not None and self.passes.count == passes:
             self._halve_passes(lack)
+            self.exchange.load_state_dict(expected)
             sums, lack = self._gradients(window)
         if lack is not None:
             raise MemoryShortError(f"{lack}, also with {self.passes.images} images in a pass. {_LOWER}")
@@ -136,6 +139,7 @@ class Stepper:
         if self.record is not None and self.record.recorded:
             shape = (len(window), self.slices.count, len(self.record.names))
             of_slices = (Fetched(self.record.of_all_ranks(self._comm)), shape)
+        redone = self.passes.count != passes
         return Step(self, sums, numbers, made, redone, weights, of_slices)
 
     def lack_of_memory(self, batch: Batch, scale: float) -> str | None:
@@ -238,13 +242,16 @@ class Stepper:
         give_back(self.precision.device)
 
     def _halve_passes(self, lack: str) -> None:
+        again = f"{lack}: the step is done again, and the run goes on, with"
+        if self.passes.together:
+            self.passes = replace(self.passes, together=0)
+            log.info("%s one pass at a time in memory", again)
+            return
         smaller = self.passes.halved()
         if smaller is None:
             raise MemoryShortError(f"{lack} for a single image. {_LOWER}")
-        log.info(
-            "%s: the step is done again, and the run goes on, with %d images in a pass instead of %d; %s",
-            *(lack, smaller.images, self.passes.images, what_batch_norm_sees(smaller, self._sync_bn)),
-        )
+        sees = what_batch_norm_sees(smaller, self._sync_bn)
+        log.info("%s %d images in a pass instead of %d; %s", again, smaller.images, self.passes.images, sees)
         self.passes = smaller
 
     def _forward_backward(self, batch: Batch, scale: float = 1.0, follows: bool = False) -> Tensor:
@@ -315,14 +322,15 @@ class Stepper:
         """The matches of each micro-batch, and its predictions where they were made for that and can be kept.
 
         The normalisers of all micro-batches must be known before the first of their losses. Where matching
-        needs predictions, keeping those of more than one would take the memory that splitting is to save:
-        then they are made without a graph here, and once more for the loss.
+        needs predictions, keeping those of more than one may take more memory than there is: then they are
+        made without a graph here, and once more for the loss.
         """
         if not self.criterion.matching_needs_predictions:
             return [self._matched(one, scale, None) for one in micro_batches], [None] * len(micro_batches)
-        if len(micro_batches) == 1:
-            predictions = self._forward(micro_batches[0], scale)
-            return [self._matched(micro_batches[0], scale, predictions)], [predictions]
+        fits = sum(map(len, micro_batches)) <= self.passes.together and all(micro_batches)
+        if len(micro_batches) == 1 or fits:
+            kept = [self._forward(one, scale) for one in micro_batches]
+            return [self._matched(*of) for of in zip(micro_batches, repeat(scale), kept)], kept
         with torch.no_grad():
             matches = [
                 self._matched(one, scale, self._forward(one, scale, tracks=False)) for one in micro_batches

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,15 +20,21 @@ from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.agreement import checksum
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange
 from horovod_yolo.distributed.exact_sums import ExactExchange
+from horovod_yolo.families import zoo
 from horovod_yolo.losses.anchor_based import LossWeights
+from horovod_yolo.losses.criterion import Criterion
+from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.events import StepResult
 from horovod_yolo.training.optimizers import make_optimizer
 from horovod_yolo.training.passes import Passes
 from horovod_yolo.training.step import Stepper
-from tests.helpers.tiny import tiny_batch, tiny_detector, tiny_head
+from tests.helpers.pretend_device import NAME, pretend_device
+from tests.helpers.tiny import CLASSES, tiny_batch, tiny_detector, tiny_head
+from tests.helpers.tiny_free import add_tiny_free, criterion_of
 from tests.helpers.world import run_world
 
+from .test_out_of_memory import NEVER, Trap
 from .test_step import Faulty
 
 V = 8
@@ -60,47 +68,55 @@ def make(
     dtype: torch.dtype = torch.float32,
     passes: int = 1,
     scaled: bool = False,
+    first_scale: float = 1024.0,
     exact: bool = True,
     factor: float = 1.0,
+    model: Detector | None = None,
+    together: int = 0,
+    device: str = "cpu",
 ) -> Stepper:
     """What makes the steps of a rank, where the ranks have so many slices; losses are times the factor."""
-    model = tiny_detector(torch.float32)
+    criterion: Criterion[Any, Any] | None = None if model is None else criterion_of(model)
+    model = (tiny_detector(torch.float32) if model is None else model).to(device)
     first = sum(shares[: comm.rank])
     mine = Slices(V, first, first + shares[comm.rank])
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+    scaler = torch.amp.GradScaler(device, init_scale=first_scale, enabled=scaled)
     plain = make_optimizer(optimizer, model, lr=0.01, momentum=0.9, decay=0.01)
-    named = [*model.named_parameters()]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     exchange: GradientExchange
     if exact:
         exchange = ExactExchange(named, comm, group_mb=0.001, scale=scaler.get_scale)
     else:
         plain, exchange = comm.exchange_gradients(plain, named, wire=None, group_mb=1.0)
-    criterion = Faulty(LossWeights(), tiny_head().float())
-    criterion.factor = factor
+    if criterion is None:
+        criterion = Faulty(LossWeights(), tiny_head().float().to(device))
+        criterion.factor = factor
     return Stepper(
         model=model,
         criterion=criterion,
         optimizer=plain,
         exchange=exchange,
         scaler=scaler,
-        precision=Precision(device=torch.device("cpu"), dtype=dtype),
+        precision=Precision(device=torch.device(device), dtype=dtype),
         comm=comm,
         sync_bn=False,
         stop=StopRequest(),
-        passes=Passes(2, passes),
+        passes=Passes(2, passes, together),
         slices=mine,
     )
 
 
-def step(stepper: Stepper, window: Sequence[Batch]) -> StepResult:
+def step(stepper: Stepper, window: Sequence[Batch], scales: Sequence[float] = (1.0,) * 3) -> StepResult:
     part = [share(batch, stepper.slices) for batch in window]
-    return stepper.step(iter(part), [1.0] * len(window)).result()
+    return stepper.step(iter(part), scales[: len(window)]).result()
 
 
-def trained(comm: Communicator, shares: Sequence[int], **case: Any) -> tuple[list[StepResult], str]:
+def trained(
+    comm: Communicator, shares: Sequence[int], scales: Sequence[float] = (1.0,) * 3, **case: Any
+) -> tuple[list[StepResult], str]:
     """Results and a digest of weights, buffers and the optimizer's state."""
     stepper = make(comm, shares, **case)
-    results = [step(stepper, window) for window in windows()]
+    results = [step(stepper, window, scales) for window in windows()]
     state = stepper.optimizer.state_dict()["state"]
     moments = {f"{n}.{key}": torch.as_tensor(value) for n, own in state.items() for key, value in own.items()}
     return results, checksum({**stepper.model.state_dict(), **moments, **stepper.exchange.state_dict()})
@@ -129,21 +145,77 @@ SHARES = [
         {"dtype": torch.bfloat16},
         {"passes": 2},
         {"scaled": True},
+        {"scales": (1.5, 0.5, 0.7)},
     ],
     ids=str,
 )
 def test_ranks_and_shares_change_no_bit(case: dict[str, Any]) -> None:
     expected = run_world(1, lambda comm: trained(comm, (V,), **case))[0]
     for shares in SHARES:
-        for outcome in run_world(len(shares), lambda comm, shares=shares: trained(comm, shares, **case)):
+        for outcome in run_world(len(shares), partial(trained, shares=shares, **case)):
             assert outcome == expected, shares
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("tiny8", {}),
+        ("tiny8", {"together": 16, "scales": (0.5, 1.0, 1.5)}),
+        ("tiny26", {"optimizer": "MuSGD", "dtype": torch.bfloat16}),
+    ],
+    ids=str,
+)
+def test_nor_do_they_where_normalisers_depend_on_predictions(
+    name: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accumulation too. Where predictions are kept the bits are those of predictions made again."""
+    add_tiny_free(monkeypatch)
+    torch.manual_seed(3)
+    model = zoo.build_model(name, CLASSES)
+
+    def job(comm: Communicator, shares: Sequence[int], **case: Any) -> tuple[list[StepResult], str]:
+        return trained(comm, shares, model=copy.deepcopy(model), **case)
+
+    expected = run_world(1, lambda comm: job(comm, (V,), **{**case, "together": 0}))[0]
+    assert run_world(3, lambda comm: job(comm, (2, 6, 0), **case)) == [expected] * 3
+
+
+def test_predictions_that_are_too_much_to_keep_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has more passes by that, and no bit is another."""
+    add_tiny_free(monkeypatch)
+    torch.manual_seed(3)
+    model = zoo.build_model("tiny8", CLASSES)
+
+    def job(comm: Communicator, trap: Trap, together: int) -> tuple[StepResult, Passes, str]:
+        stepper = make(comm, (3, 5), model=copy.deepcopy(model), together=together)
+        trap.set(stepper.model)
+        result = step(stepper, windows()[0])
+        return result, stepper.passes, checksum(stepper.model.state_dict())
+
+    expected = run_world(2, lambda comm: job(comm, NEVER, 0))
+    trap = Trap("after it", 3)
+    assert run_world(2, lambda comm: job(comm, trap if comm.rank else NEVER, 16)) == expected
+    assert trap.visits < 0
+
+
+def test_nor_do_they_in_float16_on_a_device() -> None:
+    """With a scaler, whose first scale is too large: a step is skipped."""
+
+    def job(comm: Communicator, shares: Sequence[int]) -> tuple[list[StepResult], str]:
+        with pretend_device():
+            stepper = make(comm, shares, scaled=True, first_scale=2.0**18, dtype=torch.float16, device=NAME)
+            results = [step(stepper, window) for window in windows()[:3]]
+            return results, checksum(stepper.model.state_dict())
+
+    expected = run_world(1, lambda comm: job(comm, (V,)))[0]
+    assert [result.skipped for result in expected[0]] == [True, False, False]
+    assert run_world(2, lambda comm: job(comm, (3, 5))) == [expected] * 2
 
 
 def test_they_are_the_sums_of_floats_to_rounding() -> None:
     for shares in ((V,), (3, 5)):
         exact, floats = (
-            run_world(len(shares), lambda comm, s=shares, e=e: trained(comm, s, exact=e))[0][0]
-            for e in (True, False)
+            run_world(len(shares), partial(trained, shares=shares, exact=e))[0][0] for e in (True, False)
         )
         for mine, theirs in zip(exact, floats, strict=True):
             assert mine.losses == pytest.approx(theirs.losses, rel=1e-4)
