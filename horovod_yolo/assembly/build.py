@@ -30,6 +30,7 @@ from horovod_yolo.core.types import Ints
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.augment import AugmentParams, EvaluationTransform, TrainTransform
 from horovod_yolo.data.cache import ImageReader
+from horovod_yolo.data.image_weights import ImageWeights
 from horovod_yolo.data.listing import require_mapped
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
@@ -59,7 +60,11 @@ FP16_FIRST_SCALE = 2.0**16
 
 
 def build_training_data(
-    config: TrainConfig, annotations: Annotations, comm: Communicator, model: Detector
+    config: TrainConfig,
+    annotations: Annotations,
+    comm: Communicator,
+    model: Detector,
+    image_weights: ImageWeights | None = None,
 ) -> tuple[TrainTransform, StepSampler]:
     """How a training sample is made, and which ones are this rank's. *Collective.*"""
     hyp, recipe = config.hyp, recipe_of(model.name)
@@ -90,10 +95,22 @@ def build_training_data(
         shape=shapes,
         order=order,
         slices=slices_of(config, comm),
+        draws=image_weights.draws if image_weights else None,
     )
     largest = np.atleast_2d(shapes).max(0).tolist()
     load = training_images(config, annotations, comm, (largest[0], largest[1]))
     return TrainTransform(annotations, load, params, config.seed, order), sampler
+
+
+def weights_of_images(config: TrainConfig, annotations: Annotations) -> ImageWeights | None:
+    """What ``--image-weights`` draws by; None without it."""
+    if not config.image_weights:
+        return None
+    weights = ImageWeights(annotations)
+    log.info("--image-weights: images are drawn with replacement, those of rare and badly found classes more")
+    if weights.never_drawn:
+        log.warning("--image-weights: %d images without objects are never drawn", weights.never_drawn)
+    return weights
 
 
 def build_loader_alone(
@@ -354,7 +371,8 @@ def build_trainer(
     passes = passes_of(config, comm.size, first_size, resumed)
     stepper = build_stepper(tuned, model, criterion, comm, precision, stop, passes)
     config = fitted(config, stepper, comm, data.train)
-    transform, sampler = build_training_data(config, data.train, comm, model)
+    image_weights = weights_of_images(config, data.train)
+    transform, sampler = build_training_data(config, data.train, comm, model, image_weights)
     trainer = Trainer(
         config=config,
         names=data.spec.names,
@@ -364,6 +382,7 @@ def build_trainer(
         schedule=build_schedule(tuned, recipe_of(model.name), sampler.batches_per_epoch),
         transform=transform,
         sampler=sampler,
+        image_weights=image_weights,
         loader=Loader(transform, sampler, workers=config.workers, pin_memory=pinned(device)),
         evaluator=build_evaluator(config, data.val, criterion, comm, precision, stop, model, first_size),
         callbacks=callbacks,

@@ -31,7 +31,6 @@ OF_TRAINING: Mapping[str, str] = {
     "--evolve-population": "leave it out: choose hyperparameters with --hyp",
     "--fraction": "name a list file with the images as train in data.yaml",
     "--half": _HALF,
-    "--image-weights": "leave it out, or list the images of rare classes in a file of their own",
     "--linear-lr": f"{_DEFAULT}; --cos-lr is the other way",
     "--local-rank": _LAUNCH,
     "--log-artifacts": _LOGGERS,

@@ -99,6 +99,8 @@ def train_parser(prog: str = "train.py") -> Parser:
     _add_batch_flags(p)
     add_ranks_flags(p)
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
+    weighted = "draw images of rare and badly found classes more often, with replacement"
+    add("--image-weights", dest="image_weights", action="store_true", help=weighted)
     _add_resume_flags(p)
     add("--cache", nargs="?", const="ram", choices=get_args(Cache), help="keep images as they are read")
     add("--multi-scale", dest="multi_scale", action="store_true", help="vary the input size by 50%%")

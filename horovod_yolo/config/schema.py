@@ -49,6 +49,7 @@ class TrainConfig:
     sums: Sums = "auto"  # of gradients over the slices
     imgsz: int = 640
     rect: bool = False
+    image_weights: bool = False
     cache: Cache = "none"
     device: str = ""
     multi_scale: bool = False
@@ -115,6 +116,9 @@ class TrainConfig:
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
         self._check_choices()
         self._check_slices()
+        if self.image_weights and self.rect:
+            fix = "leave one of them out: --rect takes the images in the order of their shapes"
+            raise UserError("--image-weights and --rect exclude each other", fix=fix)
         _require(
             not (self.deterministic and self.precision == "tf32"),
             "--precision",

@@ -41,6 +41,7 @@ class SampleKey(NamedTuple):
     index: int  # type: ignore[assignment]  # in the data set; hides tuple.index, which nobody needs
     height: int
     width: int
+    draw: int = 0  # how often the image was drawn before in this epoch, with --image-weights
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,9 @@ def augment_pictures(
     key: SampleKey, pictures: Pictures, count: int, params: AugmentParams, seed: int
 ) -> Sample:
     """`augment` with images from ``pictures``, which may put others in the place of lost ones."""
-    rng, params = keyed_generator(seed, Stream.SAMPLE, key.epoch, key.index), params.in_epoch(key.epoch)
+    again = (key.draw,) if key.draw else ()  # another sample of the image, in the same epoch
+    rng = keyed_generator(seed, Stream.SAMPLE, key.epoch, key.index, *again)
+    params = params.in_epoch(key.epoch)
     looks = _draw_looks(rng, params)
     scene = _scene(rng, looks, key, pictures, count, params)
     if looks.rare:

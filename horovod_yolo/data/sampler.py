@@ -7,11 +7,12 @@ of them arrive at the same plan follows from the arithmetic alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, repeat
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +30,14 @@ class Stream(IntEnum):
     SAMPLE = 1
     DIGITS = 2
     CHECK = 3
+    DRAWS = 4
+
+
+class Draws(NamedTuple):
+    """Which images an epoch takes where some are drawn more often than others, in order."""
+
+    order: Ints  # (images,) positions in the data set
+    times: Ints  # (images,) how often each of them was drawn before in this epoch
 
 
 def keyed_generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
@@ -99,6 +108,7 @@ class StepSampler:
         shape: input (height, width) of all batches, or one for each global batch (see rect_shapes).
         order: (count,) fixed order of the images. Only without ``shuffle``.
         slices: this rank's; by default each rank has one.
+        draws: of a seed and an epoch, in place of a permutation. Only with ``shuffle``.
 
     Raises:
         ValueError: the numbers contradict each other.
@@ -113,18 +123,21 @@ class StepSampler:
     shape: Shape | Sequence[Shape] = field(kw_only=True)
     order: Ints | None = field(kw_only=True, default=None)
     slices: Slices | None = field(kw_only=True, default=None)
+    draws: Callable[[int, int], Draws] | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.global_batch < 1 or not 0 <= self.rank < self.size:
             raise ValueError(f"count >= 0, global_batch >= 1 and 0 <= rank < size must hold: {self}")
         if self.order is not None and (self.shuffle or len(self.order) != self.count):
             raise ValueError("a fixed order names every image once and excludes shuffle")
+        if self.draws is not None and not self.shuffle:
+            raise ValueError("draws need shuffle")
         if np.ndim(self.shape) == 2 and (self.shuffle or len(self.shape) != self.batches_per_epoch):
             raise ValueError("shapes of batches need a fixed order and exactly one entry a global batch")
 
     @property
     def batches_per_epoch(self) -> int:
-        """Steps that visit every image once."""
+        """Steps that visit every image once, or draw as many."""
         return -(-self.count // self.global_batch)
 
     def shape_of(self, batch: int) -> Shape:
@@ -137,7 +150,9 @@ class StepSampler:
         if not 0 <= batch < self.batches_per_epoch:
             raise IndexError(f"batch {batch} of an epoch of {self.batches_per_epoch}")
         order = self.order
-        if order is None:
+        if self.draws is not None:
+            order = self.draws(self.seed, epoch).order
+        elif order is None:
             order = epoch_order(self.count, self.seed, epoch if self.shuffle else 0, self.shuffle)
         return order[batch * self.global_batch : (batch + 1) * self.global_batch]
 
@@ -150,7 +165,12 @@ class StepSampler:
         indices = self.global_indices(epoch, batch)
         places = self._places(len(indices))
         height, width = self.shape_of(batch)
-        return [SampleKey(epoch, int(i), height, width) for i in indices[places[0] : places[-1]]]
+        times: Iterable[int] = repeat(0)
+        if self.draws is not None:
+            first = batch * self.global_batch
+            times = self.draws(self.seed, epoch).times[first + places[0] : first + places[-1]].tolist()
+        mine = indices[places[0] : places[-1]].tolist()
+        return [SampleKey(epoch, i, height, width, k) for i, k in zip(mine, times, strict=False)]
 
     def first_place(self, epoch: int, batch: int) -> int:
         """The place of the first of them among those of all ranks."""

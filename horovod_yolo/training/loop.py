@@ -18,6 +18,7 @@ from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import FaultyRankError, MemoryShortError, StoppedError
 from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data.augment import Sample
+from horovod_yolo.data.image_weights import ImageWeights
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.agreement import different_ranks
@@ -67,6 +68,7 @@ class Trainer:
     schedule: Schedule
     transform: Callable[[SampleKey], Sample]
     sampler: StepSampler
+    image_weights: ImageWeights | None = None  # that the sampler draws by
     loader: Loader
     evaluator: Evaluator | None  # None: nothing is scored
     callbacks: Sequence[Callback]
@@ -228,7 +230,8 @@ class Trainer:
             names=self.names,
         )
         exchange = self.stepper.exchange.state_dict()
-        here = {"passes": self.passes, "exchange": exchange, "threads": torch.get_num_threads()}
+        balance = {"image_weights": self.image_weights.state_dict()} if self.image_weights else {}
+        here = {**balance, "passes": self.passes, "exchange": exchange, "threads": torch.get_num_threads()}
         return {**state, **self.about, **here, "lost_images": dict(self.lost_images)}
 
     def note_unlike(self, why: str) -> None:
@@ -313,6 +316,8 @@ class Trainer:
             term: total / progress.epoch_images for term, total in progress.epoch_losses.items()
         }
         if finished:
+            if evaluation and self.image_weights:  # not within an epoch, whose draws are made
+                self.image_weights.learn(self.metrics["per_class"])
             progress.epoch, progress.batch = epoch + 1, 0
             progress.epoch_losses, progress.epoch_images = {}, 0
         report = EpochReport(

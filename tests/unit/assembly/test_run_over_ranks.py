@@ -8,7 +8,7 @@ ranks have images but not one object.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from horovod_yolo.data.augment import AugmentParams, augment
 from horovod_yolo.data.cache import ImageReader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.spec import load_data_yaml
+from horovod_yolo.metrics.scores import Evaluation, metrics_of
+from horovod_yolo.training import loop
 from tests.helpers.runs import (
     checkpoint,
     largest_loss_difference,
+    same_bits,
     steps,
     weight_difference,
 )
@@ -30,7 +33,7 @@ from tests.helpers.tiny_zoo import NAME, add_tiny
 from tests.helpers.world import run_world
 from tests.parallel.test_vanishing_data import break_images
 
-from .disturbed import job, lose_a_rank, require_stopped_as_whole
+from .disturbed import job, lose_a_rank, require_resumed_as_whole, require_stopped_as_whole
 from .test_run import COMM, settings
 
 AUGMENTED = "mosaic: 0.4\nmixup: 0.3\ndegrees: 5.0\nflipud: 0.2\n"
@@ -143,3 +146,38 @@ def test_survivors_go_on_from_the_last_commit_and_end_as_the_undisturbed_run(
     assert [row["images"] for row in steps(tmp_path / "run")] == [13, 13, 2] * 2
     assert largest_loss_difference(tmp_path / "run", alone) < 1e-9
     assert weight_difference(tmp_path / "run", alone) < 1e-9
+
+
+@pytest.fixture
+def found_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validations say that the classes are found the better the higher their number: so weights change."""
+
+    def as_if(evaluation: Evaluation, names: Sequence[str]) -> dict[str, Any]:
+        metrics = metrics_of(evaluation, names)
+        for each in metrics["per_class"]:
+            each |= {"mAP50-95": 0.05 + 0.09 * each["class"], "instances": 1}
+        return metrics
+
+    monkeypatch.setattr(loop, "metrics_of", as_if)
+
+
+@pytest.mark.usefixtures("found_in_part")
+def test_image_weights_are_the_same_on_one_two_and_four_ranks(digits: Path, tmp_path: Path) -> None:
+    """The same draws in the second epoch too, whose weights a validation has set: the same bits."""
+    runs = []
+    for size in (1, 2, 4):
+        flags = {"precision": "fp32", "sync_bn": False, "image_weights": True, "slices": 4, "epochs": 2}
+        run_world(size, job(config_of(digits, tmp_path, **flags), tmp_path / str(size)))
+        runs.append(checkpoint(tmp_path / str(size)))
+    assert runs[0]["image_weights"]["of_classes"][0] > runs[0]["image_weights"]["of_classes"][9]
+    for other in runs[1:]:
+        assert same_bits(other["model"], runs[0]["model"])
+        assert other["image_weights"] == runs[0]["image_weights"]
+    assert steps(tmp_path / "4") == steps(tmp_path / "2") == steps(tmp_path / "1")
+
+
+@pytest.mark.usefixtures("found_in_part")
+def test_image_weights_are_resumed_exactly(digits: Path, tmp_path: Path) -> None:
+    """From a commit in the second epoch, whose draws the checkpoint's weights make."""
+    config = config_of(digits, tmp_path, precision="fp32", sync_bn=False, image_weights=True, commit_every=1)
+    require_resumed_as_whole(config, moment=5)

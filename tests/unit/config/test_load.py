@@ -169,7 +169,6 @@ def test_wrong_flags_are_named(argv: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--image-weights", "--image-weights is not supported. leave it out, or list the images"),
         ("--evolve 300", "--evolve is not supported. leave it out: choose hyperparameters with --hyp"),
         ("--upload_dataset", "--upload_dataset is not supported"),
         ("--local_rank=0", "--local_rank is not supported. start several ranks with --np N"),

@@ -88,6 +88,8 @@ def test_the_numbers_of_streams_are_for_ever() -> None:
         "ORDER": 0,
         "SAMPLE": 1,
         "DIGITS": 2,
+        "CHECK": 3,
+        "DRAWS": 4,
     }
 
 
