@@ -64,7 +64,6 @@ def build_training_data(
     annotations: Annotations,
     comm: Communicator,
     model: Detector,
-    image_weights: ImageWeights | None = None,
 ) -> tuple[TrainTransform, StepSampler]:
     """How a training sample is made, and which ones are this rank's. *Collective.*"""
     hyp, recipe = config.hyp, recipe_of(model.name)
@@ -95,7 +94,7 @@ def build_training_data(
         shape=shapes,
         order=order,
         slices=slices_of(config, comm),
-        draws=image_weights.draws if image_weights else None,
+        weights=weights_of_images(config, annotations),
     )
     largest = np.atleast_2d(shapes).max(0).tolist()
     load = training_images(config, annotations, comm, (largest[0], largest[1]))
@@ -371,8 +370,7 @@ def build_trainer(
     passes = passes_of(config, comm.size, first_size, resumed)
     stepper = build_stepper(tuned, model, criterion, comm, precision, stop, passes)
     config = fitted(config, stepper, comm, data.train)
-    image_weights = weights_of_images(config, data.train)
-    transform, sampler = build_training_data(config, data.train, comm, model, image_weights)
+    transform, sampler = build_training_data(config, data.train, comm, model)
     trainer = Trainer(
         config=config,
         names=data.spec.names,
@@ -382,7 +380,6 @@ def build_trainer(
         schedule=build_schedule(tuned, recipe_of(model.name), sampler.batches_per_epoch),
         transform=transform,
         sampler=sampler,
-        image_weights=image_weights,
         loader=Loader(transform, sampler, workers=config.workers, pin_memory=pinned(device)),
         evaluator=build_evaluator(config, data.val, criterion, comm, precision, stop, model, first_size),
         callbacks=callbacks,

@@ -14,6 +14,8 @@ from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.spec import DataSpec
+from horovod_yolo.data.subset import share_of
+from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.places import local_cache
 from horovod_yolo.io.private import own_folder
@@ -74,6 +76,10 @@ def build_data(spec: DataSpec, config: TrainConfig, comm: Communicator) -> Data:
     """The training and validation images. *Collective.*"""
     folder = annotation_folder(config.cache_dir)
     train, val = (shared_annotations(spec, split, comm, folder) for split in ("train", "val"))
+    if config.fraction < 1:
+        whole = train
+        train = together(comm, lambda: share_of(whole, config.fraction, config.seed))
+        log.info("--fraction %g: %d of %d training images", config.fraction, len(train), len(whole))
     if comm.rank == 0:
         say_what_counts(val, Thresholds.most)
     return Data(spec, train, val)

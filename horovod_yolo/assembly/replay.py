@@ -225,7 +225,7 @@ def _replayed(run: Run, found: Found, data: Data, comm: Communicator, stop: Stop
     if comm.rank == 0:
         callbacks = [StepLog(run.folder), ProgressDisplay(alone=comm.size == 1), comparison]
     trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop)
-    if trainer.evaluator is not None and trainer.image_weights is None:  # which validations set
+    if trainer.evaluator is not None and trainer.sampler.weights is None:  # which validations set
         trainer.evaluator.close()
         trainer.evaluator = None
     trainer.stepper.digests = comm.rank == 0

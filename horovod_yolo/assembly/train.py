@@ -143,7 +143,7 @@ def spec_of(run: Run) -> DataSpec:
         raise UserError("the data of the run is not there", where=run.config.data, fix=fix)
     spec = load_data_yaml(Path(run.config.data), label_rules(run.config, run.state))
     if run.state is None:
-        return spec
+        return spec.single_class() if run.config.single_cls else spec
     return spec.for_classes(run.state["names"], "the classes of the data and of the run")
 
 

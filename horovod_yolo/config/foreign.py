@@ -29,7 +29,6 @@ OF_TRAINING: Mapping[str, str] = {
     "--entity": _LOGGERS,
     "--evolve": "leave it out: choose hyperparameters with --hyp",
     "--evolve-population": "leave it out: choose hyperparameters with --hyp",
-    "--fraction": "name a list file with the images as train in data.yaml",
     "--half": _HALF,
     "--linear-lr": f"{_DEFAULT}; --cos-lr is the other way",
     "--local-rank": _LAUNCH,
@@ -50,7 +49,6 @@ OF_TRAINING: Mapping[str, str] = {
     "--quad": "leave it out, or use --multi-scale",
     "--resume-evolve": "leave it out: choose hyperparameters with --hyp",
     "--save": _DEFAULT,
-    "--single-cls": "give all objects the class 0 and data.yaml one name",
     "--task": "leave it out: this trains detectors",
     "--upload-dataset": _LOGGERS,
     "--val": f"{_DEFAULT}; --noval is the other way",
@@ -70,7 +68,7 @@ OF_VALIDATION: Mapping[str, str] = {
     "--save-conf": "use --save-json FILE, which has the scores",
     "--save-hybrid": "leave it out",
     "--save-txt": "use --save-json FILE",
-    "--single-cls": "give all objects the class 0 and data.yaml one name",
+    "--single-cls": "leave it out: a model whose one class is item is scored so",
     "--verbose": _DEFAULT,
 }
 

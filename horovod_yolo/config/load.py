@@ -18,6 +18,7 @@ from horovod_yolo.config.help import training_help
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.schema import (
     AUTO,
+    BestBy,
     Cache,
     Compression,
     OptimizerName,
@@ -99,8 +100,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     _add_batch_flags(p)
     add_ranks_flags(p)
     add("--rect", action="store_true", help="rectangular training: least padding, no mosaic, no shuffling")
-    weighted = "draw images of rare and badly found classes more often, with replacement"
-    add("--image-weights", dest="image_weights", action="store_true", help=weighted)
+    _add_choice_flags(p)
     _add_resume_flags(p)
     add("--cache", nargs="?", const="ram", choices=get_args(Cache), help="keep images as they are read")
     add("--multi-scale", dest="multi_scale", action="store_true", help="vary the input size by 50%%")
@@ -142,6 +142,17 @@ def hyp_or_file(text: str) -> dict[str, Any] | str:
         return dict(json.loads(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is neither a file nor JSON ({error})") from None
+
+
+def _add_choice_flags(p: argparse.ArgumentParser) -> None:
+    """What of the data is trained on, how often, and which epoch is the best."""
+    weighted = "draw images of rare and badly found classes more often, with replacement"
+    p.add_argument("--image-weights", dest="image_weights", action="store_true", help=weighted)
+    one = "all classes are one, called item"
+    p.add_argument("--single-cls", dest="single_cls", action="store_true", help=one)
+    p.add_argument("--fraction", type=float, metavar="SHARE", help="about that share of the training images")
+    best = "what best.pt and --patience go by: mAP, or the sum of the validation's losses"
+    p.add_argument("--best-by", dest="best_by", choices=get_args(BestBy), help=best)
 
 
 def _add_batch_flags(p: argparse.ArgumentParser) -> None:

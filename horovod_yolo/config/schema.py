@@ -23,6 +23,7 @@ Freeze = tuple[int, ...] | tuple[str, ...]
 ScaleLr = Literal["none", "linear", "sqrt"]
 MicroBatch = int | Literal["auto"]
 Sums = Literal["auto", "exact", "float"]
+BestBy = Literal["fitness", "val_loss"]
 
 AUTO: Literal["auto"] = "auto"
 STEPS_BETWEEN_ELASTIC_COMMITS = 10
@@ -50,6 +51,9 @@ class TrainConfig:
     imgsz: int = 640
     rect: bool = False
     image_weights: bool = False
+    single_cls: bool = False
+    fraction: float = 1.0  # of the training images
+    best_by: BestBy = "fitness"
     cache: Cache = "none"
     device: str = ""
     multi_scale: bool = False
@@ -111,6 +115,7 @@ class TrainConfig:
         _require(self.seed < 1 << 64, "--seed", self.seed, "under 2 to the power of 64, as torch needs it")
         sound = self.micro_batch == AUTO or (isinstance(self.micro_batch, int) and self.micro_batch >= 0)
         _require(sound, "--micro-batch", self.micro_batch, "auto, or 0 or more")
+        _require(0 < self.fraction <= 1, "--fraction", self.fraction, "above 0, up to 1")
         self._check_freeze()
         _require(self.elastic_wait > 0, "--elastic-wait", self.elastic_wait, "seconds, above 0")
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
@@ -155,6 +160,7 @@ class TrainConfig:
             ("precision", Precision),
             ("scale_lr", ScaleLr),
             ("sums", Sums),
+            ("best_by", BestBy),
         ):
             allowed = get_args(choices)
             _require(

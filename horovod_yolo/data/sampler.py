@@ -7,18 +7,21 @@ of them arrive at the same plan follows from the arithmetic alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from itertools import pairwise, repeat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Ints, SampleKey
+
+if TYPE_CHECKING:
+    from horovod_yolo.data.image_weights import ImageWeights
 
 Shape = tuple[int, int]  # height, width
 
@@ -108,7 +111,7 @@ class StepSampler:
         shape: input (height, width) of all batches, or one for each global batch (see rect_shapes).
         order: (count,) fixed order of the images. Only without ``shuffle``.
         slices: this rank's; by default each rank has one.
-        draws: of a seed and an epoch, in place of a permutation. Only with ``shuffle``.
+        weights: an epoch is drawn by them, and no permutation. Only with ``shuffle``.
 
     Raises:
         ValueError: the numbers contradict each other.
@@ -123,15 +126,15 @@ class StepSampler:
     shape: Shape | Sequence[Shape] = field(kw_only=True)
     order: Ints | None = field(kw_only=True, default=None)
     slices: Slices | None = field(kw_only=True, default=None)
-    draws: Callable[[int, int], Draws] | None = field(kw_only=True, default=None)
+    weights: ImageWeights | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.global_batch < 1 or not 0 <= self.rank < self.size:
             raise ValueError(f"count >= 0, global_batch >= 1 and 0 <= rank < size must hold: {self}")
         if self.order is not None and (self.shuffle or len(self.order) != self.count):
             raise ValueError("a fixed order names every image once and excludes shuffle")
-        if self.draws is not None and not self.shuffle:
-            raise ValueError("draws need shuffle")
+        if self.weights is not None and not self.shuffle:
+            raise ValueError("weights need shuffle")
         if np.ndim(self.shape) == 2 and (self.shuffle or len(self.shape) != self.batches_per_epoch):
             raise ValueError("shapes of batches need a fixed order and exactly one entry a global batch")
 
@@ -150,8 +153,8 @@ class StepSampler:
         if not 0 <= batch < self.batches_per_epoch:
             raise IndexError(f"batch {batch} of an epoch of {self.batches_per_epoch}")
         order = self.order
-        if self.draws is not None:
-            order = self.draws(self.seed, epoch).order
+        if self.weights is not None:
+            order = self.weights.draws(self.seed, epoch).order
         elif order is None:
             order = epoch_order(self.count, self.seed, epoch if self.shuffle else 0, self.shuffle)
         return order[batch * self.global_batch : (batch + 1) * self.global_batch]
@@ -166,9 +169,11 @@ class StepSampler:
         places = self._places(len(indices))
         height, width = self.shape_of(batch)
         times: Iterable[int] = repeat(0)
-        if self.draws is not None:
+        if self.weights is not None:
             first = batch * self.global_batch
-            times = self.draws(self.seed, epoch).times[first + places[0] : first + places[-1]].tolist()
+            times = (
+                self.weights.draws(self.seed, epoch).times[first + places[0] : first + places[-1]].tolist()
+            )
         mine = indices[places[0] : places[-1]].tolist()
         return [SampleKey(epoch, i, height, width, k) for i, k in zip(mine, times, strict=False)]
 

@@ -29,6 +29,8 @@ _IGNORED_KEYS = (
     "description",
 )
 
+SINGLE = "item"  # what all classes are called where they are one, as in YOLOv5
+
 _RULES = LabelRules()
 _log = logging.getLogger(__name__)
 
@@ -87,12 +89,21 @@ class DataSpec:
             ids.append(i if own else find_names((name,), self.own_names, named).ids[0])
         return Numbering(self.own_names, tuple(ids))
 
+    def single_class(self) -> DataSpec:
+        """The same data with all classes as one; a set that has one class anyway keeps its name."""
+        if len(self.own_names) == 1:
+            return self
+        return replace(self, names=(SINGLE,), numbered=Numbering(self.own_names, (0,) * len(self.own_names)))
+
     def for_classes(self, names: Sequence[str], meeting: str) -> DataSpec:
         """The same data for a model of other classes: equal sets, or one a part of the other.
 
         Raises:
             UserError: strangers on both sides, or no name in common.
         """
+        if tuple(names) == (SINGLE,) and loose(SINGLE) not in {loose(name) for name in self.own_names}:
+            _log.info("%s: all its classes are one, as the model was trained with --single-cls", self.file)
+            return self.single_class()
         class_map = without_own(dict(self.rules.class_map), names)
         match = match_names(self.own_names, names, class_map, meeting=meeting, where=self.file)
         if match.left_out:

@@ -18,7 +18,6 @@ from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import FaultyRankError, MemoryShortError, StoppedError
 from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data.augment import Sample
-from horovod_yolo.data.image_weights import ImageWeights
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.agreement import different_ranks
@@ -68,7 +67,6 @@ class Trainer:
     schedule: Schedule
     transform: Callable[[SampleKey], Sample]
     sampler: StepSampler
-    image_weights: ImageWeights | None = None  # that the sampler draws by
     loader: Loader
     evaluator: Evaluator | None  # None: nothing is scored
     callbacks: Sequence[Callback]
@@ -230,7 +228,8 @@ class Trainer:
             names=self.names,
         )
         exchange = self.stepper.exchange.state_dict()
-        balance = {"image_weights": self.image_weights.state_dict()} if self.image_weights else {}
+        drawn_by = self.sampler.weights
+        balance = {"image_weights": drawn_by.state_dict()} if drawn_by else {}
         here = {**balance, "passes": self.passes, "exchange": exchange, "threads": torch.get_num_threads()}
         return {**state, **self.about, **here, "lost_images": dict(self.lost_images)}
 
@@ -311,13 +310,15 @@ class Trainer:
         if evaluation:
             # Rank 0's: what decides about the end must not differ by a last bit between unlike machines.
             self.metrics = self.comm.broadcast_object(metrics_of(evaluation, self.names))
-            best = self.early_stopping.update(epoch, self.metrics["fitness"], self.config.patience)
+            by_loss = self.config.best_by == "val_loss"
+            score = -sum(self.metrics["val_loss"].values()) if by_loss else self.metrics["fitness"]
+            best = self.early_stopping.update(epoch, score, self.config.patience)
         progress.last_losses = {
             term: total / progress.epoch_images for term, total in progress.epoch_losses.items()
         }
         if finished:
-            if evaluation and self.image_weights:  # not within an epoch, whose draws are made
-                self.image_weights.learn(self.metrics["per_class"])
+            if evaluation and self.sampler.weights:  # not within an epoch, whose draws are made
+                self.sampler.weights.learn(self.metrics["per_class"])
             progress.epoch, progress.batch = epoch + 1, 0
             progress.epoch_losses, progress.epoch_images = {}, 0
         report = EpochReport(

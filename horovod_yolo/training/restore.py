@@ -31,8 +31,8 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.progress = Progress(**state["progress"])
     trainer.early_stopping = EarlyStopping(**state["early_stopping"])
     trainer.metrics = state["metrics"]
-    if trainer.image_weights is not None:
-        trainer.image_weights.load_state_dict(state["image_weights"])
+    if trainer.sampler.weights is not None:
+        trainer.sampler.weights.load_state_dict(state["image_weights"])
     trainer.passes = state.get("passes", trainer.passes)
     if trainer.about.get("positions_in") == state.get("positions_in"):  # else an image has another number
         trainer.lost_images = dict(state.get("lost_images", {}))

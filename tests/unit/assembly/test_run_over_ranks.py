@@ -7,6 +7,7 @@ ranks have images but not one object.
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 import pytest
 
 from horovod_yolo.assembly.data import build_data
+from horovod_yolo.assembly.run import resumed_run
+from horovod_yolo.assembly.train import train
+from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.data.augment import AugmentParams, augment
 from horovod_yolo.data.cache import ImageReader
@@ -181,3 +185,21 @@ def test_image_weights_are_resumed_exactly(digits: Path, tmp_path: Path) -> None
     """From a commit in the second epoch, whose draws the checkpoint's weights make."""
     config = config_of(digits, tmp_path, precision="fp32", sync_bn=False, image_weights=True, commit_every=1)
     require_resumed_as_whole(config, moment=5)
+
+
+def test_a_part_of_the_images_and_one_class(digits: Path, tmp_path: Path) -> None:
+    """The best epoch is that of the least validation loss; the model is scored on the set of all classes."""
+    flags = {"fraction": 0.5, "single_cls": True, "best_by": "val_loss", "epochs": 3, "precision": "fp32"}
+    config = config_of(digits, tmp_path, **flags)
+    run_world(2, job(config, tmp_path / "run"))
+    state = checkpoint(tmp_path / "run")
+    assert state["names"] == ["item"] and state["progress"]["images"] < 3 * 28
+    with (tmp_path / "run/results.csv").open(newline="") as file:
+        rows = [{name.strip(): value for name, value in row.items()} for row in csv.DictReader(file)]
+    losses = [sum(float(row[name]) for name in row if name.startswith("val/")) for row in rows]
+    assert state["early_stopping"]["best_fitness"] == pytest.approx(-min(losses), rel=1e-4)
+    assert state["early_stopping"]["best_epoch"] == losses.index(min(losses))
+    again = resumed_run(str(tmp_path / "run"), {}, COMM)
+    assert train(again, COMM)["steps"] == state["step"]
+    _, names = validate(ValOptions(weights=str(tmp_path / "run/weights/best.pt"), workers=0), COMM)
+    assert names == ("item",)

@@ -78,7 +78,6 @@ def test_others_names_and_forms(given: dict[str, Any], expected: dict[str, Any])
         ("no_such_flag", "unknown argument no_such_flag"),
         ("epoch", "unknown argument epoch. did you mean epochs"),
         ("help", "unknown argument help"),
-        ("single_cls", "single_cls is not supported. give all objects the class 0"),
         ("mosaic", "mosaic is a hyperparameter. give hyp={'mosaic': ...}, or a file"),
     ],
 )

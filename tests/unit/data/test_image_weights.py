@@ -93,7 +93,7 @@ def keys_of(weights: ImageWeights, rank: int, size: int, slices: int, epoch: int
         shuffle=True,
         shape=(64, 64),
         slices=Slices.even(slices, rank, size),
-        draws=weights.draws,
+        weights=weights,
     )
     return [sampler.rank_keys(epoch, batch) for batch in range(sampler.batches_per_epoch)]
 
