@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from horovod_yolo.api import (
         YOLO,
+        FaultyRankError,
         MemoryShortError,
         NonFiniteError,
         RanksFailedError,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "YOLO",
+    "FaultyRankError",
     "MemoryShortError",
     "NonFiniteError",
     "RanksFailedError",

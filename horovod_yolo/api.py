@@ -2,7 +2,8 @@
 
 A script that calls this may be launched on several ranks, as ``train.py`` is; `YOLO.train` and `YOLO.val`
 are then *collective*. What they raise is raised on all ranks alike, and a script may catch it: `UserError`
-(a mistake in flags, files or data), `StoppedError`, `NonFiniteError`, `MemoryShortError`, `UnwrittenError`.
+(a mistake in flags, files or data), `StoppedError`, `NonFiniteError`, `MemoryShortError`,
+`FaultyRankError`, `UnwrittenError`.
 A rank that fails by itself, also in the script's own lines, says so and ends the job.
 """
 
@@ -42,6 +43,7 @@ from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.core.errors import (
+    FaultyRankError,
     MemoryShortError,
     NonFiniteError,
     RanksFailedError,
@@ -68,6 +70,7 @@ WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 __all__ = [
     "YOLO",
+    "FaultyRankError",
     "MemoryShortError",
     "NonFiniteError",
     "RanksFailedError",
@@ -140,6 +143,7 @@ class YOLO:
             UserError: a mistake in the flags or the data.
             NonFiniteError: training diverged.
             MemoryShortError: a rank lacks memory, also for half as many images at a time.
+            FaultyRankError: a rank computes wrongly, as ``check_every`` has found.
             UnwrittenError: the run is over, but not all of it is on the disk.
             StoppedError: any rank was asked to stop; on all ranks alike, after the step in hand. ``saved``
                 tells whether ``train.py --resume`` has the checkpoint of that moment. Where the request came

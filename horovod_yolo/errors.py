@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from horovod_yolo.core.errors import (
+    FaultyRankError,
     MemoryShortError,
     NonFiniteError,
     RanksFailedError,
@@ -12,6 +13,7 @@ from horovod_yolo.core.errors import (
 )
 
 __all__ = [
+    "FaultyRankError",
     "MemoryShortError",
     "NonFiniteError",
     "RanksFailedError",

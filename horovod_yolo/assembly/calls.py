@@ -36,7 +36,8 @@ def on_ranks_of(world: World, model: str, call: str, arguments: dict[str, Any]) 
         arguments: of it, as JSON can hold them.
 
     Raises:
-        UserError, NonFiniteError, MemoryShortError, UnwrittenError, StoppedError: as in one process.
+        UserError, NonFiniteError, MemoryShortError, FaultyRankError, UnwrittenError, StoppedError: as in one
+            process.
         RanksFailedError: a rank failed by itself, or was killed.
         KeyboardInterrupt: a second one, which ends the ranks at once.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -139,6 +140,7 @@ def replay(options: ReplayOptions, comm: Communicator, stop: StopRequest | None 
     stop.alone_from_here(f"before the first step; {options.run} is as it was")
     found = on_rank_0(comm, lambda: find(options))
     config = together(comm, lambda: _settings(found, options))
+    together(comm, lambda: config.check_world(comm.size))
     spec = together(comm, lambda: spec_of(Run(config, found.folder, found.state)))
     data = run_data(spec, config, None, comm)
     together(comm, lambda: require_same_images(found.state.get("data", {}), data.train))
@@ -167,9 +169,10 @@ def find(options: ReplayOptions) -> Found:
     folder = Path(options.run)
     try:
         rows = recorded_steps(folder / "steps.csv")
-    except OSError as error:
+    except (OSError, ValueError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot be read ({error.strerror or error})", where=folder / "steps.csv", fix="name a run folder"
+            f"cannot be read ({why})", where=folder / "steps.csv", fix="name a run folder"
         ) from None
     last = options.last or max(rows, default=0)
     for step in (options.first, last):
@@ -186,7 +189,7 @@ def find(options: ReplayOptions) -> Found:
 def _recorded(folder: Path) -> tuple[Sequence[str], Mapping[int, Ints]]:
     try:
         found = recorded_gradients(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         log.warning("%s cannot be used (%s): steps are compared without it", folder / RECORD, error)
         found = None
     return (found[0].tensors, found[1]) if found else ((), {})

@@ -23,10 +23,14 @@ def recorded_steps(table: Path) -> dict[int, dict[str, str]]:
 
     Raises:
         OSError: it cannot be read.
+        ValueError: it is some other file.
     """
     with table.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-    return {int(row["step"]): row for row in rows if row["step"].isdecimal()}
+        reader = csv.DictReader(file)
+        if not {"step", "epoch"} <= {*(reader.fieldnames or ())}:
+            raise ValueError("it is no table of steps")
+        rows = [row for row in reader if None not in row.values() and None not in row]
+    return {int(row["step"]): row for row in rows if row["step"].isdecimal() and row["epoch"].isdecimal()}
 
 
 class Place(NamedTuple):

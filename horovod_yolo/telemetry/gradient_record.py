@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 NAME = "gradients.ring"
 VERSION = 1
 _LONGEST_HEADER = 1 << 20
+_MOST = 1 << 31  # of anything that is counted
 _HEAD = struct.Struct("<qiI")  # step, batches, CRC-32 of what follows; a step of 0: nothing is there
 
 
@@ -107,6 +110,7 @@ def recorded_gradients(folder: Path) -> tuple[Layout, dict[int, Ints]] | None:
     A place that was not written whole is left out.
 
     Raises:
+        OSError: it cannot be read.
         ValueError: it is some other file.
     """
     try:
@@ -119,9 +123,14 @@ def recorded_gradients(folder: Path) -> tuple[Layout, dict[int, Ints]] | None:
 
 def _layout(header: bytes) -> Layout:
     values = json.loads(header)
-    if values.pop("version", None) != VERSION:
+    if not isinstance(values, dict) or values.pop("version", None) != VERSION:
         raise ValueError("of another version")
-    return Layout(**{**values, "tensors": tuple(values["tensors"])})
+    numbers: dict[str, Any] = {name: values.get(name) for name in ("steps", "batches", "slices")}
+    tensors: Any = values.get("tensors")
+    sound = isinstance(tensors, list) and tensors and all(isinstance(name, str) for name in tensors)
+    if not sound or not all(type(number) is int and 0 < number < _MOST for number in numbers.values()):
+        raise ValueError("it does not say what is in it")
+    return Layout(**numbers, tensors=tuple(tensors))
 
 
 def _places(file: BinaryIO, layout: Layout) -> Iterator[tuple[int, int]]:
@@ -131,7 +140,9 @@ def _places(file: BinaryIO, layout: Layout) -> Iterator[tuple[int, int]]:
         place = start + number * layout.bytes_of_a_step
         file.seek(place)
         head = file.read(_HEAD.size)
-        if len(head) == _HEAD.size and (step := _HEAD.unpack(head)[0]):
+        if len(head) < _HEAD.size:
+            break
+        if step := _HEAD.unpack(head)[0]:
             yield place, step
 
 
@@ -139,7 +150,11 @@ def _read(file: BinaryIO, layout: Layout) -> Iterator[tuple[int, Ints]]:
     for place, step in list(_places(file, layout)):
         file.seek(place)
         _, batches, checksum = _HEAD.unpack(file.read(_HEAD.size))
+        if not 0 < batches <= layout.batches:
+            continue
         shape = (batches, layout.slices, len(layout.tensors))
-        data = file.read(8 * int(np.prod(shape))) if 0 < batches <= layout.batches else b""
+        size = 8 * math.prod(shape)
+        here = file.tell()
+        data = file.read(size) if here + size <= file.seek(0, os.SEEK_END) and file.seek(here) else b""
         if data and zlib.crc32(data) == checksum:
             yield step, np.frombuffer(data, "<i8").reshape(shape).astype(np.int64)

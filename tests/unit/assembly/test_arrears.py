@@ -12,7 +12,7 @@ from horovod_yolo.checkpoint.state import copied
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.training.events import Callback, StepReport
 from horovod_yolo.training.loop import Trainer
-from horovod_yolo.training.step import Step
+from horovod_yolo.training.underway import Step
 from tests.helpers.runs import same_bits
 from tests.helpers.short_runs import make_trainer, settings
 

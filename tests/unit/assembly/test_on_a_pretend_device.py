@@ -159,23 +159,27 @@ def test_validation_and_prediction_find_what_they_find_on_the_cpu(
 
 
 @pytest.mark.parametrize(
-    ("cfg", "optimizer", "precision", "passes"),
+    ("cfg", "optimizer", "precision", "passes", "digests"),
     [
-        ("yolov5n", "SGD", "fp32", 1),
-        ("yolov5n", "MuSGD", "fp16", 2),
-        ("yolo11n", "AdamW", "fp32", 1),
+        ("yolov5n", "SGD", "fp32", 1, False),
+        ("yolov5n", "MuSGD", "fp16", 2, False),
+        ("yolo11n", "AdamW", "fp32", 1, False),
+        ("yolov5n", "SGD", "fp16", 1, True),
     ],
 )
 def test_a_step_waits_for_the_device_for_its_numbers_only(
-    log: Log, digits: Path, cfg: str, optimizer: str, precision: str, passes: int
+    log: Log, digits: Path, cfg: str, optimizer: str, precision: str, passes: int, digests: bool
 ) -> None:
-    """Once, when they are read. To the device go the images, and all that is known of the targets at once.
+    """Once, when they are read, and then for the digest of the weights, which is there by then.
+
+    To the device go the images, and all that is known of the targets at once.
 
     What cannot step where the device decides (MuSGD) waits for them before the step. The first step is not
     counted: it makes what later ones keep.
     """
     trainer = make_trainer(settings(digits, NAME, cfg=cfg, optimizer=optimizer, precision=precision))
     trainer.stepper.passes = Passes(2, passes)
+    trainer.stepper.digests = digests
     for seed in (1, 2):
         log.clear()
         step = trainer.stepper.step(iter([random_batch(2, 64, classes=10, seed=seed)]), [1.0])
@@ -183,7 +187,7 @@ def test_a_step_waits_for_the_device_for_its_numbers_only(
         before = len(log.waits)
         step.result()
     assert before == (optimizer == "MuSGD")
-    assert len(log.waits) == 1, Counter(log.waits)
+    assert len(log.waits) == 1 + digests, Counter(log.waits)
     assert len(log.copies_to_device) == 1 + passes, Counter(log.copies_to_device)
 
 

@@ -147,6 +147,9 @@ def test_steps_that_cannot_be_made_again_are_refused(
 def test_so_are_folders_that_are_no_runs(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"steps.csv: cannot be read \(No such file.*name a run folder"):
         replayed(tmp_path, (1, 1), tmp_path)
+    (tmp_path / "steps.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="it is no table of steps"):
+        replayed(tmp_path, (1, 1), tmp_path)
     with pytest.raises(UserError, match="is in the run's folder"):
         replayed(run, (5, 5), run)
     assert not (run / "replays").exists()

@@ -79,8 +79,27 @@ def test_a_folder_that_refuses_it_does_not_end_the_run(
     assert message.endswith("No such file or directory; steps are missing there")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}\n", b"no json\n", b'{"version": 2}\n'])
+SOUND = b'{"version": 1, "steps": 4, "batches": 2, "slices": 3, "tensors": ["a"]}\n'
+
+
+def test_sizes_that_a_damaged_file_tells_are_not_believed(tmp_path: Path) -> None:
+    large = SOUND.replace(b"4", b"2000000000").replace(b"3", b"2000000000")
+    for content in (SOUND, large):
+        head = (7).to_bytes(8, "little") + (2).to_bytes(4, "little") + bytes(4)
+        (tmp_path / NAME).write_bytes(content + head + bytes(100))
+        kept = recorded_gradients(tmp_path)
+        assert kept is not None and kept[1] == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{}\n", b"[]\n", b"no json\n", b'{"version": 2}\n'),
+        *(SOUND.replace(b"4", number) for number in (b"0", b"true", b"4e9", b"9999999999")),
+        SOUND.replace(b'["a"]', b"[1]"),
+    ],
+)
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / NAME).write_bytes(content)
-    with pytest.raises(ValueError, match=r"Expecting value|of another version"):
+    with pytest.raises(ValueError, match=r"Expecting value|of another version|does not say"):
         recorded_gradients(tmp_path)
