@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_yolo.assembly.data import annotation_folder, say_what_counts
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.packing import require_whole
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
@@ -66,7 +67,8 @@ def check_data(
         UserError: the last mistake; those before it are logged.
     """
     rules = LabelRules(options.class_map, options.skip_bad_classes)
-    spec = together(comm, lambda: load_data_yaml(Path(options.data), rules))
+    file = Path(data_here(options.data, comm))
+    spec = together(comm, lambda: load_data_yaml(file, rules))
     together(comm, lambda: require_mapped(spec))
     splits = spec.splits
     folder = annotation_folder(options.cache_dir)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from horovod_yolo.config.load import Parser, train_parser
 from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.config.words import with_words
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.launch import elastic, hostfile, network, plan, transport
 from horovod_yolo.launch.hostfile import Host
@@ -188,7 +189,7 @@ def _wait_s(flags: Sequence[str]) -> float:
     Raises:
         UserError: no such flags.
     """
-    given = train_parser("horovod-yolo train").parse_strictly(flags)
+    given = with_words(train_parser("horovod-yolo train"), "train").parse_strictly(flags)
     wait_s: float = getattr(given, "elastic_wait", TrainConfig.elastic_wait)
     if not 0 < wait_s < math.inf:
         raise UserError(f"{wait_s} is no number of seconds above 0", where="--elastic-wait")

@@ -136,6 +136,7 @@ while true; do sleep 0.05; done
     [
         ("--srun", "srun", "--resume=auto", True),
         ("", "horovod-yolo", "--resume auto", True),
+        ("", "horovod-yolo", "resume=auto", True),
         ("", "horovod-yolo", "", False),
     ],
 )

@@ -90,7 +90,7 @@ ELASTIC = "--blacklist-cooldown-range 10 60 --elastic-timeout {} --gloo-timeout-
         ("--hostfile hosts", "train", "-np 8 --min-np 1", "'HOSTFILE={}/my jobs/hosts'", 330),
         (
             "-H host1:4,host2:4 -np 4 --min-np 2 --max-np 16",
-            "train --elastic-wait 12.5 --elastic",
+            "train elastic_wait=12.5 --elastic",
             "-np 4 --min-np 2 --max-np 16",
             "-u HOSTFILE HOSTS=host1:4,host2:4",
             43,
