@@ -52,6 +52,11 @@ def _unless(name: str) -> Renaming:
     return lambda value: {name: True} if value is False else {}
 
 
+def _split_or_task(value: object) -> dict[str, object]:
+    """YOLOv5's ``task`` is a split, Ultralytics' is what the model does."""
+    return {} if value == "detect" else {"task": value}
+
+
 _DETECTS = "horovod-yolo has detection only"
 _TABLES: Mapping[str, Mapping[str, Renaming]] = {
     "train": {
@@ -60,7 +65,7 @@ _TABLES: Mapping[str, Mapping[str, Renaming]] = {
         "save": _only("save", True, "leave it out: last.pt is what resume needs"),
         "task": _only("task", "detect", _DETECTS),
     },
-    "val": {**keywords.VALIDATION, "model": same_as("weights")},
+    "val": {**keywords.VALIDATION, "model": same_as("weights"), "task": _split_or_task},
     "predict": {
         "save": _unless("nosave"),
         "show": same_as("view_img"),
@@ -72,7 +77,7 @@ _TABLES: Mapping[str, Mapping[str, Renaming]] = {
     "export": {**keywords.EXPORT, "task": _only("task", "detect", _DETECTS)},
 }
 
-# What Ultralytics' users may write for all commands at once, and what is for others than this one.
+# Ultralytics has one list of settings for all commands: what is of another one, and what is of none here.
 _ELSEWHERE: Mapping[str, Collection[str]] = {
     "train": (
         "epochs",
@@ -131,7 +136,7 @@ def _as_flags(parser: Parser, command: str, argv: Sequence[str]) -> list[str]:
         return flags
     given = {name: _typed(value) for name, value in words.items()}
     if command == "train":
-        _gather_hyperparameters(given, actions)
+        _gather_hyperparameters(given, actions, any(f.partition("=")[0] == "--hyp" for f in flags))
     _refuse_of_others(given, command, {*actions, *others})
     named = renamed(given, others, actions, parser.foreign, ())
     if named.get("resume") is True and str(named.get("weights", "")).endswith(_WEIGHTS):
@@ -179,12 +184,12 @@ def _typed(text: str) -> object:
     return text
 
 
-def _gather_hyperparameters(given: dict[str, object], actions: Collection[str]) -> None:
-    """``lr0=0.02 box=5`` becomes one ``--hyp`` that holds them."""
+def _gather_hyperparameters(given: dict[str, object], actions: Collection[str], file: bool) -> None:
+    """``lr0=0.02 box=5`` becomes one ``--hyp`` that holds them; ``file``: there is such a flag already."""
     found = {name: given.pop(name) for name in list(given) if name in HYPERPARAMETERS and name not in actions}
     if not found:
         return
-    if "hyp" in given:
+    if file or "hyp" in given:
         raise UserError(
             f"hyp and {next(iter(found))} exclude each other", fix="write all of them into the file"
         )

@@ -96,7 +96,7 @@ def parsed(command: str, line: str) -> dict[str, Any]:
         ),
         (
             "val",
-            "model=best.pt split=test rect=False",
+            "model=best.pt task=detect split=test rect=False",
             "--weights best.pt --task test --no-rect",
         ),
         (
@@ -138,6 +138,7 @@ def test_words_are_flags(command: str, words: str, flags: str) -> None:
         ("train", "conf=0.3", "unknown argument conf"),
         ("train", "cos_lr=maybe", "cos_lr is 'maybe'. it must be True or False"),
         ("train", "hyp=h.yaml lr0=0.1", "hyp and lr0 exclude each other. write all of them into the file"),
+        ("train", "--hyp h.yaml lr0=0.1", "hyp and lr0 exclude each other. write all of them into the file"),
         ("train", "lr0=fast", "lr0=fast. these are numbers"),
         ("train", "source=a.jpg", "source is of horovod-yolo predict, not of train. leave it out"),
         ("val", "model=b.pt epochs=3", "epochs is of horovod-yolo train, not of val. leave it out"),
