@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,10 +14,9 @@ from numpy.typing import NDArray
 from horovod_yolo.core.types import Decoded, Ints
 
 FROM_DEVICE = 2048  # candidates of an image that are copied together
-FEWEST_IN_EIGHTS = 1 << 16  # marks of an image: below, numpy's calls cost more than what they look at
+LOOKED_AT_TOGETHER = 1 << 18  # scores: of few classes those of several images
+FEWEST_IN_EIGHTS = 1 << 16  # marks: below, numpy's calls cost more than what they look at
 SORTED_FIRST = 1024  # candidates of an image; mostly they are enough
-
-Found = tuple[NDArray[Any], NDArray[Any], Ints]  # boxes, scores and classes
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,13 @@ class Boxes:
         columns = (self.images, self.boxes_xyxy, self.scores, self.classes)
         return Boxes(*(column[chosen] for column in columns))
 
-    def and_then(self, more: Boxes) -> Boxes:
-        """These and others behind them."""
-        return Boxes(
-            np.concatenate((self.images, more.images)),
-            np.concatenate((self.boxes_xyxy, more.boxes_xyxy)),
-            np.concatenate((self.scores, more.scores)),
-            np.concatenate((self.classes, more.classes)),
-        )
+    @classmethod
+    def joined(cls, parts: Sequence[Boxes]) -> Boxes:
+        """The boxes of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = ("images", "boxes_xyxy", "scores", "classes")
+        return cls(*(np.concatenate([getattr(part, column) for part in parts]) for column in columns))
 
 
 class Candidates(Protocol):
@@ -67,30 +66,32 @@ def candidates_of(decoded: Decoded, confidence: float, *, multi_label: bool, mos
 
 
 class _OnCpu:
-    """Image by image, so that what is taken of the scores is still in the processor's cache."""
+    """A few images at a time, so that what is taken of the scores is still in the processor's cache."""
 
     def __init__(self, decoded: Decoded, confidence: float, multi_label: bool, most: int) -> None:
-        images = decoded.boxes_xyxy.numpy(), decoded.scores.contiguous().numpy()
-        marks = _Marks(images[1].shape[1:])
-        self._found = [
-            _of_image(*image, marks.above(image[1], confidence), multi_label, most)
-            for image in zip(*images, strict=True)
-        ]
-        self._nothing = (images[0].reshape(-1, 4)[:0], images[1].reshape(-1)[:0], np.empty(0, np.int64))
-        self.counts = np.array([len(one[2]) for one in self._found], np.int64).clip(max=most)
+        boxes_xyxy, scores = decoded.boxes_xyxy.numpy(), decoded.scores.contiguous().numpy()
+        images = len(scores)
+        together = min(max(LOOKED_AT_TOGETHER // max(math.prod(scores.shape[1:]), 1), 1), max(images, 1))
+        marks, parts = _Marks(math.prod(scores[:together].shape)), []
+        for first in range(0, max(images, 1), together):
+            some = slice(first, first + together)
+            places = marks.above(scores[some], confidence)
+            part = _of_images(boxes_xyxy[some], scores[some], places, multi_label, most)
+            parts.append(replace(part, images=first + part.images))
+        self._found = Boxes.joined(parts)
+        self.counts = np.bincount(self._found.images, minlength=images).clip(max=most)
         self._most = most
         self._sort(SORTED_FIRST)
 
     def _sort(self, until: int) -> None:
         """So many of each image."""
-        some = [_best(one, until) for one in self._found]
-        boxes_xyxy, scores, classes = map(np.concatenate, zip(self._nothing, *some, strict=True))
-        counts = np.array([len(one[2]) for one in some], np.int64)
-        of = np.repeat(np.arange(len(counts)), counts)
-        order = np.argsort(-scores, kind="stable")
-        order = order[np.argsort(of[order].astype(np.uint16), kind="stable")]  # 16 bits numpy only counts
-        self._sorted = Boxes(of, boxes_xyxy.astype(np.float64), scores, classes).only(order)
-        self._starts, self._until = np.cumsum(counts) - counts, until
+        found = self._found.only(_best(self._found.images, self._found.scores, until))
+        order = np.argsort(-found.scores, kind="stable")
+        order = order[
+            np.argsort(found.images[order].astype(np.uint16), kind="stable")
+        ]  # 16 bits numpy only counts
+        counts = np.bincount(found.images, minlength=len(self.counts))
+        self._sorted, self._starts, self._until = found.only(order), np.cumsum(counts) - counts, until
 
     def take(self, images: Ints, first: int, last: int) -> Boxes:
         """See `Candidates`."""
@@ -101,43 +102,47 @@ class _OnCpu:
 
 
 class _Marks:
-    """A byte for each score of an image, to be used again.
+    """A byte for each of up to ``most`` scores, to be used again.
 
     Most are 0, so eight are looked at together: numpy finds few marks among bytes half as fast.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._bytes = np.zeros(-(-math.prod(shape) // 8) * 8, bool)
-        self._of_scores = self._bytes[: math.prod(shape)].reshape(shape)
+    def __init__(self, most: int) -> None:
+        self._bytes = np.zeros(-(-most // 8) * 8, bool)
 
     def above(self, scores: NDArray[Any], confidence: float) -> Ints:
         """Places of the scores above it, in rising order."""
-        np.greater(scores, confidence, out=self._of_scores)
-        if len(self._bytes) < FEWEST_IN_EIGHTS:
-            return np.flatnonzero(self._bytes)
-        eights = np.flatnonzero(self._bytes.view(np.uint64) != 0)
-        if len(eights) > len(self._bytes) // 64:  # not so few
-            return np.flatnonzero(self._bytes)
-        found = np.flatnonzero(self._bytes.reshape(-1, 8).take(eights, 0))
+        marks = self._bytes[: -(-scores.size // 8) * 8]
+        np.greater(scores, confidence, out=marks[: scores.size].reshape(scores.shape))
+        marks[scores.size :] = False
+        if len(marks) < FEWEST_IN_EIGHTS:
+            return np.flatnonzero(marks)
+        eights = np.flatnonzero(marks.view(np.uint64) != 0)
+        if len(eights) > len(marks) // 64:  # not so few
+            return np.flatnonzero(marks)
+        found = np.flatnonzero(marks.reshape(-1, 8).take(eights, 0))
         places: Ints = eights[found >> 3] * 8 + (found & 7)
         return places
 
 
-def _of_image(
+def _of_images(
     boxes_xyxy: NDArray[Any], scores: NDArray[Any], places: Ints, multi_label: bool, most: int
-) -> Found:
-    """Boxes, scores and classes of an image's candidates, by row and then class.
+) -> Boxes:
+    """Candidates of some images, by image, row and then class.
 
-    Where a network has learnt nothing yet they may be millions: only the ``most`` best and their equals.
+    Where a network has learnt nothing yet they may be millions: of each image only the ``most`` best and
+    their equals.
 
     Args:
-        boxes_xyxy: (M, 4).
-        scores: (M, C).
+        boxes_xyxy: (G, M, 4).
+        scores: (G, M, C).
         places: of the scores above the threshold, in rising order.
         multi_label: see `candidates_of`.
-        most: candidates.
+        most: candidates of an image.
     """
-    rows = places // max(scores.shape[1], 1)
+    of_image, of_row = scores.shape[1:]
+    boxes_xyxy, scores = boxes_xyxy.reshape(-1, 4), scores.reshape(-1, of_row)
+    rows = places // max(of_row, 1)
     seen = (
         (scores, boxes_xyxy) if len(rows) >= len(scores) else (scores.take(rows, 0), boxes_xyxy.take(rows, 0))
     )
@@ -147,20 +152,27 @@ def _of_image(
         finite = np.isfinite(scores).all(axis=1) & np.isfinite(boxes_xyxy).all(axis=1)
         places, rows = places[finite[rows]], rows[finite[rows]]
     if multi_label:
-        its, classes = scores.reshape(-1).take(places), places - rows * scores.shape[1]
+        its, classes = scores.reshape(-1).take(places), places - rows * of_row
     else:
         rows = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
         classes = scores[rows].argmax(axis=1)
         its = scores[rows, classes]
-    return _best((boxes_xyxy.take(rows, 0), its, classes), most)
+    images = rows // max(of_image, 1)
+    best = _best(images, its, most)
+    boxes = boxes_xyxy.take(rows[best], 0).astype(np.float64)
+    return Boxes(images[best], boxes, its[best], classes[best])
 
 
-def _best(found: Found, most: int) -> Found:
-    """Of boxes, scores and classes those of the ``most`` highest scores, and their equals, in their order."""
-    if len(found[1]) <= most:
-        return found
-    best = np.flatnonzero(found[1] >= np.partition(found[1], -most)[-most])
-    return found[0][best], found[1][best], found[2][best]
+def _best(images: Ints, scores: NDArray[Any], most: int) -> Any:
+    """Index of the ``most`` highest scores of each image, and their equals; ``images`` rise."""
+    counts = np.bincount(images)
+    if counts.max(initial=0) <= most:
+        return slice(None)
+    best, ends = np.ones(len(images), bool), np.cumsum(counts)
+    for image in np.flatnonzero(counts > most):
+        its = slice(ends[image] - counts[image], ends[image])
+        best[its] = scores[its] >= np.partition(scores[its], -most)[-most]
+    return best
 
 
 def _ranks(counts: Ints, images: Ints, first: int, last: int) -> tuple[Ints, Ints]:
@@ -200,7 +212,7 @@ class _OnDevice:
         if last > self._until:
             until = max(last, FROM_DEVICE)
             ranks, more = self._copied(images, self._until, until)
-            copies, ranks = self._copies.and_then(more), np.concatenate((self._ranks, ranks))
+            copies, ranks = Boxes.joined((self._copies, more)), np.concatenate((self._ranks, ranks))
             order = np.argsort(copies.images, kind="stable")
             self._until, self._ranks, self._copies = until, ranks[order], copies.only(order)
         inside = (self._ranks >= first) & (self._ranks < last)

@@ -49,7 +49,7 @@ def non_max_suppression(decoded: Decoded, thresholds: Thresholds) -> list[Detect
         if first:
             new = new.only(~_overlapped(new, found, classes, thresholds))
         new = new.only(first_of_each(new.boxes_xyxy, _groups(new, classes, thresholds), thresholds.iou))
-        found = found.and_then(new)
+        found = Boxes.joined((found, new))
         numbers = np.bincount(found.images, minlength=images)
         unfinished = np.flatnonzero((numbers < thresholds.most) & (candidates.counts > last))
         first, last = last, GROWTH * last

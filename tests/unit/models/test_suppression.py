@@ -227,7 +227,7 @@ def test_a_batch_without_images() -> None:
 @pytest.mark.parametrize("shape", [(25_200, 3), (9_001, 11), (70_001, 1), (40, 7), (0, 5)])
 @pytest.mark.parametrize("threshold", [-1.0, 0.5, 0.999, 1.0])
 def test_marks_are_found_by_eights_as_one_by_one(shape: tuple[int, int], threshold: float) -> None:
-    rng, marks = np.random.default_rng(0), _Marks(shape)
+    rng, marks = np.random.default_rng(0), _Marks(math.prod(shape) + 9)
     for _ in range(2):  # the second time in used memory
         scores = rng.random(shape, np.float32)
         expected = np.flatnonzero(scores > threshold)
