@@ -47,6 +47,7 @@ TABLES = {  # and who makes them
     "nms": "nms.py",
     "validate": "validate.py",
     "startup": "startup.py",
+    "memory": "memory.py",
     "annotations": "startup.py --index",
     "faults": "faults.py",
 }

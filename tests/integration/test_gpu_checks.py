@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,23 @@ def test_all_but_nccl_and_speed_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "no GPU: on the CPU" in ended.stdout
     assert "resume from" in (out / "logs" / "goes_on_on_the_GPU.log").read_text()
     assert checkpoint(out / "runs" / "from_cpu")["epoch"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_benchmark_for_one_gpu_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
+    found = tmp_path / "gpu.json"
+    command = [sys.executable, SCRIPT.with_name("gpu.py"), "--tiny", "--models", "yolov5n", "--out", found]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads(found.read_text())["rows"]
+    assert [(row["precision"], row["compiled"]) for row in rows] == [
+        ("fp32", False),
+        ("bf16", False),
+        ("bf16", True),
+    ]
+    assert all(row["images_per_s"] > 0 and not row.get("failed") for row in rows)
 
 
 @pytest.mark.parametrize("cfg", ["yolov5n", "yolov8n"])
