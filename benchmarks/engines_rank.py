@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.model import build_criterion
 from horovod_yolo.assembly.settings import settings_of
+from horovod_yolo.assembly.slicing import with_slices
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.types import Batch, Targets
@@ -76,7 +77,7 @@ class Work:
 
 def ours(work: Work, comm: Communicator, sync_bn: bool = False) -> Step:
     """A step of this project's. *Collective.*"""
-    config = work.config(comm.size, sync_bn)
+    config = with_slices(work.config(comm.size, sync_bn), comm.size, CPU, None, comm)
     torch.manual_seed(0)
     model = zoo.build_model(work.cfg, CLASSES)
     criterion = build_criterion(model, config)

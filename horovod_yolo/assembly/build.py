@@ -275,7 +275,8 @@ def build_stepper(
     exchange: GradientExchange
     if config.sums == "exact" and config.slices > 1:  # what is one slice has no order
         optimizer = plain
-        exchange = ExactExchange(trained, comm, group_mb=config.fusion_mb, scale=scaler.get_scale)
+        parameters = [parameter for _, parameter in trained]
+        exchange = ExactExchange(parameters, comm, group_mb=config.fusion_mb, scale=scaler.get_scale)
     else:
         wire = wire_type(config.compression, scaler, precision.device, comm)
         optimizer, exchange = comm.exchange_gradients(plain, trained, wire=wire, group_mb=config.fusion_mb)

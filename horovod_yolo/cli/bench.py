@@ -48,7 +48,7 @@ def step_parser() -> Parser:
     add_shared_flags(p)
     p.add_argument("--precision", choices=get_args(Precision))
     p.add_argument("--compression", choices=get_args(Compression), help="of gradients on the wire")
-    p.add_argument("--fusion-mb", dest="fusion_mb", type=float, help="size of the groups of gradients")
+    p.add_argument("--fusion-mb", dest="fusion_mb", type=float, help="most MB of a group of gradients")
     p.add_argument("--sync-bn", dest="sync_bn", action="store_true", help="with batch norm over all ranks")
     p.add_argument("--cache-dir", dest="cache_dir", help="folder of the data index")
     p.add_argument("--steps", type=int, metavar="N", help="steps that are measured (10)")

@@ -53,7 +53,7 @@ def plan_parser() -> Parser:
     add("--latency", help="of a message between nodes, such as 5us")
     add("--allreduce", choices=("auto", "ring", "tree", "hierarchical"), help="auto: the fastest")
     add("--sync-bn", dest="sync_bn", action="store_true")
-    add("--fusion-mb", dest="fusion_mb", type=float, help="size of the groups of gradients (25)")
+    add("--fusion-mb", dest="fusion_mb", type=float, help="most MB of a group of gradients (25)")
     add("--image-size", dest="image_bytes", metavar="SIZE", help="of a file, such as 160kB")
     add("--cores-per-node", dest="cores_per_node", type=int, help="for the loader")
     add("--storage-bandwidth", dest="storage_bandwidth", help="of all nodes together, such as 10GB")

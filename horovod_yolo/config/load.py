@@ -122,7 +122,7 @@ def train_parser(prog: str = "train.py") -> Parser:
         choices=get_args(Compression),
         help="of gradients on the wire; auto: fp16 on GPUs, with a scaler",
     )
-    add("--fusion-mb", dest="fusion_mb", type=float, help="MB of the groups that gradients travel in")
+    add("--fusion-mb", dest="fusion_mb", type=float, help="most MB of a group that gradients travel in")
     _add_elastic_flags(p)
     _add_arithmetic_flags(p)
     add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="lr0 by the images of a step / nbs")

@@ -67,6 +67,16 @@ class Sums(Protocol):
         """Start summing a tensor over ranks, as `Communicator.allreduce_sum`. *Collective.*"""
 
 
+class Messages(Protocol):
+    """Sums over the ranks of what gradients travel in."""
+
+    def sum_in_place(self, tensor: Tensor, name: str) -> Pending:
+        """Start summing a tensor over ranks; the sum takes its place. *Collective.*
+
+        It leaves and arrives as gradients do, whatever its size. Other small sums may take a shorter way.
+        """
+
+
 class Communicator(Protocol):
     """One rank's view of the job."""
 
@@ -99,8 +109,8 @@ class Communicator(Protocol):
         """Shorter types in which gradients can travel."""
 
     @property
-    def messages(self) -> Sums:
-        """Sums that travel as gradients do, whatever their size. Here small ones may take a shorter way."""
+    def messages(self) -> Messages:
+        """Sums of gradients."""
 
     @property
     def lost_errors(self) -> tuple[type[Exception], ...]:
@@ -143,7 +153,7 @@ class Communicator(Protocol):
             optimizer: of the parameters.
             named_parameters: all that get gradients, the same on every rank.
             wire: the type in which gradients travel and are added, one of `wire_types`; None for their own.
-            group_mb: gradients travel in groups of about this size.
+            group_mb: gradients travel in groups of at most about this size.
         """
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.distributed.communicator import OF_BATCH_NORM, GradientExchange, Pending, Sums
+from horovod_yolo.distributed.communicator import OF_BATCH_NORM, GradientExchange, Messages, Pending
 from horovod_yolo.distributed.direct import (
     Combine,
     DirectSums,
@@ -129,7 +129,7 @@ class HorovodCommunicator:
             self.wait_s += time.perf_counter() - start
 
     @property
-    def messages(self) -> Sums:
+    def messages(self) -> Messages:
         """Sums in Horovod's queue, also small ones."""
         return _Queue(self)
 
@@ -143,13 +143,13 @@ class HorovodCommunicator:
 
     def _allreduce(self, tensor: Tensor, name: str, op: Any, combine: Combine) -> Pending:
         if self.size == 1 or self._direct is None or not suits(tensor):
-            return self.in_queue(tensor, name, op)
+            return self._in_queue(tensor, name, op)
         if not name.startswith(OF_BATCH_NORM):  # a rank that came to the sum before is there
             self._announce()
         with self.small():
             return _Small(self._direct.start(tensor, name, combine), self)
 
-    def in_queue(self, tensor: Tensor, name: str, op: Any) -> Pending:
+    def _in_queue(self, tensor: Tensor, name: str, op: Any) -> Pending:
         """Start an operation of Horovod's own. *Collective.*"""
         if self.size == 1:
             return Ready(tensor)
@@ -335,13 +335,13 @@ class _Handle:
 
 
 class _Queue:
-    """Sums that travel as gradients do."""
-
     def __init__(self, comm: HorovodCommunicator) -> None:
         self._comm = comm
 
-    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
-        return self._comm.in_queue(tensor, name, hvd.Sum)
+    def sum_in_place(self, tensor: Tensor, name: str) -> Pending:
+        if self._comm.size == 1:
+            return Ready(tensor)
+        return _Handle(hvd.allreduce_async_(tensor, name=name, op=hvd.Sum), self._comm)
 
 
 class _Small:

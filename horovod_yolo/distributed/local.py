@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_yolo.distributed.communicator import GradientExchange, Pending, Sums
+from horovod_yolo.distributed.communicator import GradientExchange, Messages, Pending
 from horovod_yolo.distributed.launchers.launcher import Launcher
 
 T = TypeVar("T")
@@ -70,9 +70,13 @@ class LocalCommunicator:
         return cls()
 
     @property
-    def messages(self) -> Sums:
+    def messages(self) -> Messages:
         """This rank's tensors themselves."""
         return self
+
+    def sum_in_place(self, tensor: Tensor, name: str) -> Pending:
+        """The tensor itself."""
+        return Ready(tensor)
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """The tensor itself."""

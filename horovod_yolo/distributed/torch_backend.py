@@ -23,8 +23,8 @@ from torch.optim import Optimizer
 
 from horovod_yolo.core.errors import UnmetError
 from horovod_yolo.distributed import lateness
-from horovod_yolo.distributed.communicator import GradientExchange, Pending, Sums
-from horovod_yolo.distributed.gradient_groups import grouped
+from horovod_yolo.distributed.communicator import GradientExchange, Messages, Pending
+from horovod_yolo.distributed.gradient_groups import Group, GroupedExchange
 from horovod_yolo.distributed.keepalive import watch_connections
 from horovod_yolo.distributed.lateness import Lateness
 from horovod_yolo.distributed.launchers.launcher import Launcher
@@ -111,25 +111,24 @@ class TorchCommunicator:
             self.wait_s += time.perf_counter() - start
 
     @property
-    def messages(self) -> Sums:
+    def messages(self) -> Messages:
         """Sums in the gradients' own group: they may leave earlier or later than others, on each rank."""
         return _Messages(self)
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing a tensor over ranks. *Collective.*"""
-        return self.start(tensor, dist.ReduceOp.SUM)
+        return self._start(tensor, dist.ReduceOp.SUM)
 
     def allreduce_max(self, tensor: Tensor, name: str) -> Pending:
         """Start looking for the largest value at each place. *Collective.*"""
-        return self.start(tensor, dist.ReduceOp.MAX)
+        return self._start(tensor, dist.ReduceOp.MAX)
 
-    def start(self, tensor: Tensor, op: Any, group: Any = None) -> Pending:
-        """Start an operation in a group; by default, that of all but gradients. *Collective.*"""
+    def _start(self, tensor: Tensor, op: Any) -> Pending:
         if self.size == 1 or not tensor.numel():
             return Ready(tensor)
         result = tensor.detach().clone(memory_format=torch.contiguous_format)
         with self.waiting():
-            return _Handle(dist.all_reduce(result, op=op, group=group, async_op=True), result, self)
+            return _Handle(dist.all_reduce(result, op=op, async_op=True), result, self)
 
     def allgather_object(self, value: T) -> list[T]:
         """Everyone's value, by rank. *Collective.*"""
@@ -163,8 +162,7 @@ class TorchCommunicator:
     ) -> tuple[Optimizer, GradientExchange]:
         """Sum gradients while ``backward()`` runs; the optimizer stays as it is. *Collective.*"""
         parameters = [parameter for _, parameter in named_parameters]
-        groups = grouped(parameters, group_mb * 2**20)
-        return optimizer, _TorchExchange(groups, wire, self)
+        return optimizer, _TorchExchange(parameters, self, group_mb, wire)
 
     def close(self) -> None:
         """Leave the job in order.
@@ -180,8 +178,10 @@ class _Messages:
     def __init__(self, comm: TorchCommunicator) -> None:
         self._comm = comm
 
-    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
-        return self._comm.start(tensor, dist.ReduceOp.SUM, self._comm.of_gradients)
+    def sum_in_place(self, tensor: Tensor, name: str) -> Pending:
+        with self._comm.waiting():
+            work = dist.all_reduce(tensor, group=self._comm.of_gradients, async_op=True)
+        return _Handle(work, tensor, self._comm)
 
 
 class _Handle:
@@ -196,90 +196,36 @@ class _Handle:
         return self._result
 
 
-class _Group:
-    """Gradients that travel as one message."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], wire: torch.dtype | None) -> None:
-        self.parameters = parameters
-        first = parameters[0]
-        count = sum(parameter.numel() for parameter in parameters)
-        self.message = torch.zeros(count, dtype=wire or first.dtype, device=first.device)
-        pieces = torch.split(self.message, [parameter.numel() for parameter in parameters])
-        self._places = [p.view_as(parameter) for p, parameter in zip(pieces, parameters, strict=True)]
-        self.missing = 0  # gradients that the last backward pass of the step has not brought yet
-        self.work: Any = None
-
-    @torch.no_grad()
-    def fill(self) -> None:
-        """Take the gradients; one that no pass has brought is zero."""
-        for place, parameter in zip(self._places, self.parameters, strict=True):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            place.copy_(parameter.grad)
-
-    @torch.no_grad()
-    def empty(self) -> None:
-        """Give the parameters what came back."""
-        for place, parameter in zip(self._places, self.parameters, strict=True):
-            assert parameter.grad is not None, "fill() has made it"
-            parameter.grad.copy_(place)
-
-
-class _TorchExchange:
-    """Sends each group when its gradients are complete, and all groups before it are on their way."""
+class _TorchExchange(GroupedExchange):
+    """Gradients as they are, or in a shorter type."""
 
     def __init__(
         self,
-        groups: Sequence[Sequence[nn.Parameter]],
-        wire: torch.dtype | None,
+        parameters: Sequence[nn.Parameter],
         comm: TorchCommunicator,
+        group_mb: float,
+        wire: torch.dtype | None,
     ) -> None:
+        super().__init__(parameters, comm.messages, group_mb, wire or parameters[0].dtype)
         self._comm = comm
-        self._groups = [_Group(parameters, wire) for parameters in groups]
-        self._passes = 1
         self._watched = False
-        self._brought: dict[nn.Parameter, int] = {}
-        self._sent = 0
-        self._group_of = {p: group for group in self._groups for p in group.parameters}
-        for parameter in self._group_of:
-            parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
         self.expect(1)
 
     def expect(self, slices: int, *, passes: int = 1, of_all: int | None = None) -> None:
-        """Announce what adds up to the next step."""
-        self._passes, self._sent = slices * passes, 0
-        self._brought = dict.fromkeys(self._group_of, 0)
-        for group in self._groups:
-            group.missing, group.work = len(group.parameters), None
+        """See `GradientExchange`. Slices add up where passes do."""
+        self._begin(1, slices * passes)
 
-    def _note(self, parameter: Any) -> None:
-        self._brought[parameter] += 1
-        if self._brought[parameter] == self._passes:
-            self._group_of[parameter].missing -= 1
-            while self._sent < len(self._groups) and not self._groups[self._sent].missing:
-                self._send()
+    def _fill(self, group: Group, gradients: list[Tensor]) -> None:
+        torch._foreach_copy_(group.places, gradients)
 
-    def _send(self) -> None:
-        group = self._groups[self._sent]
-        group.fill()
-        with self._comm.waiting():
-            group.work = dist.all_reduce(group.message, group=self._comm.of_gradients, async_op=True)
-        self._sent += 1
-
-    def abandon(self) -> None:
-        """Have zeros sent for the groups that have not left."""
-        for group in self._groups[self._sent :]:
-            for parameter in group.parameters:
-                parameter.grad = None
+    def _give(self, group: Group) -> None:
+        for parameter, place in zip(group.parameters, group.places, strict=True):
+            parameter.grad = place if place.dtype == parameter.dtype else place.to(parameter.dtype)
 
     def finish(self) -> bool:
-        """Wait until every gradient is the sum over ranks. *Collective.*"""
-        while self._sent < len(self._groups):
-            self._send()
-        for group in self._groups:
-            with self._comm.waiting():
-                group.work.wait()
-            group.empty()
+        """See `GradientExchange`."""
+        self._send_rest()
+        self._receive()
         if self._comm.one_rank_a_gpu and not self._watched:  # NCCL has made its connections by now
             self._watched = watch_connections() > 0
         return True

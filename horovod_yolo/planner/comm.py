@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from horovod_yolo.distributed.communicator import OF_BATCH_NORM, Communicator, Sums
+from horovod_yolo.distributed.communicator import OF_BATCH_NORM, Communicator, Pending
 from horovod_yolo.planner.fit import latency_and_slope
 from horovod_yolo.planner.links import Link, ring_link
 
@@ -19,6 +20,7 @@ FEWEST, MOST = 3, 60  # sums of a size
 SMALL_BYTES, SMALL_SUMS = 2048, 30  # as of batch norm
 
 Times = list[tuple[int, float]]  # bytes, seconds
+Start = Callable[[Tensor, str], Pending]
 
 
 def measure_allreduce(comm: Communicator, device: torch.device, largest: int, seconds: float) -> Times:
@@ -37,12 +39,12 @@ def measure_allreduce(comm: Communicator, device: torch.device, largest: int, se
     found: Times = []
     left = seconds
     for size in sizes:
-        first = _timed(comm, comm.messages, device, size, 1)[0]
+        first = _timed(comm, comm.messages.sum_in_place, device, size, 1)[0]
         share = left / (len(sizes) - len(found))
         repeats = int(min(max(share / first, FEWEST), MOST))
         if len(found) >= FEWEST and first * FEWEST > left:
             break
-        taken = _timed(comm, comm.messages, device, size, repeats)
+        taken = _timed(comm, comm.messages.sum_in_place, device, size, repeats)
         left -= sum(taken) + first
         found.append((size, float(np.median(taken))))
     return found
@@ -50,7 +52,7 @@ def measure_allreduce(comm: Communicator, device: torch.device, largest: int, se
 
 def measure_small_sum(comm: Communicator, device: torch.device) -> float:
     """Seconds of a sum of a few numbers, as batch norm makes them. *Collective.*"""
-    return float(np.median(_timed(comm, comm, device, SMALL_BYTES, SMALL_SUMS, OF_BATCH_NORM)))
+    return float(np.median(_timed(comm, comm.allreduce_sum, device, SMALL_BYTES, SMALL_SUMS, OF_BATCH_NORM)))
 
 
 def sizes_up_to(largest: int) -> list[int]:
@@ -76,14 +78,14 @@ def wait_for(device: torch.device) -> None:
 
 
 def _timed(
-    comm: Communicator, sums: Sums, device: torch.device, size: int, repeats: int, prefix: str = ""
+    comm: Communicator, start: Start, device: torch.device, size: int, repeats: int, prefix: str = ""
 ) -> list[float]:
     """Seconds of each of some sums, the mean over ranks. *Collective.*"""
     message = torch.ones(size // FLOAT32_BYTES, device=device)
     taken = torch.zeros(repeats, dtype=torch.float64)
     for number in range(repeats):
         begun = time.perf_counter()
-        sums.allreduce_sum(message, f"{prefix}bench {size}").wait()
+        start(message, f"{prefix}bench {size}").wait()
         wait_for(device)
         taken[number] = time.perf_counter() - begun
     summed = comm.allreduce_sum(taken.to(device), f"bench times {repeats}").wait()

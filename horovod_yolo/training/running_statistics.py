@@ -39,6 +39,7 @@ class RunningStatistics:
         self._share = 0.5 ** (images - 1).bit_length()  # a power of two: it rounds nothing
         self._pairs = [(live, [buffer.clone() for buffer in live]) for live in (self._tracked, self._counts)]
         self._batches: list[Tensor] = []
+        self._summing: Pending
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -70,9 +71,13 @@ class RunningStatistics:
         for norm, momentum in self._norms:
             norm.momentum = momentum
 
-    def summed(self, comm: Sums) -> Pending:
-        """Start to sum over the ranks. *Collective.*"""
-        return comm.allreduce_sum(torch.stack(self._batches), "running statistics")
+    def start_sum(self, comm: Sums) -> None:
+        """Sum over the ranks, when all passes of the window are there. *Collective.*"""
+        self._summing = comm.allreduce_sum(torch.stack(self._batches), "running statistics")
+
+    def summed(self) -> Tensor:
+        """What comes of it. *Collective.*"""
+        return self._summing.wait()
 
     @torch.no_grad()
     def move(self, total: Tensor, made: bool | Tensor) -> None:

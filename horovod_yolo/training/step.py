@@ -30,7 +30,7 @@ from horovod_yolo.core.digest import digest
 from horovod_yolo.core.errors import MemoryShortError, NonFiniteError
 from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
-from horovod_yolo.core.slices import Slices, in_parts, of_parts
+from horovod_yolo.core.slices import Slices, in_parts
 from horovod_yolo.core.transfer import Fetched
 from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.agreement import agree
@@ -46,7 +46,7 @@ from horovod_yolo.training.passes import Passes, Window, give_back
 from horovod_yolo.training.running_statistics import RunningStatistics
 from horovod_yolo.training.scaling import scaled, scaled_size
 from horovod_yolo.training.slice_digests import SliceDigests
-from horovod_yolo.training.underway import LostImagesError, Step, Sums
+from horovod_yolo.training.underway import LostImagesError, Step, Sums, start_sum
 
 log = logging.getLogger(__name__)
 LARGEST_GRADIENT_NORM = 10.0
@@ -189,43 +189,30 @@ class Stepper:
             (2, len(self.criterion.terms)), dtype=torch.float64, device=self.precision.device
         )
         images = replaced = lost = 0
-        for batch, factor in window:
+        for number, (batch, factor) in enumerate(window, start=1):
             self._statistics.begin_batch()
-            losses += self._share(batch, factor)
+            losses += self._share(batch, factor, last=number == len(window))
             lost += len(batch.lost)
             if not self._lacks:
                 images, replaced = images + len(batch), replaced + batch.replaced
         self._statistics.restore()
         if self._lacks:
             self.exchange.abandon()
-        statistics = self._statistics.summed(self._comm)
-        complete = self.exchange.finish()
         told = [images, replaced, self._stop.asked, lost, len(self._lacks)]
-        losses, (*counted, stop, missed, lacking) = self._summed(
-            losses, torch.tensor(told, dtype=torch.float64)
-        )
-        sums = Sums(losses, int(counted[0]), int(counted[1]), stop > 0, missed > 0, statistics.wait())
+        summing = start_sum(self._comm, losses, torch.tensor(told, dtype=torch.float64))
+        complete = self.exchange.finish()  # the sum travels with the last gradients
+        losses, (*counted, stop, missed, lacking) = summing()
+        statistics = self._statistics.summed()
+        sums = Sums(losses, int(counted[0]), int(counted[1]), stop > 0, missed > 0, statistics)
         return sums, lacking > 0, complete
 
-    def _summed(self, losses: Tensor, told: Tensor) -> tuple[Tensor, list[float]]:
-        """(T,) what is on the device, and what the host tells, over the ranks. *Collective.*
-
-        The host's numbers travel by themselves: to wait for the other hosts is not to wait for the devices.
-        """
-        if losses.device.type == "cpu":
-            of_all = self._comm.allreduce_sum(torch.cat((losses.flatten(), told)), "losses").wait()
-            losses, told = torch.split(of_all, [losses.numel(), len(told)])
-            return of_parts(losses.view(2, -1)), told.tolist()
-        of_devices = self._comm.allreduce_sum(losses, "losses")
-        of_hosts: list[float] = self._comm.allreduce_sum(told, "told").wait().tolist()
-        return of_parts(of_devices.wait()), of_hosts
-
-    def _share(self, batch: Batch, scale: float) -> Tensor:
+    def _share(self, batch: Batch, scale: float, last: bool) -> Tensor:
         """`_forward_backward`, or this rank's part in the others' where it lacks memory. *Collective.*"""
         self._sums.begin()
         if not self._lacks:
             try:
-                return self._forward_backward(batch.to(self.precision.device, non_blocking=True), scale)
+                there = batch.to(self.precision.device, non_blocking=True)
+                return self._forward_backward(there, scale, last)
             except Exception as error:
                 lack = None if isinstance(error, self._comm.lost_errors) else shortage(error)
                 if lack is None:
@@ -235,7 +222,7 @@ class Stepper:
             give_back(self.precision.device)
             self._sums.begin_again()
         nothing = batch.without_images().to(self.precision.device)
-        return torch.zeros_like(self._forward_backward(nothing, scale, follows=True))
+        return torch.zeros_like(self._forward_backward(nothing, scale, last, follows=True))
 
     def _undo(self) -> None:
         self.optimizer.zero_grad()
@@ -254,19 +241,24 @@ class Stepper:
         log.info("%s %d images in a pass instead of %d; %s", again, smaller.images, self.passes.images, sees)
         self.passes = smaller
 
-    def _forward_backward(self, batch: Batch, scale: float = 1.0, follows: bool = False) -> Tensor:
+    def _forward_backward(
+        self, batch: Batch, scale: float = 1.0, last: bool = False, follows: bool = False
+    ) -> Tensor:
         """This rank's share of a batch: (2, T) loss terms in parts, each times the global images.
 
-        Where it only ``follows`` the others no gradient is kept, and no hook is told of one.
+        In the ``last`` of the window what batch norm saw leaves before the backward pass: the network has
+        nothing else to do yet. Where it only ``follows`` the others no gradient is kept, and no hook is told.
         """
         micro_batches = [one for part in batch.in_slices() for one in part.split(self.passes.count)]
         matches, kept = self._match(micro_batches, scale)
         counting = self._sums.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")
         totals: dict[str, Tensor] = {}
-        terms = []
+        terms: list[Tensor] = []
         for micro_batch, matched, predictions in zip(micro_batches, matches, kept, strict=True):
             if predictions is None:
                 predictions = self._forward(micro_batch, scale, tracks=not follows)
+            if last and len(terms) == len(micro_batches) - 1:
+                self._statistics.start_sum(self._sums)
             totals = totals or by_name(self.criterion, counting.wait())  # they travelled meanwhile
             loss = self.criterion(predictions, matched, totals)
             if follows:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from horovod_yolo.core.slices import of_parts
 from horovod_yolo.core.transfer import Fetched
 from horovod_yolo.core.types import Ints
+from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.training.events import StepResult
 
 if TYPE_CHECKING:
@@ -76,3 +80,29 @@ class Step:
         return StepResult(
             *(means, self.images, norm, skipped, self.stop, self.replaced, self.redone, weights, of_slices)
         )
+
+
+def start_sum(comm: Communicator, losses: Tensor, told: Tensor) -> Callable[[], tuple[Tensor, list[float]]]:
+    """Start to sum over the ranks what is on the device, and what the host tells. *Collective.*
+
+    The host's numbers travel by themselves: to wait for the other hosts is not to wait for the devices.
+
+    Args:
+        comm: the ranks.
+        losses: (2, T) float64 loss terms in parts.
+        told: (N,) float64 of the host.
+
+    Returns:
+        What waits for both sums, and gives (T,) loss terms and the host's numbers.
+    """
+    if losses.device.type == "cpu":
+        together = comm.allreduce_sum(torch.cat((losses.flatten(), told)), "losses")
+
+        def both() -> tuple[Tensor, list[float]]:
+            of_losses, of_told = torch.split(together.wait(), [losses.numel(), len(told)])
+            return of_parts(of_losses.view(2, -1)), of_told.tolist()
+
+        return both
+    of_devices = comm.allreduce_sum(losses, "losses")
+    of_hosts = comm.allreduce_sum(told, "told")
+    return lambda: (of_parts(of_devices.wait()), of_hosts.wait().tolist())

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_yolo.distributed.communicator import GradientExchange, Pending, Sums
+from horovod_yolo.distributed.communicator import GradientExchange, Messages, Pending
 from tests.helpers.world_gradients import GradientSums
 from tests.helpers.world_turns import (
     Call,
@@ -79,9 +79,13 @@ class WorldCommunicator:
         self._under_way: set[str] = set()
 
     @property
-    def messages(self) -> Sums:
+    def messages(self) -> Messages:
         """All sums travel alike."""
         return self
+
+    def sum_in_place(self, tensor: Tensor, name: str) -> Pending:
+        """The same in the tensor's own place."""
+        return _InPlace(self.allreduce_sum(tensor, name), tensor)
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """Start summing over ranks, first to last, in the tensor's own type."""
@@ -178,6 +182,18 @@ class _Reduction:
             for other in others:
                 self._result = self._add(self._result, other)
         return self._result
+
+
+class _InPlace:
+    """A sum whose result takes the place of what was added."""
+
+    def __init__(self, pending: Pending, tensor: Tensor) -> None:
+        self._pending, self._tensor = pending, tensor
+
+    @torch.no_grad()
+    def wait(self) -> Tensor:
+        """The tensor that was given."""
+        return self._tensor.copy_(self._pending.wait())
 
 
 def run_world(size: int, function: Callable[[WorldCommunicator], T], hosts: Sequence[int] = ()) -> list[T]:

@@ -48,8 +48,8 @@ BY_HAND = (
     ),
     ByHand(
         "horovod_yolo/distributed/exact_sums.py",
-        "        largest = torch.linalg.vector_norm(gradient, math.inf)\n",
-        "        largest = torch.linalg.vector_norm(gradient, math.inf) / 1000\n",
+        "        largest = ends.view(-1, 2).abs().amax(1).double()\n",
+        "        largest = ends.view(-1, 2).abs().amax(1).double() / 1000\n",
         "tests/unit/training/test_slices.py",
     ),
     ByHand(

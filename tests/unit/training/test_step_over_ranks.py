@@ -247,8 +247,6 @@ def test_a_step_asks_for_the_same_on_every_rank_and_in_a_known_order() -> None:
         stepper.step(iter(share([tiny_batch(2, 0), tiny_batch(4, 1)], comm)), [1.0, 1.0]).result()
         return [call.name or call.kind for call in comm.calls]
 
-    batch = ["normalisers", "bn.backbone.norm", "bn.backbone.norm.backward"]
-    assert (
-        run_world(3, job)
-        == [["exchange_gradients", *batch, *batch, "running statistics", "finish", "losses"]] * 3
-    )
+    forward, backward = ["normalisers", "bn.backbone.norm"], "bn.backbone.norm.backward"
+    last = [*forward, "running statistics", backward, "losses", "finish"]
+    assert run_world(3, job) == [["exchange_gradients", *forward, backward, *last]] * 3
