@@ -17,8 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.communicator import Communicator, Pending
 from horovod_yolo.distributed.gradient_groups import Group, GroupedExchange
+from horovod_yolo.distributed.host_memory import HostMemory, HostSum
 
 ROOM = 4  # bits above the largest value expected: it may grow by as much until a step is made again
 FADES = 0.8  # left of an expected value by a step that does not reach it: a bit is won in three steps
@@ -55,7 +56,37 @@ class ExactExchange(GroupedExchange):
         self._largest = torch.zeros_like(self._expected)
         # The integers become floats where they are.
         self._gradients = {group: group.pieces(group.message.view(dtype)) for group in self._groups}
+        self._share_memory(device)
         self.expect(1)
+
+    def _share_memory(self, device: torch.device) -> None:
+        """Where ranks of one host put their integers, instead of sending them: (half, rank, group)."""
+        self._parts: list[list[tuple[Tensor, ...]]] = []
+        counts = [len(group.message) for group in self._groups]
+        dtype = self._groups[0].message.dtype
+        memory = HostMemory.among(self._comm, sum(counts), dtype) if device.type == "cpu" else None
+        if memory is not None:
+            self._parts = [[torch.split(of_rank, counts) for of_rank in half] for half in memory.halves]
+        self._places = [
+            [group.pieces(part) for group, part in zip(self._groups, half[self._comm.rank], strict=True)]
+            for half in self._parts
+        ]
+        self._half = 0
+        self._turn()
+
+    def _turn(self) -> None:
+        """Fill the other half of the memory: ranks may still read this one."""
+        if self._parts:
+            self._half = 1 - self._half
+            own, places = self._parts[self._half][self._comm.rank], self._places[self._half]
+            for group, part, of_group in zip(self._groups, own, places, strict=True):
+                group.fill_in(part, of_group)
+
+    def _start(self, number: int) -> Pending:
+        if not self._parts:
+            return super()._start(number)
+        parts = [of_rank[number] for of_rank in self._parts[self._half]]
+        return HostSum(parts, self._groups[number].message)
 
     def expect(self, slices: int, *, passes: int = 1, of_all: int | None = None) -> None:
         """See `GradientExchange`."""
@@ -86,8 +117,10 @@ class ExactExchange(GroupedExchange):
         """See `GradientExchange`."""
         self._send_rest()
         largest = self._largest.nan_to_num(nan=math.inf, posinf=math.inf) / self._scale
+        # When the maximum is there, all ranks have filled their memory, and read the half of the step before.
         self._largest = self._comm.allreduce_max(largest, "gradients.largest").wait()
         self._receive()
+        self._turn()
         if self._largest.isinf().any():
             self._parameters[0].grad = torch.full_like(self._parameters[0], math.inf)
             return True

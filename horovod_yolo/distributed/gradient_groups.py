@@ -52,7 +52,7 @@ class Group:
         self.numbers = slice(first, first + len(parameters))
         count = sum(parameter.numel() for parameter in parameters)
         self.message = torch.zeros(count, dtype=dtype, device=parameters[0].device)
-        self.places = self.pieces(self.message)
+        self.fill_in(self.message, self.pieces(self.message))
         self.begin()
 
     def begin(self) -> None:
@@ -66,6 +66,10 @@ class Group:
         """Whatever gradients of this step are here."""
         self.waiting: dict[int, Tensor] = {}  # those of a slice that are whole, by their place
         self.filled = False  # whether the message has some
+
+    def fill_in(self, outgoing: Tensor, places: list[Tensor]) -> None:
+        """Gradients go into ``outgoing``, each into its place there."""
+        self.outgoing, self.places = outgoing, places
 
     def pieces(self, message: Tensor) -> list[Tensor]:
         """Each parameter's part of a message, in its own layout in memory."""
@@ -138,21 +142,24 @@ class GroupedExchange(ABC):
             ]
             self._fill(group, gradients)
         elif not group.filled:
-            group.message.zero_()
+            group.outgoing.zero_()
         group.waiting, group.filled = {}, True
 
     @abstractmethod
     def _fill(self, group: Group, gradients: list[Tensor]) -> None:
-        """Put gradients, which may be overwritten, into a message, or add them where it is filled."""
+        """Put gradients, which may be overwritten, into a group's places, or add them where it is filled."""
 
     @abstractmethod
     def _give(self, group: Group) -> None:
         """Give the parameters what came back in the message."""
 
     def _send(self) -> None:
-        group = self._groups[self._sent]
-        group.coming = self._messages.sum_in_place(group.message, f"gradients.{self._sent}")
+        self._groups[self._sent].coming = self._start(self._sent)
         self._sent += 1
+
+    def _start(self, number: int) -> Pending:
+        """Start to sum a group into its message."""
+        return self._messages.sum_in_place(self._groups[number].message, f"gradients.{number}")
 
     def abandon(self) -> None:
         """See `GradientExchange`."""

@@ -41,7 +41,8 @@ def test_slices_and_passes_that_leave_weights_out(group_mb: float) -> None:
         return [float(one.grad[0]) for one in (every, second, once, never) if one.grad is not None]
 
     expected = [2.0 * (1 + 2 + 3 + 4), 2.0 * (3 + 4), 2.0 * 4, 0.0]
-    assert run_world(2, job) == [expected] * 2
+    for hosts in ((2,), (1, 1)):  # over memory, and by messages
+        assert run_world(2, job, hosts=hosts) == [expected] * 2
 
 
 def test_a_small_model_has_thirds_and_a_large_one_what_is_asked_for() -> None:
