@@ -33,6 +33,7 @@ from horovod_yolo.data.cache import ImageReader
 from horovod_yolo.data.image_weights import ImageWeights
 from horovod_yolo.data.listing import require_mapped
 from horovod_yolo.data.loader import Loader
+from horovod_yolo.data.own_pipeline import OwnPipeline
 from horovod_yolo.data.sampler import StepSampler, rect_shapes
 from horovod_yolo.data.spec import DataSpec
 from horovod_yolo.distributed.agreement import together
@@ -70,6 +71,7 @@ def build_training_data(
     params = AugmentParams(
         **{f.name: getattr(hyp, f.name) for f in fields(AugmentParams) if hasattr(hyp, f.name)},
         unmixed_from=max(config.epochs - config.close_mosaic, 0),
+        own=OwnPipeline(config.albumentations) if config.albumentations else None,
         **recipe.augmentation,
     )
     order: Ints | None = None

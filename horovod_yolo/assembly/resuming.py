@@ -9,6 +9,7 @@ from typing import Any
 from horovod_yolo.assembly.settings import given_hyp
 from horovod_yolo.config.schema import AUTO
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.own_pipeline import load_pipeline
 
 # Of this job; the results stay the same. That labels are read as the same data is seen by its digest.
 PLACE = (
@@ -42,9 +43,10 @@ def settings_here(state: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
             saved[name] = value
         elif name == "class_map":
             saved[name] = {**saved.get(name, {}), **dict(value)}
-        elif name == "hyp":
-            if asdict(given_hyp(value, str(state["model_name"]))) != saved["hyp"]:
-                raise UserError(f"--hyp {value} differs from the run's", where="--resume", fix="leave it out")
+        elif name in ("hyp", "albumentations"):
+            if _content(name, value, state) != saved.get(name, ""):
+                what = f"--{name} {value} differs from the run's"
+                raise UserError(what, where="--resume", fix="leave it out")
         elif name == "micro_batch":
             saved[name] = saved.get(name) or value if value == AUTO else value
         elif (name == "precision" and value in ("auto", precision)) or _is_nominal(name, value, saved):
@@ -56,6 +58,13 @@ def settings_here(state: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
                 fix="leave the flag out, or start a new run from its weights with --weights",
             )
     return {**saved, "precision": precision}
+
+
+def _content(name: str, value: Any, state: dict[str, Any]) -> Any:
+    """What a file says, as checkpoints have it."""
+    if name == "albumentations":
+        return load_pipeline(Path(value)).content
+    return asdict(given_hyp(value, str(state["model_name"])))
 
 
 def _is_nominal(name: str, value: Any, saved: dict[str, Any]) -> bool:

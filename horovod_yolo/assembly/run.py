@@ -22,6 +22,7 @@ from horovod_yolo.assembly.settings import kept_settings, settings_of
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.config.load import config_from_flags
 from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.data.own_pipeline import load_pipeline
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.families import zoo
@@ -98,6 +99,9 @@ def _begun(given: dict[str, Any], comm: Communicator) -> Run:
 def new_run(config: TrainConfig, comm: Communicator) -> Run:
     """A run of its own, in a folder that rank 0 makes. *Collective.*"""
     config = replace(config, **absolute_paths({name: getattr(config, name) for name in PATHS}))
+    if file := config.albumentations:  # what it says goes with the run, as hyperparameters do
+        pipeline = on_rank_0(comm, lambda: load_pipeline(Path(file)).content)
+        config = replace(config, albumentations=pipeline)
     together(comm, lambda: _check_before_start(config, comm))
     if comm.rank == 0 and config.freeze != TrainConfig.freeze and not config.weights:
         log.warning("--freeze without --weights: what is frozen stays as random as it begins")

@@ -148,6 +148,8 @@ def _add_choice_flags(p: argparse.ArgumentParser) -> None:
     """What of the data is trained on, how often, and which epoch is the best."""
     weighted = "draw images of rare and badly found classes more often, with replacement"
     p.add_argument("--image-weights", dest="image_weights", action="store_true", help=weighted)
+    own = "a pipeline as albumentations writes it, YAML or JSON, in place of the usual four"
+    p.add_argument("--albumentations", metavar="FILE", help=own)
     one = "all classes are one, called item"
     p.add_argument("--single-cls", dest="single_cls", action="store_true", help=one)
     p.add_argument("--fraction", type=float, metavar="SHARE", help="about that share of the training images")

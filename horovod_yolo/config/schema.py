@@ -51,6 +51,7 @@ class TrainConfig:
     imgsz: int = 640
     rect: bool = False
     image_weights: bool = False
+    albumentations: str = ""  # a pipeline's file; in a run what it says, as JSON
     single_cls: bool = False
     fraction: float = 1.0  # of the training images
     best_by: BestBy = "fitness"

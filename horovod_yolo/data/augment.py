@@ -26,6 +26,7 @@ from horovod_yolo.data.cutmix import boxes_in, free_rectangle
 from horovod_yolo.data.geometry import Matrix, clip_boxes, row_of, still_visible, warp_boxes
 from horovod_yolo.data.layout import mosaic, single
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox
+from horovod_yolo.data.own_pipeline import OwnPipeline
 from horovod_yolo.data.sampler import Stream, epoch_order, keyed_generator
 from horovod_yolo.data.substitutes import Pictures
 from horovod_yolo.data.tiles import draw, is_upright, reaches
@@ -50,7 +51,8 @@ class AugmentParams:
     mosaic: float = 1.0
     mixup: float = 0.0
     cutmix: float = 0.0  # needs ``mixes_singles``
-    albumentations: bool = True
+    albumentations: bool = True  # the four, where there is no ``own``
+    own: OwnPipeline | None = None
     turns_hue: bool = False  # adds to the hue, instead of multiplying it
     mixes_singles: bool = False  # mixup of any two images, instead of mosaics only
     unmixed_from: int | None = None  # epoch from which images stay apart: no mosaic, mixup, CutMix
@@ -195,6 +197,9 @@ def augment_pictures(
     scene = _scene(rng, looks, key, pictures, count, params)
     if looks.rare:
         scene = scene._replace(image=albumentations_set(looks.rare, scene.image))
+    if params.own is not None:
+        image, boxes_xyxy, left = params.own(scene.image, scene.boxes_xyxy, looks.seed)
+        scene = scene._replace(image=image, boxes_xyxy=boxes_xyxy, classes=scene.classes[left])
     if looks.colours and not scene.coloured:
         scene = scene._replace(image=looks.colours(scene.image))
     scene = _flip(rng, scene, params)
@@ -208,13 +213,15 @@ class _Looks(NamedTuple):
     rare: Rare | None
     colours: ColourChange | None
     at_once: ColourChange | None  # the colours, where nothing that comes before them follows the drawing
+    seed: int = 0  # of the user's own pipeline
 
 
 def _draw_looks(rng: np.random.Generator, params: AugmentParams) -> _Looks:
-    rare = draw_rare(rng) if params.albumentations else None
+    rare = draw_rare(rng) if params.albumentations and params.own is None else None
+    seed = 0 if params.own is None else int(rng.integers(2**32))
     colours = draw_colours(rng, (params.hsv_h, params.hsv_s, params.hsv_v), params.turns_hue)
     mixes = params.mixup > 0 or (params.mixes_singles and params.cutmix > 0)
-    return _Looks(rare, colours, None if rare or mixes else colours)
+    return _Looks(rare, colours, None if rare or mixes or params.own is not None else colours, seed)
 
 
 def _scene(

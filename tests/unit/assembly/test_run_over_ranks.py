@@ -8,18 +8,21 @@ ranks have images but not one object.
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.assembly.run import resumed_run
+from horovod_yolo.assembly.run import new_run, resumed_run
 from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.config.schema import TrainConfig
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.augment import AugmentParams, augment
 from horovod_yolo.data.cache import ImageReader
 from horovod_yolo.data.sampler import StepSampler
@@ -203,3 +206,20 @@ def test_a_part_of_the_images_and_one_class(digits: Path, tmp_path: Path) -> Non
     assert train(again, COMM)["steps"] == state["step"]
     _, names = validate(ValOptions(weights=str(tmp_path / "run/weights/best.pt"), workers=0), COMM)
     assert names == ("item",)
+
+
+def test_an_own_pipeline_goes_with_the_run(digits: Path, tmp_path: Path) -> None:
+    """Resumed without its file, which another one may not replace."""
+    pipeline = {
+        "__class_fullname__": "Compose",
+        "transforms": [{"__class_fullname__": "GaussNoise", "p": 0.8}],
+    }
+    file = tmp_path / "pipeline.json"
+    file.write_text(json.dumps({"transform": pipeline}))
+    flags = {"precision": "fp32", "sync_bn": False, "epochs": 1, "project": str(tmp_path)}
+    run = new_run(config_of(digits, tmp_path, albumentations=str(file), **flags), COMM)
+    file.write_text(json.dumps({"transform": {**pipeline, "p": 0.5}}))
+    require_resumed_as_whole(replace(run.config, commit_every=1), moment=1)
+    train(run, COMM)
+    with pytest.raises(UserError, match="differs from the run's"):
+        resumed_run(str(run.folder), {"albumentations": str(file)}, COMM)
