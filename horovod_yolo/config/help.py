@@ -30,6 +30,33 @@ OF_TRAINING: Mapping[str, Sequence[str]] = {
         *("noval", "noplots", "best_by", "log_dir"),
     ),
 }
+OF_VALIDATION: Mapping[str, Sequence[str]] = {
+    "data and model": ("weights", "data", "task", "head", "class_map", "skip_bad_classes", "cache_dir"),
+    "how to look": (
+        "imgsz",
+        "rect",
+        "batch_size",
+        "conf_thres",
+        "iou_thres",
+        "max_det",
+        "precision",
+        "workers",
+    ),
+    "ranks": ("np", "hosts", "engine", "device"),
+    "what is written": ("save_json",),
+}
+OF_PREDICTION: Mapping[str, Sequence[str]] = {
+    "pictures and model": ("weights", "source", "data", "head"),
+    "how to look": (
+        *("imgsz", "rect", "batch_size", "conf_thres", "iou_thres", "max_det", "classes", "agnostic_nms"),
+        *("augment", "precision", "half", "vid_stride", "reconnect"),
+    ),
+    "ranks": ("np", "hosts", "engine", "device"),
+    "what is written": (
+        *("project", "name", "exist_ok", "nosave", "save_txt", "save_conf", "save_json", "save_crop"),
+        *("view_img", "line_thickness", "hide_labels", "hide_conf"),
+    ),
+}
 
 
 def training_help(p: argparse.ArgumentParser) -> None:
@@ -70,7 +97,7 @@ def in_groups(
 def _complete(action: argparse.Action, default: Any) -> None:
     if action.metavar is None and not action.choices and action.nargs != 0:
         action.metavar = "N" if action.type is int else "X" if action.type is float else None
-    if default in (None, "", False, ()):
+    if default is True or default in (None, "", False, ()):
         return
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
     action.help = f"{action.help or ''} ({shown})".lstrip()

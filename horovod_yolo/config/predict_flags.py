@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from horovod_yolo.config import foreign
+from horovod_yolo.config.help import OF_PREDICTION, in_groups
 from horovod_yolo.config.load import DEVICE_HELP, HEAD_HELP, Parser, add_engine_flag, add_ranks_flags
 from horovod_yolo.config.schema import Precision
 from horovod_yolo.config.words import with_words
@@ -29,6 +30,7 @@ def predict_parser() -> Parser:
     )
     _add_search_flags(p)
     _add_output_flags(p)
+    in_groups(p, OF_PREDICTION, {})
     return with_words(p, "predict")
 
 
@@ -84,7 +86,7 @@ def _add_search_flags(p: argparse.ArgumentParser) -> None:
         help="look in three sizes, once mirrored: slower",
     )
     add("--device", type=foreign.device, help=DEVICE_HELP)
-    add("--precision", choices=get_args(Precision))
+    add("--precision", choices=get_args(Precision), help="of the forward pass")
     add("--half", action="store_true", help="--precision fp16, for GPUs")
     add("--vid-stride", dest="vid_stride", type=int, metavar="N", help="of N images of a video, look at one")
     add(
@@ -115,8 +117,8 @@ def _add_output_flags(p: argparse.ArgumentParser) -> None:
     add("--save-crop", dest="save_crop", action="store_true", help="crops/<class>/*.jpg: each object")
     add("--nosave", action="store_true", help="write no pictures and videos")
     add("--line-thickness", dest="line_thickness", type=int, metavar="PX", help="of boxes; default: by size")
-    add("--hide-labels", dest="hide_labels", action="store_true")
-    add("--hide-conf", dest="hide_conf", action="store_true")
+    add("--hide-labels", dest="hide_labels", action="store_true", help="draw boxes alone")
+    add("--hide-conf", dest="hide_conf", action="store_true", help="draw no scores")
     add("--project", help="folder of the result folders (runs/detect)")
     add("--name", help="of the result folder (exp)")
     add("--exist-ok", dest="exist_ok", action="store_true", help="write into a folder that is there")
