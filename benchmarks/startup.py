@@ -2,12 +2,16 @@
 
     python benchmarks/startup.py [--before CHECKOUT]
     python benchmarks/startup.py --index
+    python benchmarks/startup.py --process [--before CHECKOUT]
 
 Claim: with a cache four ranks of a host are ready as soon as one, because one of them looks at the files for
 all. ``--before`` measures another checkout in the same run. Two CPU cores take about three minutes.
 
 ``--index`` measures what the annotations of 118,000 and of 1.7 million images cost instead: see
 `annotations_at_scale.py`. That takes about ten minutes, 4 GB of memory, and room for 3.6 million names.
+
+``--process`` measures a training's start, and what is between its epochs: see `startup_process.py`. Five
+minutes, ten with --before.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import annotations_at_scale
+import startup_process
 from common import BIN, ROOT, described, machine, parsed, parser, publish
 from many_images import make_images
 
@@ -47,11 +52,14 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--before", type=Path, help="another checkout to compare with")
     options.add_argument("--index", action="store_true", help="what 118,000 and 1.7 million images cost")
+    options.add_argument("--process", action="store_true", help="first step, and between epochs")
     options.add_argument("--images", type=int, default=50_000, help="without --index (50,000)")
     given = parsed(options, images=500)
     with tempfile.TemporaryDirectory() as name:
         if given.index:
             annotations_at_scale.measure(Path(name), 100 if given.quick else 1)
+        elif given.process:
+            startup_process.measure(Path(name), given.before, quick=given.quick)
         else:
             measure(Path(name), given.images, given.before)
 

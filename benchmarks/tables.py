@@ -47,6 +47,7 @@ TABLES = {  # and who makes them
     "nms": "nms.py",
     "validate": "validate.py",
     "startup": "startup.py",
+    "startup-process": "startup.py --process",
     "memory": "memory.py",
     "annotations": "startup.py --index",
     "faults": "faults.py",
