@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from horovod_yolo.assembly.run_folder import versions
 
@@ -76,6 +80,15 @@ def described(facts: dict[str, Any]) -> str:
         f"{facts['processor']}, {facts['cores']} cores, Python {found['python']}, torch {found['torch']}, "
         f"Horovod {found['horovod'].split('+')[0]}."
     )
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of paired differences, and half of its 95 % interval by the t distribution; NaN of too few."""
+    count = len(differences)
+    if count < 2:
+        return statistics.fmean(differences) if differences else math.nan, math.nan
+    error = statistics.stdev(differences) / math.sqrt(count)
+    return statistics.fmean(differences), float(stats.t.ppf(0.975, count - 1)) * error
 
 
 def results_file(name: str) -> Path:

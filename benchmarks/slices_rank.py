@@ -1,0 +1,105 @@
+"""One of the ranks whose speed `slices.py` compares: the same steps in several ways by turns.
+
+    torchrun --nproc-per-node 2 benchmarks/slices_rank.py sums|slices STEPS ...
+
+``sums``: each rank has one slice, and gradients are added up as floats or as integers. ``slices``: one
+process has the batch in one pass, or in four slices. Rank 0 prints the images a second of each turn, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from engines_rank import CLASSES, CPU, WARM_UP, Step, Work, seconds_of
+from torch import Tensor
+
+from horovod_yolo.assembly.build import build_stepper
+from horovod_yolo.assembly.model import build_criterion
+from horovod_yolo.core.precision import Precision
+from horovod_yolo.distributed.backends import connect
+from horovod_yolo.distributed.communicator import Communicator, Pending
+from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.families import zoo
+from horovod_yolo.process.stop import StopRequest
+
+PARTS = 4  # of the batch of one process
+FLOAT, EXACT = {"sums": "float"}, {"sums": "exact"}
+Ways = dict[str, dict[str, Any]]
+
+
+def ways_of(how: str, ranks: int) -> Ways:
+    """What is compared, the usual first."""
+    if how == "sums":
+        return {"float": {**FLOAT, "slices": ranks}, "exact": {**EXACT, "slices": ranks}}
+    return {"one pass": {**FLOAT, "slices": 1}, f"{PARTS} slices": {**EXACT, "slices": PARTS}}
+
+
+def step_of(work: Work, comm: Communicator, settings: dict[str, Any]) -> Step:
+    """A step of this project's. *Collective.*"""
+    config = replace(work.config(comm.size), **settings)
+    torch.manual_seed(0)
+    model = zoo.build_model(work.cfg, CLASSES)
+    criterion = build_criterion(model, config)
+    precision = Precision(device=CPU, dtype=torch.float32)
+    stepper = build_stepper(config, model, criterion, comm, precision, StopRequest())
+    here = len(stepper.slices)
+    sizes = (work.images // here,) * here if here > 1 else ()
+    batch = replace(work.batch_of(comm.rank), slices=sizes)
+    return lambda: stepper.step(iter([batch]), [1.0]).result()
+
+
+class Counting(LocalCommunicator):
+    """One rank, which counts what it would send."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
+        """The tensor itself."""
+        self.bytes += tensor.nbytes
+        return super().allreduce_sum(tensor, name)
+
+    allreduce_max = allreduce_sum
+
+
+def bytes_a_value(work: Work) -> float:
+    """Bytes that a rank gives to a sum in a step with exact sums, for each gradient."""
+    comm = Counting()
+    step = step_of(work, comm, ways_of("slices", 1)[f"{PARTS} slices"])
+    step()  # the first may be made twice: nothing is known of its gradients
+    comm.bytes = 0
+    step()
+    gradients = sum(p.numel() for p in zoo.build_model(work.cfg, CLASSES).parameters())
+    return comm.bytes / gradients
+
+
+def main() -> None:
+    p = argparse.ArgumentParser()
+    p.add_argument("how", choices=("sums", "slices"))
+    p.add_argument("steps", type=int)
+    p.add_argument("--cfg", default="yolov5n")
+    p.add_argument("--img", type=int, default=320)
+    p.add_argument("--images", type=int, default=8, help="of a rank")
+    p.add_argument("--turns", type=int, default=3)
+    args = p.parse_args()
+    work = Work(args.cfg, args.img, args.images)
+    comm = connect()
+    steps = {way: step_of(work, comm, settings) for way, settings in ways_of(args.how, comm.size).items()}
+    for step in steps.values():
+        seconds_of(step, WARM_UP)
+    rates: dict[str, list[float]] = {way: [] for way in steps}
+    for _ in range(args.turns):
+        for way, step in steps.items():
+            rates[way].append(comm.size * work.images * args.steps / seconds_of(step, args.steps))
+    if comm.rank == 0:
+        sent = bytes_a_value(work) if args.how == "sums" else 0.0
+        print(json.dumps({"images_per_s": rates, "bytes_a_value": sent}), flush=True)
+    comm.close()
+
+
+if __name__ == "__main__":
+    main()
