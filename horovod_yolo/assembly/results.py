@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from horovod_yolo.assembly.run_folder import versions, write_json
 from horovod_yolo.core.errors import UnwrittenError
 from horovod_yolo.training.events import Callback
@@ -52,6 +54,7 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
         "world_size": trainer.comm.size,
         "global_batch": trainer.config.batch_size,
         "slices": trainer.config.slices,
+        "threads": torch.get_num_threads(),
         "bitwise": bitwise(trainer),
         "epochs": progress.epoch,
         "steps": progress.step,

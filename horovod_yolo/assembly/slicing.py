@@ -42,6 +42,7 @@ def with_slices(
     """
     if config.sync_bn:
         _require_slices(config)
+        torch.set_num_threads(config.threads or torch.get_num_threads())
         require_promise(config, device, comm)
         return replace(config, sums="float")
     count = config.slices or min(first_size, config.batch_size)
@@ -50,18 +51,20 @@ def with_slices(
         config = replace(config, sums="exact" if exact else "float")
     if comm.size > count:
         log.warning("%d slices on %d ranks: some have none, and wait for the others", count, comm.size)
+    config = replace(config, slices=count, threads=_threads(config, resumed, comm))
+    torch.set_num_threads(config.threads)
     if count > 1:
         where = (
             "any number of ranks" if config.sums == "exact" else f"{comm.size} ranks, to rounding on others"
         )
-        log.info("%d slices a batch: the same results with --slices %d on %s", count, count, where)
+        how = "%d slices a batch: the same results with --slices %d --threads %d on %s"
+        log.info(how, count, count, config.threads, where)
     if config.sums != "exact" and count > 1:
         _require_slices(config)
     if config.check_every and count == 1:
         raise UserError("--check-every with one slice", fix="use --slices 2 or more, or several ranks")
-    _share_threads(resumed, comm)
     require_promise(config, device, comm)
-    return replace(config, slices=count)
+    return config
 
 
 def _require_slices(config: TrainConfig) -> None:
@@ -72,15 +75,13 @@ def _require_slices(config: TrainConfig) -> None:
             raise UserError(f"{flag} needs slices that are added up exactly, and there are none with {why}")
 
 
-def _share_threads(resumed: dict[str, Any] | None, comm: Communicator) -> None:
-    """Compute on as many threads on every rank as the run began with: at first the fewest. *Collective.*
+def _threads(config: TrainConfig, resumed: dict[str, Any] | None, comm: Communicator) -> int:
+    """As many on every rank as the run began with: at first the fewest. *Collective.*
 
     What several threads add up is rounded otherwise than what one does.
     """
     least = min(comm.allgather_object(torch.get_num_threads()))
-    threads = (resumed or {}).get("threads") or least
+    threads: int = config.threads or (resumed or {}).get("threads") or least
     if threads > least:
-        log.warning(
-            "the run began with %d threads a rank and keeps them; here are cores for %d", threads, least
-        )
-    torch.set_num_threads(threads)
+        log.warning("%d threads a rank, as the run has them; here are cores for %d", threads, least)
+    return threads

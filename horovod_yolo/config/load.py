@@ -170,6 +170,8 @@ def _add_batch_flags(p: argparse.ArgumentParser) -> None:
         "--slices", type=int, metavar="V", help="parts of a batch with a pass each; the ranks' number"
     )
     p.add_argument("--sums", choices=get_args(Sums), help="of gradients; exact: equal bits on any ranks")
+    threads = "that each rank computes on, as bits depend on it; default: the smallest share of cores"
+    p.add_argument("--threads", type=int, metavar="N", help=threads)
 
 
 def _add_arithmetic_flags(p: argparse.ArgumentParser) -> None:

@@ -48,6 +48,7 @@ class TrainConfig:
     micro_batch: MicroBatch = 0  # images of a slice in a pass; 0: all of it; auto: as many as fit
     slices: int = 0  # of each global batch; 0: as many as ranks when the run begins
     sums: Sums = "auto"  # of gradients over the slices
+    threads: int = 0  # that a rank computes on; 0: the smallest share of cores when the run begins
     imgsz: int = 640
     rect: bool = False
     image_weights: bool = False
@@ -102,6 +103,7 @@ class TrainConfig:
             ("patience", 0),
             ("close_mosaic", 0),
             ("slices", 0),
+            ("threads", 0),
             ("commit_every", 0),
             ("max_steps", 0),
             ("seed", 0),

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from horovod_yolo.telemetry.csv_log import read_rows
+
+OF_TIME = ("images_per_s", "data_wait_s", "comm_wait_s")  # columns of results.csv that differ in every run
 
 
 def steps(run: Path) -> list[dict[str, float]]:
@@ -23,6 +28,45 @@ def checkpoint(run: Path) -> dict[str, Any]:
     """``last.pt``."""
     loaded: dict[str, Any] = torch.load(run / "weights" / "last.pt", weights_only=True)
     return loaded
+
+
+def sha256(run: Path) -> str:
+    """A digest of all that may depend neither on ranks nor on what happened to a run that is over."""
+    state = checkpoint(run)
+    parts = (
+        "model",
+        "ema",
+        "optimizer",
+        "scaler",
+        "exchange",
+        "metrics",
+        "early_stopping",
+        "step",
+        "sampler",
+    )
+    digest = hashlib.sha256()
+    _add({part: state[part] for part in parts}, digest)
+    digest.update((run / "steps.csv").read_bytes())  # losses, rates and norms, written in full
+    for row in read_rows(run / "results.csv"):
+        _add({name: value for name, value in row.items() if name not in OF_TIME}, digest)
+    return digest.hexdigest()
+
+
+def _add(value: Any, digest: hashlib._Hash) -> None:
+    """Nested builtins and tensors, with their types and shapes."""
+    if isinstance(value, Tensor):
+        digest.update(repr((value.dtype, tuple(value.shape))).encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            digest.update(repr(key).encode())
+            _add(entry, digest)
+    elif isinstance(value, (list, tuple)):
+        digest.update(repr(len(value)).encode())
+        for entry in value:
+            _add(entry, digest)
+    else:
+        digest.update(repr(value).encode())
 
 
 def flat(weights: dict[str, Tensor]) -> Tensor:

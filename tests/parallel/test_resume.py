@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ranks
-from tests.helpers.runs import checkpoint, same_bits, steps
+from tests.helpers.runs import checkpoint, same_bits, sha256, steps
 
 WORLD_SIZE = 3  # with three, the order of additions matters; with two it cannot
 COMPARED = ("model", "ema", "optimizer", "early_stopping", "metrics", "step", "epoch", "sampler")
@@ -71,3 +71,23 @@ def test_killed_and_resumed_equals_uninterrupted(
     for part in COMPARED:
         assert same_bits(a[part], b[part]), part
     assert steps(tmp_path / "killed") == steps(tmp_path / "whole")
+
+
+@pytest.mark.slow  # test_preemption.py goes from two ranks to one and to three
+@pytest.mark.parametrize("model", ["yolov5n", "yolov8n", "yolo26n"])
+def test_killed_on_four_ranks_goes_on_on_one_and_then_on_three(
+    digits: Path, tmp_path: Path, model: str
+) -> None:
+    fresh = arguments(digits, tmp_path, "killed", model)
+    for size, arrived in ((4, 3), (1, 7)):
+        job = ranks.start(fresh if size == 4 else ["train.py", "--resume", tmp_path / "killed"], size)
+        wait_for_commit(job, tmp_path / "killed", arrived)
+        for pid in ranks.rank_processes(job):
+            os.kill(pid, signal.SIGKILL)
+        assert ranks.finish(job, 60).code != 0
+    resumed = ranks.run(["train.py", "--resume", tmp_path / "killed"], 3)
+    assert resumed.code == 0, resumed.output
+    assert ranks.results(tmp_path / "killed")["slices"] == 4
+    whole = ranks.run(arguments(digits, tmp_path, "whole", model), 4)
+    assert whole.code == 0, whole.output
+    assert sha256(tmp_path / "killed") == sha256(tmp_path / "whole")

@@ -7,6 +7,7 @@ arithmetic on more ranks and other shares is in tests/unit/training/test_slices.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from horovod_yolo.distributed.agreement import checksum
 from tests.helpers import ranks
-from tests.helpers.runs import steps
+from tests.helpers.runs import sha256, steps
 
 FLAGS = "--img 128 --batch 13 --slices 3 --epochs 20 --max-steps 6 --noplots --workers 0"
 
@@ -55,3 +56,37 @@ def test_engines_and_shares_change_no_bit(digits: Path, tmp_path: Path, cfg: str
     alone = trained(digits, tmp_path, cfg, "plain", 1)
     for launcher, size in (("gloo", 2), ("mpi", 3), ("torchrun", 2)):
         assert trained(digits, tmp_path, cfg, launcher, size) == alone, (launcher, size)
+
+
+# A rank on cores of its own choice, whose launcher has not set its threads.
+ON_CORES = """
+import os, sys
+
+os.environ.pop("OMP_NUM_THREADS")
+cores = {cores}[int(os.environ.get("HOROVOD_RANK", 0))]
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+from horovod_yolo.assembly.ending import leave
+from horovod_yolo.cli import train_main
+
+if __name__ == "__main__":
+    leave(train_main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cores_of_ranks_change_no_bit(digits: Path, tmp_path: Path, threads: int) -> None:
+    """Of one rank, of two that share the cores, and of two that have one and two."""
+    found = {}
+    for cores in ((2,), (2, 2), (1, 2), (1,)):
+        name = "-".join(map(str, cores))
+        script = tmp_path / f"on{name}.py"
+        script.write_text(ON_CORES.replace("{cores}", str(cores)))
+        flags = f"--cfg yolov5n --slices 2 --threads {threads} {FLAGS.replace('--slices 3', '')}"
+        place = ["--data", digits, "--project", tmp_path, "--name", name]
+        job = ranks.run([script, *place, *flags.split()], len(cores), "gloo" if cores[1:] else "plain")
+        assert job.code == 0, job.output
+        assert ranks.results(tmp_path / name)["threads"] == threads
+        found[cores] = sha256(tmp_path / name)
+    assert len(set(found.values())) == 1, found
