@@ -20,7 +20,7 @@ from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
 from horovod_yolo.assembly.same_bits import compared
-from horovod_yolo.assembly.slicing import slices_of, with_slices
+from horovod_yolo.assembly.slicing import balance_of, slices_of, with_slices
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
@@ -392,6 +392,9 @@ def build_trainer(
         metrics={},
         about=_about(config, data, device, resumed, weights, comm) | kept_choice(config, tuned),
     )
+    stepper.balance = balance_of(config, device, comm)
+    if stepper.balance:
+        trainer.share(stepper.balance.slices)
     if config.check_every:
         kind = device_kind(device, deterministic=config.deterministic)
         trainer.checks = DoubleChecks(config.check_every, config.seed, comm, kind, trainer.loader.made)

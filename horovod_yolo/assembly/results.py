@@ -56,6 +56,7 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
         "slices": trainer.config.slices,
         "threads": torch.get_num_threads(),
         "bitwise": bitwise(trainer),
+        **_shares(trainer),
         "epochs": progress.epoch,
         "steps": progress.step,
         "skipped_steps": progress.skipped,
@@ -69,6 +70,19 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
         **({"faults": trainer.about["faults"]} if "faults" in trainer.about else {}),
         "exit": 0,
         "versions": versions(),
+    }
+
+
+def _shares(trainer: Trainer) -> dict[str, Any]:
+    """How many slices each rank had in the end, where that is not as many as all."""
+    balance = trainer.stepper.balance
+    if balance is None:
+        return {}
+    return {
+        "balance": trainer.config.balance,
+        "slices_of_ranks": list(balance.shares),
+        "seconds_a_slice": list(balance.seconds),
+        "times_shared_anew": balance.changes,
     }
 
 

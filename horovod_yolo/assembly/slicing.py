@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +14,11 @@ from horovod_yolo.assembly.same_bits import require_promise
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.slices import Slices
+from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.process.cores import own_cores, share
+from horovod_yolo.process.environment import WEIGHTS, weights_of_hosts
+from horovod_yolo.training.balance import Balance, best_shares
 
 log = logging.getLogger(__name__)
 
@@ -85,3 +91,62 @@ def _threads(config: TrainConfig, resumed: dict[str, Any] | None, comm: Communic
     if threads > least:
         log.warning("%d threads a rank, as the run has them; here are cores for %d", threads, least)
     return threads
+
+
+def balance_of(config: TrainConfig, device: torch.device, comm: Communicator) -> Balance | None:
+    """What the ranks' slices follow; None where all have as many. *Collective.*
+
+    Args:
+        config: from `with_slices`.
+        device: of this rank.
+        comm: the ranks.
+
+    Raises:
+        UserError: it cannot follow what it is asked to; on all ranks alike.
+    """
+    if config.balance == "off" or comm.size == 1:
+        return None
+    if config.slices <= comm.size:
+        log.warning(
+            "--balance %s: %d slices leave nothing to choose on %d ranks; begin the run with --slices %d",
+            *(config.balance, config.slices, comm.size, 4 * comm.size),
+        )
+        return None
+    if config.balance == "auto":
+        if device.type != "cpu":
+            fix = "use --balance static, with weights in the hostfile"
+            raise UserError("--balance auto measures on CPUs only", fix=fix)
+        shares = tuple(len(Slices.even(config.slices, rank, comm.size)) for rank in range(comm.size))
+    else:
+        weights = _weights(device, comm)
+        shares = best_shares(config.slices, [1 / weight for weight in weights])
+        log.info("slices of the ranks: %s", ", ".join(map(str, shares)))
+    pixels = 3.0 * config.imgsz**2 * config.batch_size / config.slices
+    return Balance(comm.rank, shares, adapts=config.balance == "auto", pixels=pixels)
+
+
+def _weights(device: torch.device, comm: Communicator) -> list[float]:
+    """How fast each rank is: as the hostfile says, else by the cores for its threads. *Collective.*"""
+    here = os.environ.get("HOROVOD_HOSTNAME") or socket.gethostname()
+    said = together(comm, weights_of_hosts)
+    everyone = comm.allgather_object((socket.gethostname(), here, own_cores()))
+    if said:
+        named = {_short(name): weight for name, weight in said.items()}
+        found = [named.get(_short(name)) for _, name, _ in everyone]
+        unnamed = sorted(
+            {name for (_, name, _), weight in zip(everyone, found, strict=True) if weight is None}
+        )
+        if unnamed:
+            log.warning("%s names no %s: weight 1", WEIGHTS, ", ".join(unnamed))
+        return [weight or 1.0 for weight in found]
+    if device.type != "cpu":
+        return [1.0] * comm.size
+    return [
+        min(share(mine, [cores for other, _, cores in everyone if other == host]), torch.get_num_threads())
+        for host, _, mine in everyone
+    ]
+
+
+def _short(name: str) -> str:
+    """A host's name without its domain; an address stays."""
+    return name if name[:1].isdigit() else name.partition(".")[0]

@@ -58,6 +58,9 @@ class Checkpointer:
     def on_step(self, report: object) -> None:
         """Nothing: a commit says what to save."""
 
+    def on_shares(self, report: object) -> None:
+        """Nothing."""
+
     def on_epoch(self, report: object) -> None:
         """Nothing."""
 

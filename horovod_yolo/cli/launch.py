@@ -34,7 +34,7 @@ def launch_main(argv: Sequence[str]) -> int:
         from horovod_yolo.launch.plan import CALL, environment
 
         sys.stderr.flush()
-        environ = environment(os.environ)
+        environ = {**environment(os.environ), **plan.told}
         if plan.launcher == "torch":
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of names without an address
             return supervise.run_over_torch(plan, environ)

@@ -18,6 +18,7 @@ from horovod_yolo.config.help import training_help
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.schema import (
     AUTO,
+    Balance,
     BestBy,
     Cache,
     Compression,
@@ -170,6 +171,8 @@ def _add_batch_flags(p: argparse.ArgumentParser) -> None:
         "--slices", type=int, metavar="V", help="parts of a batch with a pass each; the ranks' number"
     )
     p.add_argument("--sums", choices=get_args(Sums), help="of gradients; exact: equal bits on any ranks")
+    balance = "of slices over ranks; static: by weights of hosts, or cores; auto: by measured time"
+    p.add_argument("--balance", choices=get_args(Balance), help=balance)
     threads = "that each rank computes on, as bits depend on it; default: the smallest share of cores"
     p.add_argument("--threads", type=int, metavar="N", help=threads)
 

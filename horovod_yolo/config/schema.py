@@ -23,6 +23,7 @@ Freeze = tuple[int, ...] | tuple[str, ...]
 ScaleLr = Literal["none", "linear", "sqrt"]
 MicroBatch = int | Literal["auto"]
 Sums = Literal["auto", "exact", "float"]
+Balance = Literal["off", "static", "auto"]
 BestBy = Literal["fitness", "val_loss"]
 
 AUTO: Literal["auto"] = "auto"
@@ -48,6 +49,7 @@ class TrainConfig:
     micro_batch: MicroBatch = 0  # images of a slice in a pass; 0: all of it; auto: as many as fit
     slices: int = 0  # of each global batch; 0: as many as ranks when the run begins
     sums: Sums = "auto"  # of gradients over the slices
+    balance: Balance = "off"  # how slices are shared among ranks: alike, or as fast as they are
     threads: int = 0  # that a rank computes on; 0: the smallest share of cores when the run begins
     imgsz: int = 640
     rect: bool = False
@@ -138,8 +140,9 @@ class TrainConfig:
         _require(
             self.slices <= self.batch_size, "--slices", self.slices, f"up to --batch-size, {self.batch_size}"
         )
-        if self.sync_bn and (self.slices or self.sums == "exact"):
-            flag = "--slices" if self.slices else "--sums exact"
+        apart = {"--slices": self.slices, "--sums exact": self.sums == "exact"}
+        apart[f"--balance {self.balance}"] = self.balance != "off"
+        if self.sync_bn and (flag := next((flag for flag, given in apart.items() if given), None)):
             fix = "leave one of them out: with --sync-bn each rank's part of a batch depends on the others'"
             raise UserError(f"{flag} and --sync-bn exclude each other", fix=fix)
         if self.sums == "exact" and self.compression not in ("auto", "none"):
@@ -163,6 +166,7 @@ class TrainConfig:
             ("precision", Precision),
             ("scale_lr", ScaleLr),
             ("sums", Sums),
+            ("balance", Balance),
             ("best_by", BestBy),
         ):
             allowed = get_args(choices)

@@ -6,6 +6,7 @@ slices do not depend on their order where what is added is an integer, or a mult
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,12 @@ class Slices:
     def even(cls, count: int, rank: int, size: int) -> Slices:
         """A rank's share where all have as many, to one. With fewer slices than ranks some have none."""
         return cls(count, count * rank // size, count * (rank + 1) // size)
+
+    @classmethod
+    def of(cls, shares: Sequence[int], rank: int) -> Slices:
+        """A rank's where the ranks have so many of them each."""
+        first = sum(shares[:rank])
+        return cls(sum(shares), first, first + shares[rank])
 
     def places(self, images: int) -> list[int]:
         """Where each of them begins in a global batch of so many images, and where the last ends."""

@@ -181,6 +181,11 @@ class Loader:
         self._requests.left_out |= frozenset(positions)
         self._at = None  # what was made ahead may have them
 
+    def share(self, slices: Slices) -> None:
+        """Make other slices from the next batch on. Of what was made ahead nothing is given out."""
+        self._requests.plan = replace(self._requests.plan, slices=slices)
+        self._at = None
+
     def prepare(self, epoch: int) -> None:
         """Let the workers begin with the first batches of an epoch, which `epoch` is to give next."""
         if self._requests.plan.batches_per_epoch:

@@ -13,7 +13,7 @@ from torch import Tensor
 from horovod_yolo.core.boxes import xyxy_to_ltwh
 from horovod_yolo.core.errors import StoppedError
 from horovod_yolo.core.precision import Precision
-from horovod_yolo.core.slices import in_parts, of_parts
+from horovod_yolo.core.slices import Slices, in_parts, of_parts
 from horovod_yolo.core.types import Batch, Detections
 from horovod_yolo.data.annotations import Annotations, Record
 from horovod_yolo.data.loader import Loader
@@ -87,6 +87,10 @@ class Evaluator:
     def prepare(self) -> None:
         """Let the data workers begin with the next pass."""
         self.loader.prepare(0)
+
+    def share(self, slices: Slices) -> None:
+        """Score other slices of each batch from the next pass on."""
+        self.loader.share(slices)
 
     def close(self) -> None:
         """End the data workers."""

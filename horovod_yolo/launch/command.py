@@ -82,7 +82,8 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
     Raises:
         UserError: a mistake in either.
     """
-    given, notes = network.merged(given_hosts(args))
+    named = given_hosts(args)
+    given, notes = network.merged(named)
     args.launcher, unusual = transport.chosen(args.launcher, elastic=args.elastic)
     notes += [unusual] if unusual else []
     ranks, words = _elastic(args, given, words)
@@ -99,8 +100,10 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
         if not args.dry_run:
             raise
         notes.append(str(error))
-    environ = plan.environment(os.environ)
+    told = hostfile.weights(named)
+    environ = {**plan.environment(os.environ), **told}
     check_numbers(environ)
+    notes += [f"the ranks get {name}={value}" for name, value in told.items()]
     notes += _environment_notes(hosts)
     made = plan.LaunchPlan(
         launcher=args.launcher,
@@ -114,6 +117,7 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
         folder=plan.spelled_out(Path.cwd()),
         elastic=ranks,
         restarts=_restarts(args),
+        told=told,
     )
     plan.check_size(made, environ)
     away = not all(network.is_here(host.name) for host in hosts)

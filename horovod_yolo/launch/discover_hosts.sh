@@ -38,7 +38,7 @@ declare -A slots=()
 hosts=()
 read_hosts() {
   local where=$1 line number=0 count equals='[[:space:]]*=[[:space:]]*'
-  local form="^[[:space:]]*([[:alnum:]_][[:alnum:]_.-]*)(:[0-9]{1,4})?(([[:space:]]+(max[-_])?slots${equals}[0-9]{1,4})*)[[:space:]]*\$"
+  local form="^[[:space:]]*([[:alnum:]_][[:alnum:]_.-]*)(:[0-9]{1,4})?(([[:space:]]+((max[-_])?slots${equals}[0-9]{1,4}|weight${equals}[0-9.]{1,13}))*)[[:space:]]*\$"
   while IFS= read -r line || [[ -n $line ]]; do
     ((number += 1))
     line=${line%%#*}

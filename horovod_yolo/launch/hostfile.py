@@ -1,8 +1,8 @@
 """Hosts and their slots, from a command line or a file; one parser for what the launchers accept.
 
 A line, or an entry of ``--hosts``, is one of ``name``, ``name:4`` (horovodrun, MPICH) and
-``name slots=4 max_slots=8`` (Open MPI, horovodrun). A name without slots counts for one. A name that
-stands twice adds up: PBS writes a line for each process.
+``name slots=4 max_slots=8`` (Open MPI, horovodrun), and may end with ``weight=0.5``. A name without slots
+counts for one. A name that stands twice adds up: PBS writes a line for each process.
 """
 
 from __future__ import annotations
@@ -13,23 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.process.environment import WEIGHTS
 
 MAX_BYTES = 1_000_000
 MAX_SLOTS = 1024
 # What horovodrun accepts, less a leading '-' or '.', which ssh could take for a flag. ASCII only.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 _SETTINGS = ("slots", "max_slots")
+_WEIGHT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True)
 class Host:
-    """A host and how many ranks it takes."""
+    """A host, how many ranks it takes, and how fast one of them is beside others, where that is said."""
 
     name: str
     slots: int
+    weight: float | None = None
 
     def __str__(self) -> str:
         return f"{self.name}:{self.slots}"
+
+
+def weights(hosts: Iterable[Host]) -> dict[str, str]:
+    """The variable that tells ranks the weights of hosts, where any has one; without one it is 1."""
+    hosts = list(hosts)
+    if all(host.weight is None for host in hosts):
+        return {}
+    return {WEIGHTS: ",".join(f"{host.name}={host.weight or 1:g}" for host in hosts)}
 
 
 def parse_hosts(text: str, where: str = "--hosts") -> tuple[Host, ...]:
@@ -71,13 +82,17 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 
 
 def _merge(entries: Iterable[tuple[str, str]], where: object) -> tuple[Host, ...]:
-    slots: dict[str, int] = {}
+    found: dict[str, Host] = {}
     for place, entry in entries:
         host = _parse_entry(entry, place)
-        slots[host.name] = slots.get(host.name, 0) + host.slots
-    if not slots:
+        before = found.get(host.name, Host(host.name, 0))
+        if None not in (host.weight, before.weight) and host.weight != before.weight:
+            raise UserError(f"{host.name} has two weights", where=place, fix="its ranks are equally fast")
+        weight = before.weight if host.weight is None else host.weight
+        found[host.name] = Host(host.name, before.slots + host.slots, weight)
+    if not found:
         raise UserError("names no host", where=where, fix="write a line such as `host1 slots=4`")
-    return tuple(Host(name, count) for name, count in slots.items())
+    return tuple(found.values())
 
 
 def _parse_entry(entry: str, place: str) -> Host:
@@ -94,13 +109,24 @@ def _parse_entry(entry: str, place: str) -> Host:
     name, colon, count = address.partition(":")
     if not _NAME.fullmatch(name):
         raise UserError(f"{_shown(name)} is no host name", where=place, fix=_name_hint(name))
-    found = _settings(settings, place)
+    weights = [word for word in settings if word.startswith("weight=")]
+    found = _settings([word for word in settings if word not in weights], place)
     if colon and "slots" in found:
         raise UserError(f"{name} has its slots twice, after ':' and after 'slots='", where=place)
     slots = _slots(count, place) if colon else found.get("slots", 1)
     if slots > found.get("max_slots", slots):
         raise UserError(f"{name} has more slots ({slots}) than max_slots ({found['max_slots']})", where=place)
-    return Host(name, slots)
+    return Host(name, slots, _weight(weights, place))
+
+
+def _weight(words: list[str], place: str) -> float | None:
+    if not words:
+        return None
+    text = words[0].partition("=")[2]
+    if len(words) > 1 or not _WEIGHT.fullmatch(text) or not float(text):
+        what = f"{_shown(' '.join(words))} is not one weight above 0"
+        raise UserError(what, where=place, fix="such as weight=2 where its ranks are twice as fast")
+    return float(text)
 
 
 def _settings(words: list[str], place: str) -> dict[str, int]:
@@ -112,7 +138,7 @@ def _settings(words: list[str], place: str) -> dict[str, int]:
             raise UserError(
                 f"{_shown(word)} is not understood after a host",
                 where=place,
-                fix="known: slots=N, max_slots=N",
+                fix="known: slots=N, max_slots=N, weight=N",
             )
         if key in found:
             raise UserError(f"{key} is given twice", where=place)

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +71,9 @@ class LaunchPlan:
     folder: Path | None = None
     elastic: Elastic | None = None
     restarts: int = 0  # over torch: how often all ranks are started anew when one is lost
+    told: Mapping[str, str] = field(
+        default_factory=dict
+    )  # variables of the ranks' that follow from the hosts
 
     def torchrun(self) -> list[list[str]]:
         """For each host the command that does what a job over torch does, but for where torchrun listens."""

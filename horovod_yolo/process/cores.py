@@ -27,7 +27,12 @@ def own_cores() -> Cores:
 
 
 def threads(mine: Cores, neighbours: Sequence[Cores]) -> int:
-    """Threads for a rank, 1 or more.
+    """Threads for a rank, 1 or more: as many as it has whole cores, see `share`."""
+    return max(1, math.floor(share(mine, neighbours) + 1e-9))
+
+
+def share(mine: Cores, neighbours: Sequence[Cores]) -> float:
+    """Cores' worth of time that a rank has.
 
     Each core is shared by the ranks that may run on it, and a quota by those of its group: ranks that the
     launcher bound to cores of their own take all of these, and those that share a cpuset a part.
@@ -36,9 +41,9 @@ def threads(mine: Cores, neighbours: Sequence[Cores]) -> int:
         mine: what this rank has.
         neighbours: what the ranks of this host have, this one among them.
     """
-    share = sum(1 / sum(core in other.cores for other in neighbours) for core in mine.cores)
+    cores = sum(1 / sum(core in other.cores for other in neighbours) for core in mine.cores)
     quota = mine.quota / sum(other.group == mine.group for other in neighbours)
-    return max(1, math.floor(min(share, quota) + 1e-9))
+    return min(cores, quota)
 
 
 def _quota() -> tuple[float, str]:

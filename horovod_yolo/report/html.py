@@ -16,6 +16,7 @@ FACTS = {
     "parameters": "parameters",
     "world_size": "ranks",
     "global_batch": "global batch",
+    "slices_of_ranks": "slices of the ranks",
     "epochs": "epochs",
     "steps": "steps",
     "seed": "seed",

@@ -11,7 +11,7 @@ from typing import Any
 
 from horovod_yolo.telemetry.appended import AppendedFile
 from horovod_yolo.telemetry.csv_log import epoch_row
-from horovod_yolo.training.events import Callback, EpochReport, RunStart
+from horovod_yolo.training.events import Callback, EpochReport, RunStart, SharesReport
 
 
 def available() -> bool:
@@ -37,6 +37,11 @@ class TensorBoard(Callback):
         for name, value in epoch_row(report).items():
             if isinstance(value, float):
                 self._file.append(_record(step=report.epoch, summary=_scalar(name, value)))
+
+    def on_shares(self, report: SharesReport) -> None:
+        """Add each rank's slices, by step."""
+        for rank, share in enumerate(report.shares):
+            self._file.append(_record(step=report.step, summary=_scalar(f"slices/rank{rank}", float(share))))
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Write what the disk has refused so far."""

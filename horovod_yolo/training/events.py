@@ -10,6 +10,8 @@ from horovod_yolo.core.types import Ints
 from horovod_yolo.metrics.scores import Evaluation
 from horovod_yolo.training.schedule import Rates, Schedule
 
+MOST_SHOWN = 16  # ranks in a line
+
 
 @dataclass(frozen=True)
 class RunStart:
@@ -48,6 +50,23 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class SharesReport:
+    """How many slices each rank has from the next step on, by rank, and what a slice took each."""
+
+    step: int  # after which
+    shares: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def words(self) -> str:
+        """For people; of many ranks the first."""
+        ranks = [
+            f"rank {rank} has {share} ({1000 * seconds:.0f} ms each)"
+            for rank, (share, seconds) in enumerate(zip(self.shares, self.seconds, strict=True))
+        ]
+        return ", ".join(ranks[:MOST_SHOWN] + ["..."] * (len(ranks) > MOST_SHOWN))
+
+
+@dataclass(frozen=True)
 class EpochReport:
     """One epoch, global values; times are this rank's."""
 
@@ -74,6 +93,10 @@ class Callback(Protocol):
 
     def on_step(self, report: StepReport) -> None:
         """After each optimizer step."""
+        return
+
+    def on_shares(self, report: SharesReport) -> None:
+        """Where `--balance auto` gives ranks other slices."""
         return
 
     def on_epoch(self, report: EpochReport) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import FaultyRankError, MemoryShortError, StoppedError
+from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
@@ -28,7 +29,7 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.double_check import DoubleChecks
 from horovod_yolo.training.ema import Ema
-from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport
+from horovod_yolo.training.events import Callback, EpochReport, RunStart, SharesReport, StepReport
 from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.pace import Spent
 from horovod_yolo.training.schedule import Rates, Schedule, Window
@@ -46,6 +47,9 @@ class Evaluator(Protocol):
 
     def prepare(self) -> None:
         """Let the data workers begin with the next pass."""
+
+    def share(self, slices: Slices) -> None:
+        """Score other slices of each batch on this rank."""
 
     def close(self) -> None:
         """End its data workers."""
@@ -136,6 +140,8 @@ class Trainer:
         start, waited = time.perf_counter(), self.comm.wait_s
         epoch, images_before = self.progress.epoch, self.progress.epoch_images
         self.stepper.criterion.begin_epoch(epoch)
+        if self.stepper.balance:
+            self.stepper.balance.begin_epoch()
         batches, replaced = self.loader.epoch(epoch, self.progress.batch, self.config.epochs), 0
         # A commit on the last step of an epoch leaves a resumed run its validation only.
         rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))
@@ -154,6 +160,7 @@ class Trainer:
                 self.note_unlike(f"a rank lacked memory in step {self.progress.step + 1}")
             self._require_images(replaced, epoch, window, step)
             self._advance(window, step)
+            self._balance(step)
             self.under_way.append((step, self.progress.step, rates))
             self._read_all_but(self.arrears)
             every = self.config.steps_between_commits
@@ -238,6 +245,13 @@ class Trainer:
         arithmetic = self.about.get("arithmetic", {})
         self.about["arithmetic"] = {**arithmetic, "unlike": arithmetic.get("unlike") or why}
 
+    def share(self, slices: Slices) -> None:
+        """Give this rank other slices, from the next batch on."""
+        self.stepper.slices = slices
+        self.loader.share(slices)
+        if self.evaluator is not None:
+            self.evaluator.share(slices)
+
     def close(self) -> None:
         """End the data workers and what else runs beside training, also in the middle of a run."""
         for callback in self.callbacks:
@@ -256,6 +270,17 @@ class Trainer:
         if self.checks is not None:
             stepper.check = self.checks.of(self.progress.step + 1, epoch, window, scales, stepper.slices)
         return stepper.step(batches, scales)
+
+    def _balance(self, step: Step) -> None:
+        """Where ranks are not as fast as their shares want it, go on with others, on all ranks alike."""
+        balance = self.stepper.balance
+        if balance is None or not balance.heard(step.seconds):
+            return
+        report = SharesReport(self.progress.step, balance.shares, balance.seconds)
+        log.info("after step %d slices are shared anew: %s", report.step, report.words())
+        for callback in self.callbacks:
+            callback.on_shares(report)
+        self.share(balance.slices)
 
     def _scales(self, epoch: int, window: Window) -> list[float]:
         """Multi-scale factors of a window's batches: keyed, so that all ranks draw the same."""

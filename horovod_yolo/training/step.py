@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
 from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.balance import Balance
 from horovod_yolo.training.double_check import DoubleCheck
 from horovod_yolo.training.optimizers import step_where, steps_where
 from horovod_yolo.training.passes import Passes, Window, give_back
@@ -95,6 +97,7 @@ class Stepper:
         if sync_bn:
             synchronise_batch_norm(model, self._sums)
         self.slices = Slices.even(comm.size, comm.rank, comm.size) if slices is None else slices
+        self.balance: Balance | None = None  # is told what they take
         self.passes = passes  # in which a slice goes through the network, as many on every rank
         self._statistics = RunningStatistics(model, passes.share * self.slices.count)
         self._lacks: list[str] = []  # memory on this rank, in the step under way
@@ -189,21 +192,26 @@ class Stepper:
             (2, len(self.criterion.terms)), dtype=torch.float64, device=self.precision.device
         )
         images = replaced = lost = 0
+        pixels, begun = 0.0, time.perf_counter() - self._comm.wait_s
         for number, (batch, factor) in enumerate(window, start=1):
             self._statistics.begin_batch()
             losses += self._share(batch, factor, last=number == len(window))
             lost += len(batch.lost)
             if not self._lacks:
                 images, replaced = images + len(batch), replaced + batch.replaced
+                pixels += batch.images.numel() * factor**2
         self._statistics.restore()
+        if self.balance is not None:
+            self.balance.note(time.perf_counter() - self._comm.wait_s - begun, pixels)
         if self._lacks:
             self.exchange.abandon()
-        told = [images, replaced, self._stop.asked, lost, len(self._lacks)]
+        seconds = self.balance.message() if self.balance is not None else []
+        told = [*seconds, images, replaced, self._stop.asked, lost, len(self._lacks)]
         summing = start_sum(self._comm, losses, torch.tensor(told, dtype=torch.float64))
         complete = self.exchange.finish()  # the sum travels with the last gradients
-        losses, (*counted, stop, missed, lacking) = summing()
+        losses, (*seconds, taken, others, stop, missed, lacking) = summing()
         statistics = self._statistics.summed()
-        sums = Sums(losses, int(counted[0]), int(counted[1]), stop > 0, missed > 0, statistics)
+        sums = Sums(losses, int(taken), int(others), stop > 0, missed > 0, tuple(seconds), statistics)
         return sums, lacking > 0, complete
 
     def _share(self, batch: Batch, scale: float, last: bool) -> Tensor:

@@ -34,6 +34,7 @@ class Sums:
     replaced: int  # of them, those that stand for a lost one
     stop: bool  # whether any rank is asked to
     lost: bool  # whether any rank has met images that are lost
+    seconds: tuple[float, ...]  # that a slice takes each rank; see `Balance`
     statistics: Tensor  # what batch norm saw; see `RunningStatistics`
 
 
@@ -57,6 +58,7 @@ class Step:
         ``made`` is whether the weights have moved: () bool where only the device knows.
         """
         self.images, self.replaced, self.stop, self.redone = sums.images, sums.replaced, sums.stop, redone
+        self.seconds = sums.seconds
         self.made = made
         self._stepper = stepper
         self._numbers, self._weights, self._of_slices = numbers, weights, of_slices

@@ -255,6 +255,7 @@ def test_a_hostfile_is_read_anew_each_time(two: Network, tmp_path: Path) -> None
     "text",
     [
         "localhost\n",
+        "localhost weight=0.5\nlocalhost slots=3 weight = 0.5 # half",
         " localhost  slots = 4 max_slots=8 # eight\r\n\n# none\n",
         "localhost max-slots=8 slots=04",
         "localhost:3\nlocalhost\nlocalhost slots=2\nlocalhost:2",

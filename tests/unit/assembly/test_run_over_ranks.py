@@ -29,10 +29,12 @@ from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.metrics.scores import Evaluation, metrics_of
 from horovod_yolo.training import loop
+from horovod_yolo.training.balance import Balance, best_shares
 from tests.helpers.runs import (
     checkpoint,
     largest_loss_difference,
     same_bits,
+    sha256,
     steps,
     weight_difference,
 )
@@ -43,6 +45,7 @@ from tests.parallel.test_vanishing_data import break_images
 from .disturbed import job, lose_a_rank, require_resumed_as_whole, require_stopped_as_whole
 from .test_run import COMM, settings
 
+NOTE = Balance.note
 AUGMENTED = "mosaic: 0.4\nmixup: 0.3\ndegrees: 5.0\nflipud: 0.2\n"
 
 
@@ -223,3 +226,29 @@ def test_an_own_pipeline_goes_with_the_run(digits: Path, tmp_path: Path) -> None
     train(run, COMM)
     with pytest.raises(UserError, match="differs from the run's"):
         resumed_run(str(run.folder), {"albumentations": str(file)}, COMM)
+
+
+SPEEDS = (3.0, 1.0, 1.0)  # seconds that a slice takes the ranks
+
+
+def took_as_long(balance: Balance, seconds: float, pixels: float) -> None:
+    """A `Balance.note` of ranks of which the first is slowed to a third."""
+    NOTE(balance, SPEEDS[balance.rank] * pixels / balance.pixels, pixels)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_slices_follow_measured_time_and_no_bit_changes(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Over windows of several batches, in which the shares stay; validation shares its slices likewise."""
+    (tmp_path / "hyp.yaml").write_text("nbs: 14\n")
+    flags = {"batch_size": 7, "slices": 7, "imgsz": 96, "multi_scale": True, "epochs": 5, "noval": True}
+    config = settings(digits, cfg=NAME, hyp=str(tmp_path / "hyp.yaml"), noplots=True, **flags)
+    run_world(1, job(config, tmp_path / "alone"))
+    monkeypatch.setattr(Balance, "note", took_as_long)
+    results = run_world(size, job(replace(config, balance="auto"), tmp_path / "run"))
+    for result in results:
+        assert result["slices_of_ranks"] == list(best_shares(7, SPEEDS[:size]))
+        assert result["seconds_a_slice"] == pytest.approx(SPEEDS[:size])
+        assert result["times_shared_anew"] == 1
+    assert sha256(tmp_path / "run") == sha256(tmp_path / "alone")

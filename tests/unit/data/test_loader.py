@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing.process import active_children
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from horovod_yolo.core.errors import DataWorkerError
+from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data import loader as loader_module
 from horovod_yolo.data.augment import AugmentParams, Sample, TrainTransform
@@ -114,6 +116,24 @@ def test_batches_are_bitwise_the_same_for_any_number_of_workers() -> None:
     assert [len(batch) for batch in made[0]] == [3, 3, 3, 1] * 2
     assert made[0][0].images.shape == (3, 3, 64, 96)
     assert not torch.equal(made[0][0].images, made[0][4].images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_other_slices_come_with_the_next_batch_and_what_was_made_ahead_is_dropped(workers: int) -> None:
+    parts = [Slices(4, 0, 1), Slices(4, 1, 4), Slices(4, 2, 2)]
+    expected = []
+    for slices in parts:
+        with loader(0, replace(plan(batch=2), slices=slices)) as batches:
+            expected.append(list(batches.epoch(0)))
+    with loader(workers, replace(plan(batch=2), slices=parts[0])) as batches:
+        epoch, got = batches.epoch(0), []
+        for number in range(plan(batch=2).batches_per_epoch):
+            if number in (1, 3):
+                batches.share(parts[number // 2 + 1])
+            got.append(next(epoch))
+        assert equal(got, [expected[0][0], *expected[1][1:3], *expected[2][3:]])
+        assert equal(list(batches.epoch(1)), list(batches.epoch(1)))
+        assert [len(batch) for batch in batches.epoch(1)] == [0] * 5
 
 
 def test_workers_do_without_slots_where_the_system_has_none() -> None:

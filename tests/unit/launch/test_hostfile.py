@@ -16,7 +16,9 @@ from horovod_yolo.launch.hostfile import (
     parse_hostfile,
     parse_hosts,
     read_hostfile,
+    weights,
 )
+from horovod_yolo.process.environment import weights_of_hosts
 
 TWO = (Host("host1", 4), Host("host2", 4))
 REPO = Path(__file__).resolve().parents[3]
@@ -34,6 +36,19 @@ REPO = Path(__file__).resolve().parents[3]
 )
 def test_all_forms_mean_the_same(text: str) -> None:
     assert parse_hostfile(text) == TWO
+
+
+def test_weights_are_of_hosts_and_told_to_ranks() -> None:
+    hosts = parse_hostfile("host1 slots=2 weight=0.5\nhost2:2 weight = 12\nhost1 slots=1\nhost3\n")
+    assert [host.weight for host in hosts] == [0.5, 12, None]
+    told = weights(hosts)
+    assert told == {"HOROVOD_YOLO_WEIGHTS": "host1=0.5,host2=12,host3=1"}
+    assert weights_of_hosts(told) == {"host1": 0.5, "host2": 12, "host3": 1}
+    assert weights(TWO) == {} == weights_of_hosts({})
+    with pytest.raises(UserError, match="hostfile:2: host1 has two weights"):
+        parse_hostfile("host1 weight=1\nhost1 weight=2")
+    with pytest.raises(UserError, match="'x' of 'host1' is no weight above 0"):
+        weights_of_hosts({"HOROVOD_YOLO_WEIGHTS": "host1=x"})
 
 
 @pytest.mark.parametrize("text", ["host1:4,host2:4", " host1:4 , host2 slots=4 ", "host1:4,host2:1,host2:3"])
@@ -59,7 +74,10 @@ def test_names_and_addresses() -> None:
         ("host1 slots=4 slots=4", "slots is given twice"),
         ("host1:4 slots=4", "host1 has its slots twice"),
         ("host1 slots=4 max_slots=2", "host1 has more slots (4) than max_slots (2)"),
-        ("host1 slot=4", "'slot=4' is not understood after a host. known: slots=N, max_slots=N"),
+        ("host1 slot=4", "'slot=4' is not understood after a host. known: slots=N, max_slots=N, weight=N"),
+        ("host1 weight=0", "'weight=0' is not one weight above 0"),
+        ("host1 weight=fast", "'weight=fast' is not one weight above 0"),
+        ("host1 weight=1 weight=2", "'weight=1 weight=2' is not one weight above 0"),
         ("host1 4", "'4' is not understood"),
         ("host1 slots", "'slots' is not understood"),
         ("-oProxyCommand=id", "is no host name"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo.process import cores
-from horovod_yolo.process.cores import Cores, own_cores, threads
+from horovod_yolo.process.cores import Cores, own_cores, share, threads
 
 
 def some(first: int, count: int, quota: float = float("inf"), group: str = "") -> Cores:
@@ -35,6 +35,12 @@ def test_cores_and_quotas_are_divided_among_those_that_have_them(
     mine: Cores, neighbours: list[Cores], expected: int
 ) -> None:
     assert threads(mine, neighbours) == expected
+
+
+def test_a_share_may_be_less_than_a_core() -> None:
+    mine = some(0, 2, 0.5, "slow")
+    assert share(mine, [mine, some(0, 2)]) == 0.5
+    assert share(some(0, 1), [some(0, 1)] * 4) == 0.25
 
 
 def test_a_quota_is_the_smallest_on_the_way_to_the_root(
