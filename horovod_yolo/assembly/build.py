@@ -367,7 +367,7 @@ def build_trainer(
     config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
     together(comm, lambda: require_cells(config, stride, resumed=resumed is not None))
     model.to(device, precision.of_weights)
-    config = with_slices(config, first_size, device, resumed, comm)
+    config = with_slices(config, first_size, device, comm)
     ema, criterion = Ema(model), build_criterion(model, config)
     tuned = with_optimizer(config, len(data.train), model.num_classes, resumed)
     passes = passes_of(config, comm.size, first_size, resumed)

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -32,10 +31,9 @@ def with_slices(
     config: TrainConfig,
     first_size: int,
     device: torch.device,
-    resumed: dict[str, Any] | None,
     comm: Communicator,
 ) -> TrainConfig:
-    """The config with the number of slices, and with what adds them up; sets the threads. *Collective.*
+    """The config with its numbers of slices and threads, and what adds up; sets the threads. *Collective.*
 
     With synchronised batch norm the ranks' parts of a batch depend on each other, and there are none.
 
@@ -43,7 +41,6 @@ def with_slices(
         config: of the run; without a number of slices it has as many as ranks when it began.
         first_size: ranks when it began.
         device: of this rank.
-        resumed: the state that the run goes on from.
         comm: the ranks of now.
     """
     if config.sync_bn:
@@ -57,7 +54,7 @@ def with_slices(
         config = replace(config, sums="exact" if exact else "float")
     if comm.size > count:
         log.warning("%d slices on %d ranks: some have none, and wait for the others", count, comm.size)
-    config = replace(config, slices=count, threads=_threads(config, resumed, comm))
+    config = replace(config, slices=count, threads=_threads(config, comm))
     torch.set_num_threads(config.threads)
     if count > 1:
         where = (
@@ -81,13 +78,13 @@ def _require_slices(config: TrainConfig) -> None:
             raise UserError(f"{flag} needs slices that are added up exactly, and there are none with {why}")
 
 
-def _threads(config: TrainConfig, resumed: dict[str, Any] | None, comm: Communicator) -> int:
-    """As many on every rank as the run began with: at first the fewest. *Collective.*
+def _threads(config: TrainConfig, comm: Communicator) -> int:
+    """As many on every rank as the run has; at first the fewest. *Collective.*
 
     What several threads add up is rounded otherwise than what one does.
     """
     least = min(comm.allgather_object(torch.get_num_threads()))
-    threads: int = config.threads or (resumed or {}).get("threads") or least
+    threads = config.threads or least
     if threads > least:
         log.warning("%d threads a rank, as the run has them; here are cores for %d", threads, least)
     return threads

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
@@ -234,10 +233,9 @@ class Trainer:
             variant=self.stepper.model.variant,
             names=self.names,
         )
-        exchange = self.stepper.exchange.state_dict()
         drawn_by = self.sampler.weights
         balance = {"image_weights": drawn_by.state_dict()} if drawn_by else {}
-        here = {**balance, "passes": self.passes, "exchange": exchange, "threads": torch.get_num_threads()}
+        here = {**balance, "passes": self.passes, "exchange": self.stepper.exchange.state_dict()}
         return {**state, **self.about, **here, "lost_images": dict(self.lost_images)}
 
     def note_unlike(self, why: str) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo.data.digits import make_digits
-from tests.cluster.elastic import ElasticJob, LaunchedJob
+from tests.cluster.elastic import TRAIN, ElasticJob, LaunchedJob
 from tests.cluster.hosts import Cluster
-from tests.helpers.runs import checkpoint
+from tests.helpers import ranks
+from tests.helpers.runs import checkpoint, sha256
 
 COMMIT_EVERY = 3
 IMAGES, EPOCHS = 320, 12  # long enough for a host to come back
@@ -85,6 +86,10 @@ def test_a_stopped_worker_is_ended_by_its_guard(hosts: Cluster, folder: Path, fl
         job.until_world(1, since=0)
         assert_all_well(job, ranks=1, epochs=3)
     assert " on host2 has not answered for " in job.output
+    undisturbed = [*TRAIN.split(), *flags.split(), "--epochs", "3", "--slices", "2"]
+    alone = ranks.run(["train.py", *undisturbed, "--project", folder, "--name", "alone"], 1, "plain")
+    assert alone.code == 0, alone.output
+    assert sha256(job.run) == sha256(folder / "alone"), "the other rank made the lost one's slices"
 
 
 def test_too_few_ranks_end_with_a_checkpoint(hosts: Cluster, folder: Path, flags: str) -> None:
