@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from horovod_yolo.telemetry.csv_log import read_rows
+from horovod_yolo.report.finished import read_rows
 
 OF_TIME = ("images_per_s", "data_wait_s", "comm_wait_s")  # columns of results.csv that differ in every run
 
