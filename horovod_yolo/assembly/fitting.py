@@ -18,8 +18,8 @@ from horovod_yolo.core.types import Batch, Targets
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.distributed.agreement import raise_together
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.training.passes import Passes, give_back
-from horovod_yolo.training.step import Stepper, what_batch_norm_sees
+from horovod_yolo.training.passes import Passes, give_back, what_batch_norm_sees
+from horovod_yolo.training.step import Stepper
 
 log = logging.getLogger(__name__)
 LARGEST_SCALE = 1.5  # of --multi-scale

@@ -35,6 +35,15 @@ class Passes:
         return Passes.that_fit(self.share, self.images // 2) if self.images > 1 else None
 
 
+def what_batch_norm_sees(passes: Passes, sync_bn: bool) -> str:
+    """What changes with the number of passes."""
+    if sync_bn:
+        return (
+            f"batch norm sees one of the {passes.count} passes of all ranks at a time, not the global batch"
+        )
+    return f"batch norm sees {passes.images} images at a time, not the rank's {passes.share}"
+
+
 @dataclass
 class Window:
     """The batches of one step, which are taken when they are first come to and kept for another time."""

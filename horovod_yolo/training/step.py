@@ -44,7 +44,7 @@ from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.balance import Balance
 from horovod_yolo.training.double_check import DoubleCheck
 from horovod_yolo.training.optimizers import step_where, steps_where
-from horovod_yolo.training.passes import Passes, Window, give_back
+from horovod_yolo.training.passes import Passes, Window, give_back, what_batch_norm_sees
 from horovod_yolo.training.running_statistics import RunningStatistics
 from horovod_yolo.training.scaling import scaled, scaled_size
 from horovod_yolo.training.slice_digests import SliceDigests
@@ -387,12 +387,3 @@ class Stepper:
                 f"gradients were infinite or NaN for {self.skipped_in_a_row} steps in a row; "
                 "lower lr0 or warmup_bias_lr, or use --precision fp32 with --compression none"
             )
-
-
-def what_batch_norm_sees(passes: Passes, sync_bn: bool) -> str:
-    """What changes with the number of passes."""
-    if sync_bn:
-        return (
-            f"batch norm sees one of the {passes.count} passes of all ranks at a time, not the global batch"
-        )
-    return f"batch norm sees {passes.images} images at a time, not the rank's {passes.share}"
