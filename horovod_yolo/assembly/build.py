@@ -389,12 +389,9 @@ def build_trainer(
         progress=Progress(),
         early_stopping=EarlyStopping(),
         stop=stop,
-        metrics={},
         about=_about(config, data, device, resumed, weights, comm) | kept_choice(config, tuned),
     )
-    stepper.balance = balance_of(config, device, comm)
-    if stepper.balance:
-        trainer.share(stepper.balance.slices)
+    trainer.follow(balance_of(config, device, comm))
     if config.check_every:
         kind = device_kind(device, deterministic=config.deterministic)
         trainer.checks = DoubleChecks(config.check_every, config.seed, comm, kind, trainer.loader.made)

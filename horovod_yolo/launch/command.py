@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import pwd
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from horovod_yolo.config.load import Parser, train_parser
@@ -103,8 +103,7 @@ def make_plan(args: argparse.Namespace, words: Sequence[str]) -> tuple[plan.Laun
     told = hostfile.weights(named)
     environ = {**plan.environment(os.environ), **told}
     check_numbers(environ)
-    notes += [f"the ranks get {name}={value}" for name, value in told.items()]
-    notes += _environment_notes(hosts)
+    notes += _environment_notes(hosts, told)
     made = plan.LaunchPlan(
         launcher=args.launcher,
         tool=plan.tool(args.launcher),
@@ -143,9 +142,9 @@ def _login_shell() -> str:
         return ""
 
 
-def _environment_notes(hosts: Sequence[Host]) -> list[str]:
-    """What of this host's environment does not hold for the whole job."""
-    notes = []
+def _environment_notes(hosts: Sequence[Host], told: Mapping[str, str]) -> list[str]:
+    """What ranks are ``told`` by variables, and what of this host's environment does not hold for all."""
+    notes = [f"the ranks get {name}={value}" for name, value in told.items()]
     visible = os.environ.get(plan.VISIBLE_GPUS)
     if visible is not None and not all(network.is_here(host.name) for host in hosts):
         notes.append(

@@ -26,6 +26,7 @@ from horovod_yolo.distributed.lost_images import most_lost, require_images
 from horovod_yolo.metrics.scores import Evaluation, metrics_of
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.balance import Balance
 from horovod_yolo.training.double_check import DoubleChecks
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback, EpochReport, RunStart, SharesReport, StepReport
@@ -76,7 +77,7 @@ class Trainer:
     progress: Progress
     early_stopping: EarlyStopping
     stop: StopRequest = field(default_factory=StopRequest)
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)  # what checkpoints say of the run beside
     passes: int = field(init=False)  # that the run makes of a slice; fewer ranks may have to make more
     spent: Spent = field(default_factory=Spent)  # by this rank, in whole epochs since the job began
@@ -243,9 +244,12 @@ class Trainer:
         arithmetic = self.about.get("arithmetic", {})
         self.about["arithmetic"] = {**arithmetic, "unlike": arithmetic.get("unlike") or why}
 
-    def share(self, slices: Slices) -> None:
-        """Give this rank other slices, from the next batch on."""
-        self.stepper.slices = slices
+    def follow(self, balance: Balance | None) -> None:
+        """Let the slices of this rank be what its balance says, from the next batch on."""
+        self.stepper.balance = balance
+        if balance is None:
+            return
+        slices = self.stepper.slices = balance.slices
         self.loader.share(slices)
         if self.evaluator is not None:
             self.evaluator.share(slices)
@@ -278,7 +282,7 @@ class Trainer:
         log.info("after step %d slices are shared anew: %s", report.step, report.words())
         for callback in self.callbacks:
             callback.on_shares(report)
-        self.share(balance.slices)
+        self.follow(balance)
 
     def _scales(self, epoch: int, window: Window) -> list[float]:
         """Multi-scale factors of a window's batches: keyed, so that all ranks draw the same."""
