@@ -110,7 +110,7 @@ def weights_of_images(config: TrainConfig, annotations: Annotations) -> ImageWei
     weights = ImageWeights(annotations)
     log.info("--image-weights: images are drawn with replacement, those of rare and badly found classes more")
     if weights.never_drawn:
-        log.warning("--image-weights: %d images without objects are never drawn", weights.never_drawn)
+        log.info("--image-weights: %d images without objects are never drawn", weights.never_drawn)
     return weights
 
 
