@@ -155,7 +155,7 @@ def test_plots_look_there_too_and_show_numbers_for_what_they_would_write_backwar
     image, boxes = np.zeros((60, 60, 3), np.uint8), [np.array([[10.0, 30.0, 50.0, 50.0]] * 4)]
     plots.plot_samples([image], boxes, [np.arange(4)], None, names, tmp_path / "a.png")
     assert plots._families(names) == ["DejaVu Sans", "Probe"]
-    assert [plots._label(names, n) for n in range(4)] == ["猫", "cat", "#2", "#3"]
+    assert [plots.plain_label(names, n) for n in range(4)] == ["猫", "cat", "#2", "#3"]
     assert [message.rpartition(": ")[2].split(",")[0] for message in sorted(caplog.messages)] == [
         "apt-get install fonts-noto-cjk",
         "their names run from right to left",
