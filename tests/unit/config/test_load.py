@@ -146,7 +146,7 @@ def test_each_setting_has_a_flag() -> None:
         (["--epoch", "3"], "unknown argument --epoch. did you mean --epochs"),
         (["--sync_bn"], "unknown argument --sync_bn. did you mean --sync-bn"),
         (["--batchsize=3"], "unknown argument --batchsize=3. did you mean --batch-size"),
-        (["--q7q7q7"], "unknown argument --q7q7q7. known are: --albumentations, --batch, "),
+        (["--q7q7q7"], "unknown argument --q7q7q7. known are: --albumentations, --balance, "),
         (["stray"], "unknown argument stray"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--epochs", "1.5"], "argument --epochs: invalid int value: '1.5'"),
