@@ -54,6 +54,8 @@ TABLES = {  # and who makes them
     "memory": "memory.py",
     "annotations": "startup.py --index",
     "faults": "faults.py",
+    "bitwise-faults": "bitwise_faults.py",
+    "balance": "balance.py",
 }
 LIMIT_S = 2 * 3600  # of a script; nothing that has gone astray keeps the others
 
