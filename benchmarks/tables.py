@@ -29,6 +29,7 @@ TABLES = {  # and who makes them
     "digits": "digits.py",
     "step": "step.py --one",
     "step-syncs": "step.py --syncs",
+    "digests": "digests.py",
     "step-floor": "step.py --floor --one",
     "data": "data.py",
     "data-cache": "data.py --cache",
