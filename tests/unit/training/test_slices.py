@@ -85,7 +85,9 @@ def make(
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     exchange: GradientExchange
     if exact:
-        exchange = ExactExchange([*model.parameters()], comm, group_mb=0.001, scale=scaler.get_scale)
+        exchange = ExactExchange(
+            [parameter for _, parameter in named], comm, group_mb=0.001, scale=scaler.get_scale
+        )
     else:
         plain, exchange = comm.exchange_gradients(plain, named, wire=None, group_mb=1.0)
     if criterion is None:
