@@ -97,6 +97,7 @@ TEST = [
     *EXPORT,
     *OPENVINO,
     *CLOUD,
+    *DOCS,
     "moto[s3]>=5",  # an object store on this machine
     "flask>=3",
     "flask-cors>=5",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -101,8 +102,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
     require_same_data(state_in(folder / "data.yaml"), state_in(data), changed=False)
     (tmp_path / "unpacked").mkdir()
     for shard in sorted(data.parent.glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            tar.extractall(tmp_path / "unpacked", filter="data")
+        shutil.unpack_archive(shard, tmp_path / "unpacked")
     require_same_data(
         state_in(folder / "data.yaml"), state_in(tmp_path / "unpacked" / "unpacked.yaml"), changed=False
     )
@@ -151,9 +151,7 @@ def test_labels_of_coco_become_rows_that_give_the_same_boxes(tmp_path: Path) -> 
         state_in(folder / "data.yaml"), state_in(data), changed=False
     )  # ids, crowds and areas, too
     loose = annotations_of(load_data_yaml(folder / "data.yaml"))
-    with tarfile.open(data.with_name("train-00000.tar")) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
-    with tarfile.open(data.with_name("val-00000.tar")) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
+    for split in ("train", "val"):
+        shutil.unpack_archive(data.with_name(f"{split}-00000.tar"), tmp_path / "unpacked")
     unpacked = annotations_of(load_data_yaml(tmp_path / "unpacked" / "unpacked.yaml"))
     assert np.array_equal(unpacked.boxes_xyxy, loose.boxes_xyxy[~loose.crowd])
