@@ -77,7 +77,7 @@ class Work:
 
 def ours(work: Work, comm: Communicator, sync_bn: bool = False) -> Step:
     """A step of this project's. *Collective.*"""
-    config = with_slices(work.config(comm.size, sync_bn), comm.size, CPU, None, comm)
+    config = with_slices(work.config(comm.size, sync_bn), comm.size, CPU, comm)
     torch.manual_seed(0)
     model = zoo.build_model(work.cfg, CLASSES)
     criterion = build_criterion(model, config)
