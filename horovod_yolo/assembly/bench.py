@@ -26,7 +26,13 @@ from horovod_yolo.assembly.build import (
     wire_type,
 )
 from horovod_yolo.assembly.data import build_data
-from horovod_yolo.assembly.device import agreed_device, arithmetic, choose_precision, precision_name
+from horovod_yolo.assembly.device import (
+    agreed_device,
+    arithmetic,
+    choose_precision,
+    device_name,
+    precision_name,
+)
 from horovod_yolo.assembly.model import build_criterion
 from horovod_yolo.assembly.run_folder import versions
 from horovod_yolo.assembly.settings import settings_of
@@ -108,7 +114,7 @@ def bench_step(options: StepOptions, comm: Communicator) -> StepFile:
         imgsz=config.imgsz,
         images=config.batch_size // comm.size,
         precision=precision,
-        device=_device_name(device),
+        device=device_name(device),
         ranks=comm.size,
         hosts=_hosts(comm),
         compute=slowest[0],
@@ -297,16 +303,12 @@ def _comm_file(comm: Communicator, device: torch.device, largest: int, seconds: 
     times = measure_allreduce(comm, device, largest, seconds)
     engine = type(comm).__name__.removesuffix("Communicator").lower()
     small_s = measure_small_sum(comm, device)
-    return CommFile(_device_name(device), comm.size, _hosts(comm), engine, tuple(times), _about(), small_s)
+    return CommFile(device_name(device), comm.size, _hosts(comm), engine, tuple(times), _about(), small_s)
 
 
 def _hosts(comm: Communicator) -> int:
     """*Collective.*"""
     return len(set(comm.allgather_object(socket.gethostname())))
-
-
-def _device_name(device: torch.device) -> str:
-    return "cpu" if device.type == "cpu" else str(getattr(torch, device.type).get_device_name(device))
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.process.portable_bits import processor
 
 MOST_NAMED = 3
 CPU = torch.device("cpu")
@@ -155,6 +155,12 @@ def precision_name(wanted: str, device: torch.device) -> str:
     return wanted if wanted != "auto" else ("fp32" if device.type == "cpu" else "fp16")
 
 
+def device_name(device: torch.device) -> str:
+    """As its maker calls it, where torch knows; ``cpu`` for processors."""
+    named = getattr(getattr(torch, device.type), "get_device_name", None)
+    return device.type if named is None else str(named(device))
+
+
 def device_kind(device: torch.device, *, deterministic: bool) -> str:
     """What a rank computes on: those with equal ones are expected to compute the same bits.
 
@@ -165,13 +171,8 @@ def device_kind(device: torch.device, *, deterministic: bool) -> str:
         if not deterministic:
             fix = "add --deterministic"
             raise UserError("--check-every needs the same bits in every computation on a GPU", fix=fix)
-        name = getattr(getattr(torch, device.type), "get_device_name", lambda _: device.type)(device)
-        return f"{name}, torch {torch.__version__}"
-    model = platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        model = next(names, model)
+        return f"{device_name(device)}, torch {torch.__version__}"
+    model, _ = processor()
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 

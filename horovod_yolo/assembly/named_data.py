@@ -14,27 +14,29 @@ FOLDER = Path("datasets")  # in the current folder, as `make demo` has it
 BUILT_IN = {"digits": make_digits}
 # Of Ultralytics' and YOLOv5's data files, which fetch them; with or without .yaml.
 OF_OTHERS = frozenset(
-    (
-        *(
-            "african-wildlife",
-            "argoverse",
-            "brain-tumor",
-            "coco",
-            "coco8",
-            "coco8-grayscale",
-            "coco12-formats",
-        ),
-        *(
-            "coco128",
-            "construction-ppe",
-            "globalwheat2020",
-            "homeobjects-3k",
-            "kitti",
-            "lvis",
-            "medical-pills",
-        ),
-        *("objects365", "open-images-v7", "sku-110k", "signature", "visdrone", "voc", "xview"),
-    )
+    [
+        "african-wildlife",
+        "argoverse",
+        "brain-tumor",
+        "coco",
+        "coco8",
+        "coco8-grayscale",
+        "coco12-formats",
+        "coco128",
+        "construction-ppe",
+        "globalwheat2020",
+        "homeobjects-3k",
+        "kitti",
+        "lvis",
+        "medical-pills",
+        "objects365",
+        "open-images-v7",
+        "sku-110k",
+        "signature",
+        "visdrone",
+        "voc",
+        "xview",
+    ]
 )
 
 

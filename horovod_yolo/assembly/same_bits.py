@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from horovod_yolo.assembly.device import CUBLAS_SPACE, CUBLAS_WORKSPACE
+from horovod_yolo.assembly.device import CUBLAS_SPACE, CUBLAS_WORKSPACE, device_name
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.agreement import agree, together
@@ -83,8 +83,7 @@ def kind_of(device: torch.device, *, portable: bool) -> Kind:
         "OpenCV": _version("opencv-python-headless"),
     }
     if device.type != "cpu":
-        module = getattr(torch, device.type)
-        kind["device"] = module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
+        kind["device"] = device_name(device)
     return kind
 
 

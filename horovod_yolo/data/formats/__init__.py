@@ -7,6 +7,7 @@ entry's ``LabelSource`` knows how. Parsers take bytes, so that tests can feed th
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -196,6 +197,19 @@ def read_list(file: Path, limit: int, fix: str) -> bytes:
     if file.suffix.lower() == ".txt" and (reason := not_text(data)):
         raise UserError(f"cannot be read: {reason}", where=file, fix=fix)
     return data
+
+
+def finite_number(text: str | bytes) -> float | None:
+    """What a file means by a text; None where that is no finite number.
+
+    ``float()`` takes 1_000, which is Python's habit and nobody's file format.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    underscored = b"_" in text if isinstance(text, bytes) else "_" in text
+    return value if math.isfinite(value) and not underscored else None
 
 
 def settle(rows: Iterable[Row], height: int, width: int, file: str) -> tuple[Labels, list[Problem]]:

@@ -9,7 +9,6 @@ are those of other lists: absolute, relative to the list's folder, or to the dat
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from horovod_yolo.data.formats import (
     Labels,
     Problem,
     Row,
+    finite_number,
     is_file_name,
     lines,
     read_list,
@@ -122,7 +122,7 @@ def _row(text: bytes, line: int, num_classes: int, file: str) -> Row | Problem:
     columns = text.split(b",")
     if len(columns) != 5:
         return Problem(file, line, f"box {shown(text)} is not x1,y1,x2,y2,class without spaces")
-    numbers = [_number(column) for column in columns]
+    numbers = [finite_number(column) for column in columns]
     if None in numbers:
         return Problem(file, line, f"box {shown(text)} is not five finite numbers")
     x1, y1, x2, y2, class_id = (number for number in numbers if number is not None)
@@ -134,11 +134,3 @@ def _row(text: bytes, line: int, num_classes: int, file: str) -> Row | Problem:
     if x2 <= x1 or y2 <= y1:
         return Problem(file, line, f"box {shown(text)} has no area: x2 and y2 must exceed x1 and y1")
     return Row(int(class_id), (x1, y1, x2, y2), line=line, name=f"box {shown(text)}")
-
-
-def _number(text: bytes) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and b"_" not in text else None

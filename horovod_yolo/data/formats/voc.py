@@ -7,7 +7,6 @@ The XML is read event by event; a document type, which is where entity bombs liv
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from horovod_yolo.data.formats import (
     Problem,
     Row,
     UnreadableError,
+    finite_number,
     is_file_name,
     lines,
     other_classes,
@@ -243,7 +243,7 @@ def _check_object(found: _Object, class_id: int | None) -> Row | str:
         return "object has no name"
     corners = []
     for corner in _CORNERS:
-        value = _number(found.fields.get(corner, ""))
+        value = finite_number(found.fields.get(corner, ""))
         if value is None:
             return f"{corner} {found.fields.get(corner, 'is missing')[:60]!r} is not a finite number"
         corners.append(value)
@@ -253,14 +253,6 @@ def _check_object(found: _Object, class_id: int | None) -> Row | str:
     return Row(class_id, (x1, y1, x2, y2), line=found.line)
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and "_" not in text else None
-
-
 def _stated_size(size: dict[str, str]) -> tuple[int, int] | None:
-    height, width = _number(size.get("height", "")), _number(size.get("width", ""))
+    height, width = finite_number(size.get("height", "")), finite_number(size.get("width", ""))
     return None if height is None or width is None else (int(height), int(width))
