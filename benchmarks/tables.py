@@ -22,6 +22,7 @@ from common import BIN, ROOT, parsed, parser, results_file, runs
 TABLES = {  # and who makes them
     "world-size-invariance": "world_size.py",
     "bccd": "bccd.py",
+    "quality": "quality.py --minutes 90",
     "finetune": "finetune.py",
     "exported": "exported.py",
     "rectangles": "rectangles.py",
