@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from common import BIN, ROOT, described, machine, publish
+from common import BIN, ROOT, described, horovodrun, machine, publish
 from many_images import make_images
 
 from horovod_yolo.assembly.shared_annotations import shared_annotations
@@ -89,8 +89,9 @@ def of_a_made_up_set(folder: Path, cache: Path, part: int) -> dict[str, Any]:
     writing += "pretend_scan(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))"
     # In a process of its own: millions of entries would still be in this one.
     run([sys.executable, "-c", writing, data, cache, MADE_UP_OBJECTS // part])
-    launcher = [BIN / "horovodrun", "--gloo", "-np", RANKS, "-H", f"localhost:{RANKS}"]
-    printed = run([*launcher, sys.executable, ROOT / "benchmarks" / "annotations_rank.py", data, cache])
+    printed = run(
+        [*horovodrun(RANKS), sys.executable, ROOT / "benchmarks" / "annotations_rank.py", data, cache]
+    )
     (line,) = (line for line in printed.splitlines() if "facts {" in line)
     found: dict[str, Any] = json.loads(line[line.index("{") :])
     return found

@@ -52,15 +52,27 @@ def parsed(options: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace
     return options.parse_args()
 
 
+def horovodrun(ranks: int) -> list[str]:
+    """The launcher's words before a command on so many ranks of this host; none for one rank."""
+    if ranks == 1:
+        return []
+    return [str(BIN / "horovodrun"), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    """Of a process that runs a checkout's own package on one thread."""
+    path = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(checkout)}
+    return {**os.environ, **path, "OMP_NUM_THREADS": "1"}
+
+
 def train(flags: Sequence[str], ranks: int, log: Path, **variables: str) -> None:
     """Run ``train.py``, alone or under ``horovodrun --gloo``; raise where it fails."""
-    launcher = [str(BIN / "horovodrun"), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
-    command = [*(launcher if ranks > 1 else []), sys.executable, "train.py", *flags]
+    command = [*horovodrun(ranks), sys.executable, "train.py", *flags]
     print("$", " ".join(command), flush=True)
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **variables}
+    environ = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **variables}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, check=True)
+        subprocess.run(command, cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT, check=True)
 
 
 def machine() -> dict[str, Any]:

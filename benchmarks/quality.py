@@ -1,6 +1,6 @@
 """BCCD blood cells, yolov5n from random weights: AP by pycocotools, by ranks, and before and after issue 16.
 
-    python benchmarks/quality.py [--before CHECKOUT] [--minutes N] [--table]
+    PYTHONPATH=. python benchmarks/quality.py [--before CHECKOUT] [--minutes N] [--table]
 
 Claim: what was done for speed cost no accuracy. 320 px, batch 16, 60 epochs, three seeds; the same with 2 and
 4 ranks; and, with ``--before``, another checkout (that of commit db6e438 is from before issue 16), paired by
@@ -13,10 +13,7 @@ resumed: start the script again. The table names what has not been run. Needs th
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import BIN, ROOT, described, machine, paired, parsed, parser, publish, runs
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from common import ROOT, described, environment, horovodrun, machine, paired, parsed, parser, publish, runs
 
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.local import LocalCommunicator
+from tests.unit.metrics.references import pycocotools_evaluation
 
 NUMBERS = ("AP50", "AP")
 RANKS = (1, 2, 4)
@@ -131,11 +127,9 @@ def carry_out(training: Training, args: argparse.Namespace) -> None:
 
 def called(checkout: Path, command: str, flags: list[str], ranks: int) -> None:
     """Run a command of a checkout with its own package, on one thread a rank; raise where it fails."""
-    launcher = [str(BIN / "horovodrun"), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
-    words = [*(launcher if ranks > 1 else []), sys.executable, "-c", COMMAND.format(command), *flags]
+    words = [*horovodrun(ranks), sys.executable, "-c", COMMAND.format(command), *flags]
     print("$", f"{checkout}:", command, *flags, f"({ranks} ranks)", flush=True)
-    variables = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    subprocess.run(words, cwd=checkout, env={**os.environ, **variables}, check=True)
+    subprocess.run(words, cwd=checkout, env=environment(checkout), check=True)
 
 
 def commit_of(checkout: Path) -> str:
@@ -152,19 +146,13 @@ def coco_numbers(data: Path, detections: Path) -> dict[str, float]:
         for r in records
         for c, (x1, y1, x2, y2), a in zip(r.classes, r.boxes_xyxy.tolist(), r.areas, strict=True)
     ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {
-            "info": {},
-            "images": [{"id": r.image_id} for r in records],
-            "categories": [{"id": c} for c in range(spec.num_classes)],
-            "annotations": [{"id": i, "iscrowd": 0, **row} for i, row in enumerate(objects, 1)],
-        }
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    truth = {
+        "info": {},
+        "images": [{"id": r.image_id} for r in records],
+        "categories": [{"id": c} for c in range(spec.num_classes)],
+        "annotations": [{"id": i, "iscrowd": 0, **row} for i, row in enumerate(objects, 1)],
+    }
+    evaluation = pycocotools_evaluation(truth, json.loads(detections.read_text()))
     return {"AP": float(evaluation.stats[0]), "AP50": float(evaluation.stats[1])}
 
 

@@ -16,7 +16,6 @@ minutes, ten with --before.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 
 import annotations_at_scale
 import startup_process
-from common import BIN, ROOT, described, machine, parsed, parser, publish
+from common import ROOT, described, environment, horovodrun, machine, parsed, parser, publish
 from many_images import make_images
 
 RUNS_WITH_CACHE = 3
@@ -79,12 +78,10 @@ def measure(folder: Path, images: int, before: Path | None) -> None:
 
 def times_of(checkout: Path, data: Path, cache: Path, ranks: int) -> list[float]:
     """Seconds of the slowest rank: without a cache, and the best of some with it."""
-    launcher = [str(BIN / "horovodrun"), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
-    command = [*(launcher if ranks > 1 else []), sys.executable, "-c", RANK, data, cache, 1 + RUNS_WITH_CACHE]
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(checkout)}
+    command = [*horovodrun(ranks), sys.executable, "-c", RANK, data, cache, 1 + RUNS_WITH_CACHE]
     done = subprocess.run(
         [str(word) for word in command],
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env=environment(checkout),
         cwd=checkout,
         stdout=subprocess.PIPE,
         text=True,

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import BIN, ROOT, described, machine, publish
+from common import ROOT, described, environment, horovodrun, machine, publish
 
 DATA = ROOT.parent / "shared" / "data" / "bccd" / "data.yaml"
 RANKS = (1, 16)
@@ -74,17 +74,10 @@ def cpu_s_of_help(checkout: Path) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def environment(checkout: Path) -> dict[str, str]:
-    """Of a process that runs a checkout's code."""
-    path = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(checkout)}
-    return {**os.environ, **path, "OMP_NUM_THREADS": "1"}
-
-
 def run(checkout: Path, place: Path, ranks: int, flags: tuple[object, ...]) -> tuple[float, Moments]:
     """Train; when it was launched, and what rank 0 noted."""
     place.mkdir()
-    launcher = [BIN / "horovodrun", "--gloo", "-np", ranks, "-H", f"localhost:{ranks}"]
-    command = [*(launcher if ranks > 1 else []), sys.executable, SCRIPT, *FLAGS, *flags]
+    command = [*horovodrun(ranks), sys.executable, SCRIPT, *FLAGS, *flags]
     command += ["--project", place / "runs", "--cache-dir", place.parent / "cache"]
     launched = time.time()
     with (place / "log").open("w") as log:
