@@ -210,6 +210,8 @@ def main() -> None:
     wanted = parsed(options, parts=["resumes"]).parts or list(PARTS)
     facts = machine()
     os.environ["XDG_CACHE_HOME"] = str(runs("bitwise_faults") / "cache")  # of the ranks, who share the disk
+    runs("bitwise_faults").mkdir(parents=True, exist_ok=True)
+    (runs("bitwise_faults") / "hyp.yaml").write_text(f"nbs: {NOMINAL}\n")
     every: dict[str, Found] = (
         json.loads(results_file("bitwise-faults").read_text())["parts"]
         if results_file("bitwise-faults").exists()
@@ -218,7 +220,6 @@ def main() -> None:
     for part in wanted:
         for left in runs("bitwise_faults").glob(f"{part}-*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        (runs("bitwise_faults") / "hyp.yaml").write_text(f"nbs: {NOMINAL}\n")
         make_digits(runs("bitwise_faults") / f"digits-{part}", images=IMAGES[part], size=SIDE, seed=0)
         found = PARTS[part]()
         every[part] = {**found, "undisturbed": undisturbed(part), "machine": facts}

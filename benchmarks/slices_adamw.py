@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from common import described, machine, parsed, parser, publish
-from torch import Tensor, nn
+from torch import Tensor
 
 from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import build_data
@@ -25,6 +25,7 @@ from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.data.digits import make_digits
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.exact_sums import ExactExchange
+from horovod_yolo.distributed.gradient_groups import Group
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.training.events import Callback, StepReport
 
@@ -93,14 +94,14 @@ def trained(folder: Path, steps: int, sums: str, change: float) -> dict[str, Any
 
 def count_zeros(exchange: ExactExchange, lost: Lost) -> None:
     """Look at each gradient before it becomes an integer."""
-    take = exchange._take
+    fill = exchange._fill
 
-    def look(k: int, parameter: nn.Parameter) -> None:
-        assert parameter.grad is not None
-        lost.append(zeros(parameter.grad, exchange._factors[k]))
-        take(k, parameter)
+    def look(group: Group, gradients: list[Tensor]) -> None:
+        for gradient, factor in zip(gradients, exchange._factors[group.numbers], strict=True):
+            lost.append(zeros(gradient, factor))
+        fill(group, gradients)
 
-    exchange._take = look  # type: ignore[method-assign]
+    exchange._fill = look  # type: ignore[method-assign]
 
 
 def zeros(gradient: Tensor, factor: float) -> tuple[int, int]:
