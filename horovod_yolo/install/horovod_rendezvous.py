@@ -200,8 +200,29 @@ RENDEZVOUS = (
         "horovod/runner/common/util/network.py",
         "                addr, self._make_handler()))\n        self._server._block_on_close = True\n",
         "                addr, self._make_handler()), self._own_address())\n"
-        "        self._server.daemon_threads = True\n",
+        "        self._server.daemon_threads = True\n"
+        "        self._answering = weakref.WeakSet()\n",
         "a service listens on its one interface, and outlives no process",
+    ),
+    (
+        "horovod/runner/common/util/network.py",
+        "                    req = server._wire.read(self.rfile)\n",
+        "                    req = server._wire.read(self.rfile)\n"
+        "                    server._answering.add(threading.current_thread())\n",
+        "threads that answer this job, unlike those that wait for what a stranger says",
+    ),
+    (
+        "horovod/runner/common/util/network.py",
+        "        self._server.server_close()\n        self._thread.join()\n",
+        "        self._server.server_close()\n        self._thread.join()\n"
+        "        for thread in list(self._answering):\n            thread.join()\n",
+        "a process that ended before its last answer was written ended the launcher of the whole job",
+    ),
+    (
+        "horovod/runner/common/util/network.py",
+        "import socketserver\nimport struct\n",
+        "import socketserver\nimport struct\nimport threading\nimport weakref\n",
+        "for that",
     ),
     (
         "horovod/runner/common/util/network.py",
@@ -220,5 +241,13 @@ RENDEZVOUS = (
         "            nics = _driver_fn(all_host_names, local_host_names, settings, fn_cache=fn_cache)\n"
         "            nics = nics - network.get_local_intfs() or nics\n",
         "one host alone reaches itself by lo, where horovodrun on another host cannot be reached",
+    ),
+    (
+        "horovod/runner/driver/driver_service.py",
+        "                    .format(host_output=host_output.getvalue()))\n"
+        "                os._exit(exit_code)\n",
+        "                    .format(host_output=host_output.getvalue()), flush=True)\n"
+        "                os._exit(exit_code)\n",
+        "into a pipe or file nothing was printed of why the launcher ended",
     ),
 )

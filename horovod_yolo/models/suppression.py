@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from horovod_yolo.models.greedy import first_of_each, overlapped
 MAX_CANDIDATES = 30_000  # an image; those of the lowest scores are left out
 FIRST = 16  # candidates of an image that are looked at first
 GROWTH = 8  # then up to so many times as many: what is found by then drops most of them, or is enough
+LEAST_GROWTH = 1.25  # where an image lacks a few detections only
+MARGIN = 1.25  # more candidates than are needed if as many of them are found as of the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,27 @@ def non_max_suppression(decoded: Decoded, thresholds: Thresholds) -> list[Detect
         found = Boxes.joined((found, new))
         numbers = np.bincount(found.images, minlength=images)
         unfinished = np.flatnonzero((numbers < thresholds.most) & (candidates.counts > last))
-        first, last = last, GROWTH * last
+        latest = np.bincount(new.images, minlength=images)[unfinished]
+        lacking = thresholds.most - numbers[unfinished]
+        first, last = last, _next_last(first, last, latest, lacking)
     return _per_image(found, images, thresholds.most)
+
+
+def _next_last(first: int, last: int, latest: Ints, lacking: Ints) -> int:
+    """Up to which candidate of each image to look next, after those from ``first`` to before ``last``.
+
+    So far that most images should have enough: each finds as many of the next as of the last.
+
+    Args:
+        first: place among an image's candidates, best first.
+        last: likewise.
+        latest: (n,) how many of those were found in each unfinished image.
+        lacking: (n,) how many detections each may still have.
+    """
+    if not len(lacking):
+        return last
+    needed = float(np.median(MARGIN * lacking * (last - first) / np.maximum(latest, 1)))
+    return last + math.ceil(min(max(needed, (LEAST_GROWTH - 1) * last), (GROWTH - 1) * last))
 
 
 def _overlapped(new: Boxes, found: Boxes, classes: int, thresholds: Thresholds) -> NDArray[np.bool_]:

@@ -134,6 +134,23 @@ def test_more_candidates_than_a_portion(iou: float, spread: float) -> None:
     assert found.boxes_xyxy.tolist() == [box for box, _, _ in expected]
 
 
+@pytest.mark.parametrize(
+    ("places", "found", "lacking", "expected"),
+    [
+        ((100, 200), [10], [8], 300),  # a tenth of the last hundred, and a quarter more
+        ((100, 200), [10], [1], 250),
+        ((100, 200), [10], [1000], 1600),
+        ((100, 200), [0], [1], 325),
+        ((100, 200), [10, 10, 10], [1, 8, 900], 300),
+        ((0, 1), [1], [1], 3),
+    ],
+)
+def test_about_as_many_are_looked_at_next_as_are_needed(
+    places: tuple[int, int], found: list[int], lacking: list[int], expected: int
+) -> None:
+    assert module._next_last(*places, np.array(found), np.array(lacking)) == expected
+
+
 def test_images_do_not_influence_each_other() -> None:
     batch = torch.stack([make_rows(40, 3, seed) for seed in range(3)])
     together = suppressed(batch)
