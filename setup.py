@@ -62,6 +62,8 @@ EXPORT = [
     "safetensors>=0.4",
 ]
 
+TUNE = ["optuna>=4.5"]  # the search of horovod-yolo tune
+
 DOCS = [
     "mkdocs-material>=9.7",
     "mkdocstrings-python>=2.0",  # signatures and docstrings on the page of the Python API
@@ -97,6 +99,7 @@ TEST = [
     *EXPORT,
     *OPENVINO,
     *CLOUD,
+    *TUNE,
     *DOCS,
     "moto[s3]>=5",  # an object store on this machine
     "flask>=3",
@@ -129,6 +132,7 @@ setup(
         "export": EXPORT,
         "openvino": OPENVINO,
         "cloud": CLOUD,
+        "tune": TUNE,
         "docs": DOCS,
         "test": TEST,
         "dev": [

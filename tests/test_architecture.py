@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "install": set(),  # scripts for an environment without this package
     "errors": {"core"},  # an old public name of what the api has
     "planner": {"core", "io", "config", "families.zoo", "models.detector", "distributed"},
+    "tune": {"core", "io", "config"},
     "launch": {"core", "process", "distributed.horovod_build", "distributed.launchers"},
     "launch.command": {"core", "process", "config", "launch"},
     "doctor": {"core", "launch"},
@@ -62,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor.trial_rank": {"distributed"},  # likewise, as a rank
     "assembly": {
         *("core", "io", "process", "config", *DETECTOR, "families.zoo", "distributed", "checkpoint"),
-        *("export", "training", "evaluation", "prediction", "report", "telemetry", "planner"),
+        *("export", "training", "evaluation", "prediction", "report", "telemetry", "planner", "tune"),
     },
     "assembly.world": {"core", "distributed", "launch"},
     "assembly.calls": {"core", "launch", "assembly"},

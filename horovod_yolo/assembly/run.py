@@ -49,6 +49,8 @@ class Run:
     folder: Path
     state: dict[str, Any] | None
     elastic: Elastic | None = None
+    judge: Callable[[int, float], bool] | None = None  # of a search: see `Trainer`
+    shown: bool = True  # whether rank 0 shows how it gets on
     lock: RunLock = field(default_factory=RunLock)
     written_ns: int | None = None  # its last checkpoint, when this job looked for it; None: it is not known
 
@@ -65,14 +67,14 @@ def start_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
         given = {**given, "data": data_here(given["data"], comm)}
     earlier = EarlierRanks(comm)
     if earlier.folder is not None:
-        run = _found_or_new(earlier.folder, given, comm)
+        run = run_in_folder(earlier.folder, given, comm)
     elif target == "auto":
         config = together(comm, lambda: config_from_flags(given))
-        run = _found_or_new(config.run_parent / config.name, given, comm)
+        run = run_in_folder(config.run_parent / config.name, given, comm)
     elif target:
         run = resumed_run(target, given, comm)
     else:
-        run = _begun(given, comm)
+        run = begin_run(given, comm)
     earlier.tell(run.folder)
     return run
 
@@ -86,12 +88,13 @@ def run_of_script(given: dict[str, Any], config: TrainConfig, comm: Communicator
         comm: the ranks.
     """
     earlier = EarlierRanks(comm)
-    run = _found_or_new(earlier.folder, given, comm) if earlier.folder else new_run(config, comm)
+    run = run_in_folder(earlier.folder, given, comm) if earlier.folder else new_run(config, comm)
     earlier.tell(run.folder)
     return run
 
 
-def _begun(given: dict[str, Any], comm: Communicator) -> Run:
+def begin_run(given: dict[str, Any], comm: Communicator) -> Run:
+    """A new run that flags ask for. *Collective.*"""
     given = with_model(with_commits(given), comm)
     return new_run(together(comm, lambda: settings_of(given)), comm)
 
@@ -130,7 +133,7 @@ def resumed_run(target: str, given: dict[str, Any], comm: Communicator) -> Run:
     return _going_on(on_rank_0(comm, load), given, comm)
 
 
-def _found_or_new(folder: Path, given: dict[str, Any], comm: Communicator) -> Run:
+def run_in_folder(folder: Path, given: dict[str, Any], comm: Communicator) -> Run:
     """Go on with the run in a folder, or begin it in just that folder. *Collective.*
 
     So one command line starts a job and goes on with it whenever a scheduler starts it again.
@@ -147,7 +150,7 @@ def _found_or_new(folder: Path, given: dict[str, Any], comm: Communicator) -> Ru
     found = on_rank_0(comm, load)
     if found:
         return _going_on(found, given, comm)
-    return _begun({**given, "project": str(folder.parent), "name": folder.name, "exist_ok": True}, comm)
+    return begin_run({**given, "project": str(folder.parent), "name": folder.name, "exist_ok": True}, comm)
 
 
 def _newest_state(target: Path) -> Found:

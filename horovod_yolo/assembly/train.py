@@ -23,7 +23,14 @@ from horovod_yolo.assembly.staging import staged
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.core.errors import FaultyRankError, Request, StoppedError, UnwrittenError, UserError
+from horovod_yolo.core.errors import (
+    FaultyRankError,
+    PrunedError,
+    Request,
+    StoppedError,
+    UnwrittenError,
+    UserError,
+)
 from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
@@ -50,6 +57,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
         MemoryShortError: a rank lacks memory, also for half as many images at a time; on all ranks alike.
         UnwrittenError: the run is over, but not all of it is on the disk; on all ranks alike.
         StoppedError: ``stop`` was asked for on any rank; all ranks alike, and the checkpoint is written.
+        PrunedError: the judge of a search has ended the run; on all ranks alike.
         TakenError: on rank 0: another job has taken the run over.
     """
     stop = stop or StopRequest()
@@ -88,7 +96,7 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
     exactly = partial(arithmetic, run.config.precision, deterministic=run.config.deterministic)
     with exactly():  # cuBLAS reads once, when it is first used, what it may do
         trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop, first_size)
-    trainer.keep = run.elastic.keep if run.elastic else None
+    trainer.keep, trainer.judge = run.elastic.keep if run.elastic else None, run.judge
     trainer.stepper.digests = comm.rank == 0
     if comm.rank == 0 and trainer.stepper.record is not None:
         callbacks.append(gradient_record(run.folder, trainer))
@@ -112,9 +120,10 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
         changed = trainer.config != begun_with or not (run.folder / "config.yaml").exists()
         if comm.rank == 0 and changed:
             _try_config(run.folder, trainer.config)
-    except StoppedError:
+    except (PrunedError, StoppedError) as error:
         checkpointer.wait()
-        raise _stopped(run, trainer, comm, checkpointer) from None
+        pruned = isinstance(error, PrunedError)
+        raise (error if pruned else _stopped(run, trainer, comm, checkpointer)) from None
     except FaultyRankError as error:
         checkpointer.wait()
         fix = f"The step was not made. Take the machine out, and go on with --resume {run.folder}"
@@ -193,7 +202,9 @@ def _try_config(folder: Path, config: TrainConfig) -> None:
 
 
 def _callbacks(run: Run, *, alone: bool) -> list[Callback]:
-    callbacks: list[Callback] = [StepLog(run.folder), EpochLog(run.folder), ProgressDisplay(alone=alone)]
+    callbacks: list[Callback] = [StepLog(run.folder), EpochLog(run.folder)]
+    if run.shown:
+        callbacks.append(ProgressDisplay(alone=alone))
     if tensorboard.available():
         callbacks.append(tensorboard.TensorBoard(run.folder))
     return callbacks

@@ -21,12 +21,14 @@ from horovod_yolo.cli.predict import predict_main
 from horovod_yolo.cli.replay import replay_main
 from horovod_yolo.cli.report import report_main
 from horovod_yolo.cli.train import train_main
+from horovod_yolo.cli.tune import tune_main
 from horovod_yolo.cli.val import val_main
 from horovod_yolo.config.load import nearest
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (lambda rest: train_main(rest, "horovod-yolo train"), "train a detector, or go on with a run"),
     "val": (val_main, "score weights on a data set"),
+    "tune": (tune_main, "search hyperparameters, one run a trial"),
     "predict": (predict_main, "find objects in pictures, videos and streams"),
     "replay": (replay_main, "make steps of a run once more: are they the same?"),
     "export": (export_main, "write weights as ONNX, OpenVINO, TorchScript or safetensors"),

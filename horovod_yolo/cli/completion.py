@@ -13,12 +13,13 @@ from horovod_yolo.cli.one_process import guarded
 from horovod_yolo.cli.plan import plan_parser
 from horovod_yolo.cli.replay import replay_parser
 from horovod_yolo.cli.report import report_parser
+from horovod_yolo.cli.tune import tune_parser
 from horovod_yolo.cli.val import val_parser
 from horovod_yolo.config.load import Parser, train_parser
 from horovod_yolo.config.predict_flags import predict_parser
 from horovod_yolo.launch.command import parser as launch_parser
 
-_WITH_WORDS = ("train", "val", "predict", "export")
+_WITH_WORDS = ("train", "tune", "val", "predict", "export")
 _BELOW: Mapping[str, Sequence[str]] = {
     "bench": ("comm", "step"),
     "completion": ("bash", "zsh"),
@@ -75,6 +76,7 @@ def script(shell: str, commands: Collection[str]) -> str:
 def _parsers() -> dict[str, Parser]:
     return {
         "train": train_parser(),
+        "tune": tune_parser(),
         "val": val_parser(),
         "predict": predict_parser(),
         "replay": replay_parser(),

@@ -58,13 +58,15 @@ def _split_or_task(value: object) -> dict[str, object]:
 
 
 _DETECTS = "horovod-yolo has detection only"
+_TRAINING: Mapping[str, Renaming] = {
+    **keywords.TRAINING,
+    "model": _model,
+    "save": _only("save", True, "leave it out: last.pt is what resume needs"),
+    "task": _only("task", "detect", _DETECTS),
+}
 _TABLES: Mapping[str, Mapping[str, Renaming]] = {
-    "train": {
-        **keywords.TRAINING,
-        "model": _model,
-        "save": _only("save", True, "leave it out: last.pt is what resume needs"),
-        "task": _only("task", "detect", _DETECTS),
-    },
+    "train": _TRAINING,
+    "tune": {**_TRAINING, "iterations": same_as("trials")},
     "val": {**keywords.VALIDATION, "model": same_as("weights"), "task": _split_or_task},
     "predict": {
         "save": _unless("nosave"),
@@ -90,6 +92,7 @@ _ELSEWHERE: Mapping[str, Collection[str]] = {
         "seed",
         "freeze",
     ),
+    "tune": ("iterations", "trials", "space"),
     "val": ("split", "save_json"),
     "predict": ("source", "vid_stride", "save_txt", "save_crop", "show", "classes", "agnostic_nms"),
     "export": ("format", "dynamic", "simplify", "opset", "int8", "nms"),
@@ -110,7 +113,7 @@ _NOT_HERE: Mapping[str, str] = {
 
 
 def with_words(parser: Parser, command: str) -> Parser:
-    """The parser of ``train``, ``val``, ``predict`` or ``export``, which takes words too from now on."""
+    """The parser of a command that has a table of words, which takes them too from now on."""
     parser.spell = partial(_as_flags, parser, command)
     return parser
 
@@ -135,7 +138,7 @@ def _as_flags(parser: Parser, command: str, argv: Sequence[str]) -> list[str]:
     if not words:
         return flags
     given = {name: _typed(value) for name, value in words.items()}
-    if command == "train":
+    if command in ("train", "tune"):
         _gather_hyperparameters(given, actions, any(f.partition("=")[0] == "--hyp" for f in flags))
     _refuse_of_others(given, command, {*actions, *others})
     named = renamed(given, others, actions, parser.foreign, ())

@@ -68,6 +68,10 @@ class StoppedError(RuntimeError):
         self.request = request
 
 
+class PrunedError(RuntimeError):
+    """A run of a search was given up after an epoch, on all ranks alike; its checkpoint is written."""
+
+
 class DataWorkerError(RuntimeError):
     """The processes that make batches die again and again. Only the rank they belong to knows."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.config.schema import TrainConfig, to_dict
-from horovod_yolo.core.errors import FaultyRankError, MemoryShortError, StoppedError
+from horovod_yolo.core.errors import FaultyRankError, MemoryShortError, PrunedError, StoppedError
 from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data.augment import Sample
@@ -87,6 +87,8 @@ class Trainer:
     checks: DoubleChecks | None = None  # of slices that are done twice
     lost_images: dict[int, int] = field(default_factory=dict)  # by position, the step since when
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
+    # Of a search, collective: gets number (from 1) and score of an epoch, and says whether to end here.
+    judge: Callable[[int, float], bool] | None = None
 
     def __post_init__(self) -> None:
         self.passes = self.stepper.passes.count
@@ -100,6 +102,7 @@ class Trainer:
             NonFiniteError: training diverged, on all ranks alike.
             MemoryShortError: a rank lacks memory, also for half as many images at a time; on all ranks alike.
             FaultyRankError: a rank computes wrongly; the state before that step is committed. On all alike.
+            PrunedError: the judge of a search has ended it; everything is committed. On all ranks alike.
         """
         progress = self.progress
         closed_early = progress.batch > 0 and progress.closed_step == progress.step
@@ -333,13 +336,14 @@ class Trainer:
         evaluation = None
         if self.evaluator is not None and (last or not self.config.noval):
             evaluation = self.evaluator.run(self.ema.model)
-        best = False
+        best = pruned = False
         if evaluation:
             # Rank 0's: what decides about the end must not differ by a last bit between unlike machines.
             self.metrics = self.comm.broadcast_object(metrics_of(evaluation, self.names))
             by_loss = self.config.best_by == "val_loss"
             score = -sum(self.metrics["val_loss"].values()) if by_loss else self.metrics["fitness"]
             best = self.early_stopping.update(epoch, score, self.config.patience)
+            pruned = self.judge is not None and self.judge(epoch + 1, score)
         progress.last_losses = {
             term: total / progress.epoch_images for term, total in progress.epoch_losses.items()
         }
@@ -355,6 +359,8 @@ class Trainer:
             callback.on_epoch(report)
         progress.closed_step = progress.step
         self.commit(best)
+        if pruned and not self.done:
+            raise PrunedError(f"after epoch {epoch + 1}")
 
     def _agree_on_weights(self) -> None:
         """Where unlike processors have rounded otherwise, all go on with rank 0's weights. *Collective.*

@@ -1,0 +1,1 @@
+"""A search for hyperparameters: what is searched, and what is known of it."""
