@@ -25,7 +25,7 @@ from horovod_yolo.io.plain_yaml import read_mapping
 from horovod_yolo.tune.space import Range, default_space, load_space
 from horovod_yolo.tune.study import JOURNAL, Study
 
-PROJECT = "runs/tune"
+PROJECT, TRIALS = "runs/tune", 30
 SETTINGS, SETTINGS_BYTES, FORMAT = "tune.yaml", 1 << 18, 1
 NEWEST = "newest"
 _OF_THE_FOLDER = ("project", "name", "exist_ok")
@@ -127,7 +127,7 @@ def _begun(options: TuneOptions, flags: dict[str, Any]) -> Search:
         raise UserError("a search is there already", where=project / name, fix="go on with it: --resume")
     Study(project, space, seed=0, wanted=1, warmup_epochs=None)  # before a folder is made: is Optuna there?
     folder = new_run_folder(project, name, config.exist_ok, OWNERS)
-    trials = options.trials or 30
+    trials = options.trials or TRIALS
     own = {name: value for name, value in flags.items() if name not in _OF_THE_FOLDER}
     search = Search(folder, own, space, trials, options.prune)
     write(folder / SETTINGS, yaml.safe_dump(_as_plain(search), sort_keys=False).encode())

@@ -16,11 +16,13 @@ import pytest
 from horovod_yolo.assembly import job
 from horovod_yolo.assembly.export import ExportOptions
 from horovod_yolo.assembly.predict import PredictOptions
+from horovod_yolo.assembly.search import PROJECT, TRIALS
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.cli import main
 from horovod_yolo.cli.bench import comm_parser, step_parser
 from horovod_yolo.cli.export import export_parser
 from horovod_yolo.cli.plan import plan_parser
+from horovod_yolo.cli.tune import tune_parser
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.load import Parser, config_from_flags, train_parser
 from horovod_yolo.config.predict_flags import predict_flags
@@ -29,6 +31,7 @@ from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.families import zoo
 from horovod_yolo.launch.hostfile import parse_hosts
+from horovod_yolo.tune.space import GAINS, default_space
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = sorted(
@@ -135,6 +138,33 @@ def test_every_flag_of_validation_is_documented_with_its_default() -> None:
     assert {row[0]: default for row, default in documented.items()} == expected
 
 
+def test_every_flag_of_tune_is_documented_with_its_default() -> None:
+    of_training = {action.dest for action in train_parser()._actions}
+    own = {
+        flag
+        for action in tune_parser()._actions
+        if action.dest not in of_training
+        for flag in action.option_strings
+    }
+    documented = table("Flags of `horovod-yolo tune`")
+    assert {flag for row in documented for flag in row} == own | {"--resume", "--project"}
+    defaults = {row[0]: default for row, default in documented.items()}
+    assert defaults["--trials"] == as_cell(TRIALS) and defaults["--project"] == PROJECT
+
+
+def test_ranges_of_a_search_are_those_of_the_code() -> None:
+    documented = {}
+    for row in (REPO / "docs/tune.md").read_text(encoding="utf-8").splitlines():
+        if row.startswith("| `") and "quarter" not in row and len(cells := row.split("|")) == 6:
+            names, low, high, scale = (cell.strip() for cell in cells[1:5])
+            documented |= {
+                name: (float(low), float(high), scale == "log") for name in re.findall(r"`(\w+)`", names)
+            }
+    gains = default_space(zoo.recipe_of("yolov5n").hyp(), auto_optimizer=False)
+    code = {name: (found.low, found.high, found.log) for name, found in gains.items() if name not in GAINS}
+    assert documented == code
+
+
 def test_there_are_commands_to_check() -> None:
     launchers = {words[0] for _, words in TRAIN_COMMANDS}
     assert launchers == {"python", "horovodrun", "mpirun", "torchrun"}
@@ -168,7 +198,7 @@ def test_targets_of_make_and_commands_exist() -> None:
     }
     assert subcommands == {
         *("bench", "data", "doctor", "eval", "export", "install-horovod", "launch", "plan", "predict"),
-        *("replay", "report", "train", "val"),
+        *("replay", "report", "train", "tune", "val"),
     }
 
 
