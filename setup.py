@@ -86,6 +86,7 @@ TEST = [
     "build>=1.2",  # the wheel, whose content is tested
     "pycocotools>=2.0.8",
     "jsonschema>=4.23",
+    "prometheus-client>=0.21",  # reads what the dashboard tells Prometheus
     "axe-core-python>=0.1",  # whether everybody can read our pages; Chromium runs it
     "kubernetes-validate>=1.30",  # Kubernetes' published schemas, for launch/k8s
     "kubeflow-trainer-api>=2.0",  # Kubeflow Trainer's models, likewise
@@ -121,6 +122,7 @@ setup(
         "horovod_yolo.families": ["*/*.yaml"],
         "horovod_yolo.install": ["*.sh", "constraints.txt"],
         "horovod_yolo.launch": ["discover_hosts.sh"],
+        "horovod_yolo.report": ["*.js"],
     },
     python_requires=">=3.10,<3.15",
     install_requires=BASE,

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "io.fonts", "data", "models.detector", "models.suppression", "metrics", "export"),
     },
     "report": {"core", "io", "data", "metrics"},
-    "telemetry": {"core", "data", "training.events", "report"},
+    "telemetry": {"core", "data", "training.events", "training.schedule", "report"},
     "telemetry.report": {
         *("core", "data", "models", "metrics.mistakes", "metrics.scores", "training.events"),
         *("prediction.predict", "report"),

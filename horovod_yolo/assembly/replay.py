@@ -209,6 +209,7 @@ def _settings(found: Found, options: ReplayOptions) -> TrainConfig:
         check_every=0,
         stage="",
         log_dir="",
+        dashboard="",
     )
 
 

@@ -15,6 +15,7 @@ from horovod_yolo.assembly.data_state import data_state, require_same_data
 from horovod_yolo.assembly.device import arithmetic, precision_name
 from horovod_yolo.assembly.hand_on import host_id
 from horovod_yolo.assembly.labels import label_rules
+from horovod_yolo.assembly.live import Watching, dashboard
 from horovod_yolo.assembly.results import finish, results_of, time_spent
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.assembly.run_folder import discard_if_empty, write_config
@@ -69,7 +70,8 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
             if comm.rank != 0:
                 run.lock.drop()
             say_restarts(run.config.steps_between_commits, run.folder, run.lock, comm)
-            return _trained(run, comm, stop)
+            with dashboard(run, comm) as watching:
+                return _trained(run, comm, stop, watching)
     except UserError:
         if comm.rank == 0 and run.state is None:
             discard_if_empty(run.folder)
@@ -83,7 +85,7 @@ def _take(run: Run) -> None:
         raise UserError("another job has just trained this run", where=run.folder, fix="start this one again")
 
 
-def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
+def _trained(run: Run, comm: Communicator, stop: StopRequest, watching: Watching) -> dict[str, Any]:
     spec = together(comm, lambda: spec_of(run))
     data = run_data(spec, run.config, run.elastic.known_data if run.elastic else None, comm)
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
@@ -98,14 +100,12 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest) -> dict[str, Any]:
         trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop, first_size)
     trainer.keep, trainer.judge = run.elastic.keep if run.elastic else None, run.judge
     trainer.stepper.digests = comm.rank == 0
-    if comm.rank == 0 and trainer.stepper.record is not None:
-        callbacks.append(gradient_record(run.folder, trainer))
+    watching.begin(trainer, callbacks, checkpointer)
     device = trainer.stepper.precision.device
     trainer.about |= {"data": of_data, "precision": precision_name(run.config.precision, device)}
-    if comm.rank == 0 and not run.config.noplots:
-        callbacks.append(_report_writer(run, trainer, data))
     begun_with = trainer.config
     if comm.rank == 0:
+        callbacks += _of_trainer(run, trainer, data)
         _try_config(run.folder, begun_with)
     try:
         with exactly(), noting_lack_of_memory(trainer):
@@ -208,6 +208,12 @@ def _callbacks(run: Run, *, alone: bool) -> list[Callback]:
     if tensorboard.available():
         callbacks.append(tensorboard.TensorBoard(run.folder))
     return callbacks
+
+
+def _of_trainer(run: Run, trainer: Trainer, data: Data) -> list[Callback]:
+    """Callbacks that know the trainer."""
+    record = [] if trainer.stepper.record is None else [gradient_record(run.folder, trainer)]
+    return [*record, *([] if run.config.noplots else [_report_writer(run, trainer, data)])]
 
 
 def gradient_record(folder: Path, trainer: Trainer) -> GradientRecord:

@@ -43,6 +43,7 @@ class Checkpointer:
         self._next_waits = threading.Event()
         self._owed: dict[str, bytes] = {}  # files that are not on the disk yet; last.pt is the last of them
         self.refused = ""  # why not
+        self.written_at: float | None = None  # last.pt, seconds since 1970
         self._failed = 0  # commits in a row
         self._warned_at = -math.inf
 
@@ -151,6 +152,7 @@ class Checkpointer:
                 self.refused = error.strerror or str(error)
             else:
                 del self._owed[name]
+                self.written_at = time.time() if name == "last.pt" else self.written_at
 
     def _warn(self) -> None:
         now = time.monotonic()

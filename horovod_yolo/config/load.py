@@ -209,6 +209,8 @@ def _add_place_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--stage", metavar="DIR", help=copied)
     log = "a log file of each rank in this folder, with all messages"
     p.add_argument("--log-dir", dest="log_dir", help=log)
+    page = "show the run while it goes at this port of loopback, as page and for Prometheus; 0: a free port"
+    p.add_argument("--dashboard", metavar="[HOST:]PORT", help=page)
 
 
 def _add_proof_flags(p: argparse.ArgumentParser) -> None:

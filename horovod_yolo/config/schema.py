@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.config.hyperparameters import Hyp
+from horovod_yolo.core.address import Address
 from horovod_yolo.core.errors import UserError
 
 Cache = Literal["none", "ram", "disk"]
@@ -95,6 +96,7 @@ class TrainConfig:
     cache_dir: str = ""
     stage: str = ""
     log_dir: str = ""
+    dashboard: str = ""  # port, or address and port, of a page that shows the run while it goes
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -126,6 +128,8 @@ class TrainConfig:
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
         self._check_choices()
         self._check_slices()
+        if self.dashboard:
+            Address.parse(self.dashboard, "--dashboard")
         if self.image_weights and self.rect:
             fix = "leave one of them out: --rect takes the images in the order of their shapes"
             raise UserError("--image-weights and --rect exclude each other", fix=fix)

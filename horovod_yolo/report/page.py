@@ -11,7 +11,7 @@ from typing import Any
 
 from horovod_yolo.io.atomic import replacing
 
-_CSS = """
+STYLE = """
 :root { color-scheme: light dark; --page: #f7f8fa; --sheet: #fff; --ink: #1f2933; --faint: #5f6b77; --line: #e4e7eb; --mark: #2a63a6; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14181d; --sheet: #1d232a; --ink: #e4e8ec; --faint: #9fabb7; --line: #323b45; --mark: #7db3ee; }
@@ -71,10 +71,15 @@ def write_page(path: Path, title: str, place: str, sections: Iterable[str]) -> N
         place: what it is about.
         sections: HTML; empty ones are left out.
     """
-    body = "\n".join(filter(None, sections))
-    page = _PAGE.format(title=escape(title), run=escape(place), css=_CSS, body=body)
+    content = whole_page(title, place, "\n".join(filter(None, sections)))
     with replacing(path) as file:
-        file.write(page.encode(errors="backslashreplace"))  # a folder's name may be no text
+        file.write(content)
+
+
+def whole_page(title: str, place: str, body: str, style: str = STYLE) -> bytes:
+    """A page of HTML that is one already, as a file holds it."""
+    page = _PAGE.format(title=escape(title), run=escape(place), css=style, body=body)
+    return page.encode(errors="backslashreplace")  # a folder's name may be no text
 
 
 def number(value: Any, name: str = "") -> str:

@@ -22,6 +22,17 @@ class RunStart:
     epochs_reported: int  # one more where `--max-steps` has closed this one before its end
     schedule: Schedule
     terms: tuple[str, ...]  # names of the loss terms, in the order in which they are shown
+    batch: int = 0  # of that epoch, the first to be trained
+
+
+@dataclass(frozen=True)
+class RankTime:
+    """What a rank has done in a step, and since the one before: seconds, and images that it trained on."""
+
+    images: int = 0
+    seconds: float = 0.0  # from step to step, with all waits
+    data_wait_s: float = 0.0
+    rank_wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class StepResult:
     redone: bool = False  # in smaller passes, because a rank ran out of memory
     digest: int | None = None  # of weights and running statistics after it, where it was asked for
     slice_digests: Ints | None = None  # (batches, slices, tensors) of gradients before the sum, likewise
+    ranks: tuple[RankTime, ...] = ()  # by rank, where they tell it
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Trainer:
         closed_early = progress.batch > 0 and progress.closed_step == progress.step
         reported = progress.epoch + closed_early
         terms = self.stepper.criterion.terms
-        start = RunStart(progress.step, progress.epoch, reported, self.schedule, terms)
+        start = RunStart(progress.step, progress.epoch, reported, self.schedule, terms, progress.batch)
         for callback in self.callbacks:
             callback.on_start(start)
         self.stop.agree_from_here()
@@ -145,6 +145,8 @@ class Trainer:
         self.stepper.criterion.begin_epoch(epoch)
         if self.stepper.balance:
             self.stepper.balance.begin_epoch()
+        if self.stepper.times:
+            self.stepper.times.begin()
         batches, replaced = self.loader.epoch(epoch, self.progress.batch, self.config.epochs), 0
         # A commit on the last step of an epoch leaves a resumed run its validation only.
         rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))

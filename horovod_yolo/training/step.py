@@ -45,6 +45,7 @@ from horovod_yolo.training.balance import Balance
 from horovod_yolo.training.double_check import DoubleCheck
 from horovod_yolo.training.optimizers import step_where, steps_where
 from horovod_yolo.training.passes import Passes, Window, give_back, what_batch_norm_sees
+from horovod_yolo.training.rank_times import RankTimes
 from horovod_yolo.training.running_statistics import RunningStatistics
 from horovod_yolo.training.scaling import scaled, scaled_size
 from horovod_yolo.training.slice_digests import SliceDigests
@@ -98,6 +99,7 @@ class Stepper:
             synchronise_batch_norm(model, self._sums)
         self.slices = Slices.even(comm.size, comm.rank, comm.size) if slices is None else slices
         self.balance: Balance | None = None  # is told what they take
+        self.times: RankTimes | None = None  # where somebody watches
         self.passes = passes  # in which a slice goes through the network, as many on every rank
         self._statistics = RunningStatistics(model, passes.share * self.slices.count)
         self._lacks: list[str] = []  # memory on this rank, in the step under way
@@ -206,12 +208,15 @@ class Stepper:
         if self._lacks:
             self.exchange.abandon()
         seconds = self.balance.message() if self.balance is not None else []
-        told = [*seconds, images, replaced, self._stop.asked, lost, len(self._lacks)]
+        times = self.times.message(images) if self.times is not None else []
+        told = [*seconds, *times, images, replaced, self._stop.asked, lost, len(self._lacks)]
         summing = start_sum(self._comm, losses, torch.tensor(told, dtype=torch.float64))
         complete = self.exchange.finish()  # the sum travels with the last gradients
-        losses, (*seconds, taken, others, stop, missed, lacking) = summing()
+        losses, (*heard, taken, others, stop, missed, lacking) = summing()
+        seconds, times = heard[: len(seconds)], heard[len(seconds) :]
         statistics = self._statistics.summed()
-        sums = Sums(losses, int(taken), int(others), stop > 0, missed > 0, tuple(seconds), statistics)
+        flags = stop > 0, missed > 0
+        sums = Sums(losses, int(taken), int(others), *flags, tuple(seconds), times, statistics)
         return sums, lacking > 0, complete
 
     def _share(self, batch: Batch, scale: float, last: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class Sums:
     stop: bool  # whether any rank is asked to
     lost: bool  # whether any rank has met images that are lost
     seconds: tuple[float, ...]  # that a slice takes each rank; see `Balance`
+    of_ranks: Sequence[float]  # what their time went into; see `RankTimes`
     statistics: Tensor  # what batch norm saw; see `RunningStatistics`
 
 
@@ -59,6 +60,7 @@ class Step:
         """
         self.images, self.replaced, self.stop, self.redone = sums.images, sums.replaced, sums.stop, redone
         self.seconds = sums.seconds
+        self.ranks = stepper.times.heard(sums.of_ranks) if stepper.times is not None else ()
         self.made = made
         self._stepper = stepper
         self._numbers, self._weights, self._of_slices = numbers, weights, of_slices
@@ -80,7 +82,8 @@ class Step:
             fetched, shape = self._of_slices
             of_slices = np.array(fetched.read(), np.int64).reshape(shape)
         return StepResult(
-            *(means, self.images, norm, skipped, self.stop, self.replaced, self.redone, weights, of_slices)
+            *(means, self.images, norm, skipped, self.stop, self.replaced, self.redone, weights, of_slices),
+            ranks=self.ranks,
         )
 
 
