@@ -21,8 +21,6 @@ from horovod_yolo.assembly.auto_optimizer import with_optimizer
 from horovod_yolo.assembly.build import (
     build_loader_alone,
     build_stepper,
-    require_cells,
-    round_to_stride,
     wire_type,
 )
 from horovod_yolo.assembly.data import build_data
@@ -33,6 +31,7 @@ from horovod_yolo.assembly.device import (
     device_name,
     precision_name,
 )
+from horovod_yolo.assembly.input_size import require_cells, round_to_stride
 from horovod_yolo.assembly.model import build_criterion
 from horovod_yolo.assembly.run_folder import versions
 from horovod_yolo.assembly.settings import settings_of

@@ -18,6 +18,7 @@ from horovod_yolo.assembly.device import agreed_device, choose_precision, device
 from horovod_yolo.assembly.fitting import fitted, passes_of, passes_of_evaluation
 from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
+from horovod_yolo.assembly.input_size import require_cells, round_to_stride
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
 from horovod_yolo.assembly.same_bits import compared
 from horovod_yolo.assembly.slicing import balance_of, slices_of, with_slices
@@ -55,6 +56,7 @@ from horovod_yolo.training.restore import set_state
 from horovod_yolo.training.schedule import Schedule
 from horovod_yolo.training.slice_digests import SliceDigests
 from horovod_yolo.training.step import Stepper
+from horovod_yolo.training.time_plan import TimePlan
 
 log = logging.getLogger(__name__)
 FP16_FIRST_SCALE = 2.0**16
@@ -70,7 +72,6 @@ def build_training_data(
     hyp, recipe = config.hyp, recipe_of(model.name)
     params = AugmentParams(
         **{f.name: getattr(hyp, f.name) for f in fields(AugmentParams) if hasattr(hyp, f.name)},
-        unmixed_from=max(config.epochs - config.close_mosaic, 0),
         own=OwnPipeline(config.albumentations) if config.albumentations else None,
         **recipe.augmentation,
     )
@@ -97,6 +98,7 @@ def build_training_data(
         order=order,
         slices=slices_of(config, comm),
         weights=weights_of_images(config, annotations),
+        unmixed_from=max(config.epochs - config.close_mosaic, 0) if config.close_mosaic else None,
     )
     largest = np.atleast_2d(shapes).max(0).tolist()
     load = training_images(config, annotations, comm, (largest[0], largest[1]))
@@ -200,30 +202,6 @@ def build_evaluator(
         fitness_weights=recipe.fitness,
         micro_batches=passes_of_evaluation(config, comm.size, first_size),
     )
-
-
-def round_to_stride(imgsz: int, stride: int) -> int:
-    """The input size, raised to a multiple of the coarsest stride."""
-    rounded = math.ceil(imgsz / stride) * stride
-    if rounded != imgsz:
-        log.warning("--imgsz %d is no multiple of the stride %d; %d is used", imgsz, stride, rounded)
-    return rounded
-
-
-def require_cells(config: TrainConfig, stride: int, *, resumed: bool) -> None:
-    """Raise `UserError` where the coarsest map may be one cell: batch norm has no statistics of one value.
-
-    The smallest size decides, whatever the batch and the number of ranks: a last batch may be one image.
-    """
-    least = stride * (3 if config.multi_scale else 2)  # half of 3 strides is rounded to 2
-    if config.imgsz >= least:
-        return
-    smallest = "with --multi-scale down to half of it, " if config.multi_scale else ""
-    what = f"--imgsz {config.imgsz} is too small: {smallest}the coarsest map (stride {stride}) has one cell"
-    if resumed:
-        log.warning("%s; the run goes on as it began", what)
-    else:
-        raise UserError(what, fix=f"use --imgsz {least} or more")
 
 
 def build_schedule(config: TrainConfig, recipe: Recipe, batches_per_epoch: int) -> Schedule:
@@ -391,6 +369,7 @@ def build_trainer(
         stop=stop,
         about=_about(config, data, device, resumed, weights, comm) | kept_choice(config, tuned),
     )
+    trainer.plan = TimePlan.of(config.time, config.epochs)
     trainer.follow(balance_of(config, device, comm))
     if config.check_every:
         kind = device_kind(device, deterministic=config.deterministic)

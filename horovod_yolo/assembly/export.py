@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from horovod_yolo.assembly.build import build_evaluation_loader, round_to_stride
+from horovod_yolo.assembly.build import build_evaluation_loader
 from horovod_yolo.assembly.data import annotation_folder
 from horovod_yolo.assembly.given_weights import load_weights
+from horovod_yolo.assembly.input_size import round_to_stride
 from horovod_yolo.assembly.model import as_trained
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.assembly.validate import ValOptions, validate

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.device import arithmetic, choose_precision
+from horovod_yolo.assembly.input_size import round_to_stride
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.device import agreed_device, choose_device
 from horovod_yolo.assembly.exported import Asked, open_exported, shared_exported
 from horovod_yolo.assembly.given_weights import load_weights, shared_weights
+from horovod_yolo.assembly.input_size import round_to_stride
 from horovod_yolo.assembly.looking import Looking, Ready, make_ready, require_classes
 from horovod_yolo.assembly.model import as_trained
 from horovod_yolo.core.errors import UserError

@@ -20,6 +20,7 @@ from horovod_yolo.assembly.settings import kept_settings
 from horovod_yolo.assembly.train import gradient_record, spec_of
 from horovod_yolo.checkpoint import earlier
 from horovod_yolo.checkpoint.earlier import Kept
+from horovod_yolo.checkpoint.resume import generations
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import StoppedError, UserError
 from horovod_yolo.core.types import Ints
@@ -78,6 +79,7 @@ class Found:
     last: int
     tensors: Sequence[str]  # whose gradients the run has recorded
     gradients: Mapping[int, Ints]  # their digests, by step
+    time_plan: dict[str, Any] | None  # with --time: the newest, with all that was decided
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,16 @@ def find(options: ReplayOptions) -> Found:
     rows = {step: row for step, row in rows.items() if start.step < step <= last}
     tensors, gradients = _recorded(folder)
     gradients = {step: digests for step, digests in gradients.items() if step in rows}
-    return Found(folder, state, start, later, rows, last, tensors, gradients)
+    return Found(folder, state, start, later, rows, last, tensors, gradients, _time_plan(folder, state))
+
+
+def _time_plan(folder: Path, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the newest checkpoint knows of how many epochs there were, and when that was decided."""
+    if "time_plan" not in state:
+        return None
+    newest = next(filter(None, map(earlier.read, generations(folder / "weights"))), state)
+    plan: dict[str, Any] = newest["time_plan"]
+    return plan
 
 
 def _recorded(folder: Path) -> tuple[Sequence[str], Mapping[int, Ints]]:
@@ -232,6 +243,8 @@ def _replayed(run: Run, found: Found, data: Data, comm: Communicator, stop: Stop
     if trainer.evaluator is not None and trainer.sampler.weights is None:  # which validations set
         trainer.evaluator.close()
         trainer.evaluator = None
+    if trainer.plan is not None:
+        trainer.plan.repeated = found.time_plan
     trainer.stepper.digests = comm.rank == 0
     if comm.rank == 0 and trainer.stepper.record is not None:
         callbacks.append(gradient_record(run.folder, trainer))

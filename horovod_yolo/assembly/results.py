@@ -64,6 +64,7 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
         "metrics": trainer.metrics,
         "best_epoch": trainer.early_stopping.best_epoch,
         "train": {f"{term}_loss": progress.last_losses.get(term, 0.0) for term in terms},
+        **(trainer.plan.results() if trainer.plan else {}),
         "images_per_s": progress.images / progress.wall_s if progress.wall_s else 0.0,
         "wall_s": progress.wall_s,
         **spent,
@@ -89,6 +90,8 @@ def _shares(trainer: Trainer) -> dict[str, Any]:
 def bitwise(trainer: Trainer) -> str:
     """``yes`` where the same run on another number of ranks ends with the same bits; else why not."""
     config = trainer.config
+    if config.time:
+        return "no: --time"
     if config.sync_bn:
         return "no: --sync-bn"
     if config.sums != "exact":

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from horovod_yolo.assembly.anew import EarlierRanks, with_commits
-from horovod_yolo.assembly.build import round_to_stride
 from horovod_yolo.assembly.data import KnownData
 from horovod_yolo.assembly.given_weights import with_model
+from horovod_yolo.assembly.input_size import round_to_stride
 from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.resuming import PATHS, absolute_paths, settings_here
 from horovod_yolo.assembly.run_folder import new_run_folder

@@ -62,6 +62,9 @@ class Checkpointer:
     def on_shares(self, report: object) -> None:
         """Nothing."""
 
+    def on_plan(self, report: object) -> None:
+        """Nothing."""
+
     def on_epoch(self, report: object) -> None:
         """Nothing."""
 

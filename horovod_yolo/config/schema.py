@@ -6,6 +6,7 @@ defaults, and has hyperparameters of its own: `assembly.settings` puts them in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -59,6 +60,7 @@ class TrainConfig:
     single_cls: bool = False
     fraction: float = 1.0  # of the training images
     best_by: BestBy = "fitness"
+    time: float = 0.0  # hours that the epochs are to fit into; 0: as many as epochs says
     cache: Cache = "none"
     device: str = ""
     multi_scale: bool = False
@@ -123,6 +125,7 @@ class TrainConfig:
         sound = self.micro_batch == AUTO or (isinstance(self.micro_batch, int) and self.micro_batch >= 0)
         _require(sound, "--micro-batch", self.micro_batch, "auto, or 0 or more")
         _require(0 < self.fraction <= 1, "--fraction", self.fraction, "above 0, up to 1")
+        _require(0 <= self.time < math.inf, "--time", self.time, "hours, above 0; or 0 for no limit")
         self._check_freeze()
         _require(self.elastic_wait > 0, "--elastic-wait", self.elastic_wait, "seconds, above 0")
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")

@@ -42,6 +42,7 @@ class SampleKey(NamedTuple):
     height: int
     width: int
     draw: int = 0  # how often the image was drawn before in this epoch, with --image-weights
+    apart: bool = False  # not mixed with other images: no mosaic, mixup, CutMix
 
 
 @dataclass(frozen=True)

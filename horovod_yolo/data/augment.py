@@ -55,13 +55,6 @@ class AugmentParams:
     own: OwnPipeline | None = None
     turns_hue: bool = False  # adds to the hue, instead of multiplying it
     mixes_singles: bool = False  # mixup of any two images, instead of mosaics only
-    unmixed_from: int | None = None  # epoch from which images stay apart: no mosaic, mixup, CutMix
-
-    def in_epoch(self, epoch: int) -> AugmentParams:
-        """What holds in an epoch."""
-        if self.unmixed_from is None or epoch < self.unmixed_from:
-            return self
-        return self.unmixed()
 
     def unmixed(self) -> AugmentParams:
         """The same without what puts several images together."""
@@ -192,7 +185,7 @@ def augment_pictures(
     """`augment` with images from ``pictures``, which may put others in the place of lost ones."""
     again = (key.draw,) if key.draw else ()  # another sample of the image, in the same epoch
     rng = keyed_generator(seed, Stream.SAMPLE, key.epoch, key.index, *again)
-    params = params.in_epoch(key.epoch)
+    params = params.unmixed() if key.apart else params
     looks = _draw_looks(rng, params)
     scene = _scene(rng, looks, key, pictures, count, params)
     if looks.rare:

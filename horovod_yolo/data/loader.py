@@ -90,12 +90,14 @@ class _Requests(Sampler[_Request]):
         self.plan = plan
         self.first = (0, 0)  # epoch and batch
         self.until = 0  # epoch
+        self.asked = 0  # the last epoch that any batch was asked for
         self.left_out: frozenset[int] = frozenset()
 
     def __iter__(self) -> Iterator[_Request]:
         at: tuple[int, int] | None = self.first
         while at is not None:
             epoch, batch = at
+            self.asked = epoch
             yield self.of(self.plan, epoch, batch)
             at = self.after(epoch, batch)
 
@@ -185,6 +187,13 @@ class Loader:
         """Make other slices from the next batch on. Of what was made ahead nothing is given out."""
         self._requests.plan = replace(self._requests.plan, slices=slices)
         self._at = None
+
+    def keep_apart(self, epoch: int) -> None:
+        """Mix no images from this epoch on. What was made ahead is given out where it is the same."""
+        before, plan = self._requests.plan.unmixed_from, self._requests.plan
+        self._requests.plan = replace(plan, unmixed_from=epoch)
+        if before != epoch and self._requests.asked >= min(epoch, epoch if before is None else before):
+            self._at = None
 
     def prepare(self, epoch: int) -> None:
         """Let the workers begin with the first batches of an epoch, which `epoch` is to give next."""

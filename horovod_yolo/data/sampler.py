@@ -112,6 +112,7 @@ class StepSampler:
         order: (count,) fixed order of the images. Only without ``shuffle``.
         slices: this rank's; by default each rank has one.
         weights: an epoch is drawn by them, and no permutation. Only with ``shuffle``.
+        unmixed_from: the epoch from which on images stay apart.
 
     Raises:
         ValueError: the numbers contradict each other.
@@ -127,6 +128,7 @@ class StepSampler:
     order: Ints | None = field(kw_only=True, default=None)
     slices: Slices | None = field(kw_only=True, default=None)
     weights: ImageWeights | None = field(kw_only=True, default=None)
+    unmixed_from: int | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.global_batch < 1 or not 0 <= self.rank < self.size:
@@ -175,7 +177,8 @@ class StepSampler:
                 self.weights.draws(self.seed, epoch).times[first + places[0] : first + places[-1]].tolist()
             )
         mine = indices[places[0] : places[-1]].tolist()
-        return [SampleKey(epoch, i, height, width, k) for i, k in zip(mine, times, strict=False)]
+        apart = self.unmixed_from is not None and epoch >= self.unmixed_from
+        return [SampleKey(epoch, i, height, width, k, apart) for i, k in zip(mine, times, strict=False)]
 
     def first_place(self, epoch: int, batch: int) -> int:
         """The place of the first of them among those of all ranks."""

@@ -111,7 +111,8 @@ class LaunchPlan:
         how = ["--mpi", f"--mpi-args={shlex.join(self._mpi_options())}"] if over_mpi else ["--gloo"]
         # Without the cache's hour a host that was mended is seen at once.
         network = ["--network-interfaces", self.interface] if self.interface else []
-        return [self.tool, *how, "--disable-cache", *network, *self._where(), *self._command()]
+        given = without_time_flag(self._command())
+        return [self.tool, *how, "--disable-cache", *network, *self._where(), *given]
 
     def _mpirun(self) -> list[str]:
         root = ["--allow-run-as-root"] if self.as_root else []
@@ -170,6 +171,20 @@ def program(words: Sequence[str]) -> tuple[str, ...]:
     if not Path(words[0]).is_file():
         raise UserError("no such file", where=words[0])
     return (sys.executable, *words)
+
+
+def without_time_flag(command: Sequence[str]) -> list[str]:
+    """A training's ``--time 2`` as ``time=2``, which it reads as well.
+
+    horovodrun takes that flag for its ``--timeline-filename``, also behind the program's name.
+    """
+    words = list(command)
+    if not any(word == "train" or Path(word).name == "train.py" for word in words):
+        return words
+    while "--time" in words[:-1]:
+        at = words.index("--time")
+        words[at : at + 2] = [f"time={words[at + 1]}"]
+    return [word.removeprefix("--") if word.startswith("--time=") else word for word in words]
 
 
 def module_command(name: str) -> tuple[str, ...]:

@@ -143,14 +143,13 @@ class TwoHeadCriterion(_AnchorFreeCriterion):
 
     terms: ClassVar[tuple[str, ...]] = ("box", "cls", "l1")
 
-    def __init__(self, gains: Gains, head: AnchorFreeHead, epochs: int) -> None:
+    def __init__(self, gains: Gains, head: AnchorFreeHead) -> None:
         super().__init__(gains, head, {ONE_TO_MANY: (10, None), ONE_TO_ONE: (7, 1)})
-        self._epochs = epochs
         self.part_of_many = MANY_AT_FIRST
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Shift the weight from the one-to-many to the one-to-one head."""
-        left = max(1 - epoch / max(self._epochs - 1, 1), 0.0)
+        left = max(1 - epoch / max(epochs - 1, 1), 0.0)
         self.part_of_many = left * (MANY_AT_FIRST - MANY_IN_THE_END) + MANY_IN_THE_END
 
     def __call__(self, predictions: Predictions, matches: Matches, totals: Mapping[str, Tensor]) -> Loss:

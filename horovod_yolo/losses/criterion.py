@@ -70,8 +70,11 @@ class Criterion(ABC, Generic[Predictions, Matches]):
             totals: () float64 for each of the normalisers and ``images``, summed over all ranks; not clamped.
         """
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Told before each epoch, also of a resumed run, for losses that change from epoch to epoch."""
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Told before each of the ``epochs``, also of a resumed run, for losses that change with them.
+
+        How many there are may be another number in each epoch: with ``--time``.
+        """
         return
 
 

@@ -22,6 +22,7 @@ FACTS = {
     "seed": "seed",
     "images_per_s": "images/s",
     "wall_s": "time",
+    "time_used_s": "time of --time",
     "exit": "exit",
 }
 METRICS = ("mAP50-95", "mAP50", "precision", "recall")

@@ -84,7 +84,7 @@ def whole_page(title: str, place: str, body: str, style: str = STYLE) -> bytes:
 
 def number(value: Any, name: str = "") -> str:
     """A value as a reader wants it: thousands apart, four digits, a dash for what is undefined."""
-    if name == "time":
+    if name in ("time", "time of --time"):
         minutes, seconds = divmod(round(float(value)), 60)
         return (
             f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {seconds:02d} s"

@@ -15,7 +15,7 @@ from typing import Any
 from horovod_yolo.core.text import plain
 from horovod_yolo.report.finished import epochs_of
 from horovod_yolo.telemetry.csv_log import epoch_row, step_row
-from horovod_yolo.training.events import Callback, EpochReport, RankTime, RunStart, StepReport
+from horovod_yolo.training.events import Callback, EpochReport, PlanReport, RankTime, RunStart, StepReport
 from horovod_yolo.training.schedule import Schedule, Window
 
 MOST_POINTS = 600  # of a curve; of more every second is left out, again and again
@@ -193,6 +193,12 @@ class LiveRun(Callback):
             )
             row = {name: value for name, value in step_row(report).items() if name != "digest"}
             self.steps.add({**row, "images_per_s": speed})
+
+    def on_plan(self, report: PlanReport) -> None:
+        """Go by another number of epochs."""
+        with self._lock:
+            self._schedule = report.schedule
+            self._now = replace(self._now, epochs=report.schedule.epochs)
 
     def on_epoch(self, report: EpochReport) -> None:
         """Take in an epoch."""

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from horovod_yolo.training.events import Callback, EpochReport, RunStart, StepReport
+from horovod_yolo.training.events import Callback, EpochReport, PlanReport, RunStart, StepReport
 
 SECONDS_BETWEEN_LINES = 20.0  # in a log file; a terminal redraws its bar instead
 
@@ -44,6 +44,10 @@ class ProgressDisplay(Callback):
         self._epochs = start.schedule.epochs
         self._started = self._printed = time.perf_counter()
         self._bar.start()
+
+    def on_plan(self, report: PlanReport) -> None:
+        """Count up to another number of epochs."""
+        self._schedule, self._epochs = report.schedule, report.schedule.epochs
 
     def on_step(self, report: StepReport) -> None:
         """Move the bar, or print a line now and then."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from horovod_yolo.telemetry.appended import AppendedFile
 from horovod_yolo.telemetry.csv_log import epoch_row
-from horovod_yolo.training.events import Callback, EpochReport, RunStart, SharesReport
+from horovod_yolo.training.events import Callback, EpochReport, PlanReport, RunStart, SharesReport
 
 
 def available() -> bool:
@@ -42,6 +42,11 @@ class TensorBoard(Callback):
         """Add each rank's slices, by step."""
         for rank, share in enumerate(report.shares):
             self._file.append(_record(step=report.step, summary=_scalar(f"slices/rank{rank}", float(share))))
+
+    def on_plan(self, report: PlanReport) -> None:
+        """Add how many epochs there are to be, by those that are over."""
+        planned = _scalar("epochs/planned", float(report.schedule.epochs))
+        self._file.append(_record(step=report.after, summary=planned))
 
     def on_end(self, results: dict[str, Any]) -> None:
         """Write what the disk has refused so far."""

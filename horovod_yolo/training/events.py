@@ -79,6 +79,14 @@ class SharesReport:
 
 
 @dataclass(frozen=True)
+class PlanReport:
+    """With ``--time``: how many epochs the run has, as decided after some of them."""
+
+    after: int  # epochs
+    schedule: Schedule  # of so many epochs
+
+
+@dataclass(frozen=True)
 class EpochReport:
     """One epoch, global values; times are this rank's."""
 
@@ -109,6 +117,10 @@ class Callback(Protocol):
 
     def on_shares(self, report: SharesReport) -> None:
         """Where `--balance auto` gives ranks other slices."""
+        return
+
+    def on_plan(self, report: PlanReport) -> None:
+        """Where `--time` gives the run another number of epochs."""
         return
 
     def on_epoch(self, report: EpochReport) -> None:

@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-from torch import Tensor
-
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import FaultyRankError, MemoryShortError, PrunedError, StoppedError
@@ -20,7 +17,6 @@ from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
 from horovod_yolo.data.sampler import StepSampler
-from horovod_yolo.distributed.agreement import different_ranks
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.lost_images import most_lost, require_images
 from horovod_yolo.metrics.scores import Evaluation, metrics_of
@@ -29,12 +25,15 @@ from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.balance import Balance
 from horovod_yolo.training.double_check import DoubleChecks
 from horovod_yolo.training.ema import Ema
-from horovod_yolo.training.events import Callback, EpochReport, RunStart, SharesReport, StepReport
+from horovod_yolo.training.events import Callback, EpochReport, PlanReport, RunStart, SharesReport, StepReport
 from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.pace import Spent
+from horovod_yolo.training.scaling import factors_of
 from horovod_yolo.training.schedule import Rates, Schedule, Window
 from horovod_yolo.training.step import Stepper
+from horovod_yolo.training.time_plan import TimePlan
 from horovod_yolo.training.underway import LostImagesError, Step
+from horovod_yolo.training.unlike_ranks import with_weights_of_rank_0
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +83,7 @@ class Trainer:
     mended_epochs: int = 0  # after which ranks had other weights than rank 0
     arrears: int = field(init=False)  # steps that may be under way when another is
     under_way: deque[tuple[Step, int, Rates]] = field(default_factory=deque)  # with their numbers and rates
+    plan: TimePlan | None = None  # of how many epochs, with --time
     checks: DoubleChecks | None = None  # of slices that are done twice
     lost_images: dict[int, int] = field(default_factory=dict)  # by position, the step since when
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
@@ -112,6 +112,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(start)
         self.stop.agree_from_here()
+        if self.plan is not None:
+            self.plan.begin()
         try:
             while not self.done:
                 self.train_epoch()
@@ -132,7 +134,12 @@ class Trainer:
         """Whether the last epoch is over, or an earlier end was agreed on."""
         if self._out_of_steps:
             return self.progress.closed_step == self.progress.step
-        return self.progress.epoch >= self.config.epochs or self.early_stopping.stopped
+        return self.progress.epoch >= self.epochs or self.early_stopping.stopped
+
+    @property
+    def epochs(self) -> int:
+        """That the run has, as far as it is known."""
+        return self.schedule.epochs
 
     @property
     def _out_of_steps(self) -> bool:
@@ -142,12 +149,12 @@ class Trainer:
         """Train from the next batch to the end of its epoch, validate, commit. *Collective.*"""
         start, waited = time.perf_counter(), self.comm.wait_s
         epoch, images_before = self.progress.epoch, self.progress.epoch_images
-        self.stepper.criterion.begin_epoch(epoch)
+        self.stepper.criterion.begin_epoch(epoch, self.epochs)
         if self.stepper.balance:
             self.stepper.balance.begin_epoch()
         if self.stepper.times:
             self.stepper.times.begin()
-        batches, replaced = self.loader.epoch(epoch, self.progress.batch, self.config.epochs), 0
+        batches, replaced = self.loader.epoch(epoch, self.progress.batch, self.epochs), 0
         # A commit on the last step of an epoch leaves a resumed run its validation only.
         rates = self.schedule.rates(epoch, max(self.progress.batch - 1, 0))
         for window in self.schedule.windows(epoch, self.progress.batch):
@@ -199,7 +206,7 @@ class Trainer:
                 return self._step(batches, epoch, window), batches
             except LostImagesError:
                 self._agree_on_lost_images()
-                batches = self.loader.epoch(epoch, window.first_batch, self.config.epochs)
+                batches = self.loader.epoch(epoch, window.first_batch, self.epochs)
 
     def _agree_on_lost_images(self) -> None:
         """What one host cannot read any more, all do without, from the step under way on. *Collective.*"""
@@ -242,6 +249,8 @@ class Trainer:
         drawn_by = self.sampler.weights
         balance = {"image_weights": drawn_by.state_dict()} if drawn_by else {}
         here = {**balance, "passes": self.passes, "exchange": self.stepper.exchange.state_dict()}
+        if self.plan is not None:
+            here["time_plan"] = self.plan.state_dict()
         return {**state, **self.about, **here, "lost_images": dict(self.lost_images)}
 
     def note_unlike(self, why: str) -> None:
@@ -259,6 +268,13 @@ class Trainer:
         if self.evaluator is not None:
             self.evaluator.share(slices)
 
+    def follow_plan(self) -> None:
+        """Let the schedule and the last epochs, which mix no images, be those of ``--time``'s plan."""
+        assert self.plan is not None
+        self.schedule = replace(self.schedule, epochs=self.plan.epochs)
+        if self.config.close_mosaic:
+            self.loader.keep_apart(max(self.plan.epochs - self.config.close_mosaic, 0))
+
     def close(self) -> None:
         """End the data workers and what else runs beside training, also in the middle of a run."""
         for callback in self.callbacks:
@@ -269,11 +285,12 @@ class Trainer:
 
     def _prepare_validation(self, epoch: int) -> None:
         """Its data workers begin beside the last step before it."""
-        if self.evaluator is not None and (not self.config.noval or epoch + 1 == self.config.epochs):
+        if self.evaluator is not None and (not self.config.noval or epoch + 1 == self.epochs):
             self.evaluator.prepare()
 
     def _step(self, batches: Iterator[Batch], epoch: int, window: Window) -> Step:
-        scales, stepper = self._scales(epoch, window), self.stepper
+        config, stepper = self.config, self.stepper
+        scales = factors_of(config.seed, epoch, window) if config.multi_scale else [1.0] * window.batches
         if self.checks is not None:
             stepper.check = self.checks.of(self.progress.step + 1, epoch, window, scales, stepper.slices)
         return stepper.step(batches, scales)
@@ -288,15 +305,6 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_shares(report)
         self.follow(balance)
-
-    def _scales(self, epoch: int, window: Window) -> list[float]:
-        """Multi-scale factors of a window's batches: keyed, so that all ranks draw the same."""
-        if not self.config.multi_scale:
-            return [1.0] * window.batches
-        return [
-            float(np.random.default_rng([self.config.seed, epoch, window.first_batch + k]).uniform(0.5, 1.5))
-            for k in range(window.batches)
-        ]
 
     def _require_images(self, replaced: int, epoch: int, window: Window, step: Step) -> None:
         """End the job, on all ranks alike, where too much of the data set has vanished."""
@@ -331,13 +339,17 @@ class Trainer:
 
     def _close_epoch(self, **measured: Any) -> None:
         """Validate, report and commit what `train_epoch` did."""
-        self._agree_on_weights()
+        self.mended_epochs += with_weights_of_rank_0(
+            self.comm, self.stepper, self.ema, again=self.mended_epochs > 0
+        )
         progress, epoch = self.progress, self.progress.epoch
         finished = progress.batch >= self.schedule.batches_per_epoch
-        last = self._out_of_steps or (finished and epoch + 1 >= self.config.epochs)
-        evaluation = None
-        if self.evaluator is not None and (last or not self.config.noval):
-            evaluation = self.evaluator.run(self.ema.model)
+        evaluation = None if self.config.noval else self._evaluated()  # first, for its time counts
+        if finished:
+            self._plan(epoch + 1)
+        last = self._out_of_steps or (finished and epoch + 1 >= self.epochs)
+        if last and self.config.noval:
+            evaluation = self._evaluated()
         best = pruned = False
         if evaluation:
             # Rank 0's: what decides about the end must not differ by a last bit between unlike machines.
@@ -364,25 +376,13 @@ class Trainer:
         if pruned and not self.done:
             raise PrunedError(f"after epoch {epoch + 1}")
 
-    def _agree_on_weights(self) -> None:
-        """Where unlike processors have rounded otherwise, all go on with rank 0's weights. *Collective.*
+    def _evaluated(self) -> Evaluation | None:
+        return None if self.evaluator is None else self.evaluator.run(self.ema.model)
 
-        All ranks step with the same gradients, but not by the same bits: the norm that clips them and MuSGD's
-        matrices are sums, whose order depends on the processor.
-        """
-        model = self.stepper.model
-        different = different_ranks(self.comm, dict(model.named_parameters()))
-        if not different:
+    def _plan(self, over: int) -> None:
+        """With ``--time``, decide anew how many epochs there are, after so many. *Collective.*"""
+        if self.plan is None or not self.plan.decide(over, self.comm):
             return
-        level = logging.DEBUG if self.mended_epochs else logging.INFO  # which rank 0 alone prints
-        self.mended_epochs += 1
-        log.log(
-            level,
-            "after this epoch weights on ranks %s differ from rank 0's (unlike processors round otherwise): "
-            "all go on with rank 0's, now and after each epoch",
-            different,
-        )
-        state = self.stepper.optimizer.state_dict()["state"]
-        moments = {f"{n}.{key}": value for n, own in state.items() for key, value in own.items()}
-        for tensors in (model.state_dict(), self.ema.model.state_dict(), moments):
-            self.comm.broadcast_tensors({k: v for k, v in tensors.items() if isinstance(v, Tensor)})
+        self.follow_plan()
+        for callback in self.callbacks:
+            callback.on_plan(PlanReport(over, self.schedule))

@@ -33,6 +33,9 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.metrics = state["metrics"]
     if trainer.sampler.weights is not None:
         trainer.sampler.weights.load_state_dict(state["image_weights"])
+    if trainer.plan is not None:
+        trainer.plan.load_state_dict(state["time_plan"])
+        trainer.follow_plan()
     trainer.passes = state.get("passes", trainer.passes)
     if trainer.about.get("positions_in") == state.get("positions_in"):  # else an image has another number
         trainer.lost_images = dict(state.get("lost_images", {}))

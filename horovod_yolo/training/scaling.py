@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from torch.nn import functional as F
 
 from horovod_yolo.core.types import Batch
+from horovod_yolo.training.schedule import Window
+
+
+def factors_of(seed: int, epoch: int, window: Window) -> list[float]:
+    """Multi-scale factors of a window's batches: keyed, so that all ranks draw the same."""
+    return [
+        float(np.random.default_rng([seed, epoch, window.first_batch + k]).uniform(0.5, 1.5))
+        for k in range(window.batches)
+    ]
 
 
 def scaled_size(batch: Batch, factor: float, stride: int) -> tuple[int, int]:

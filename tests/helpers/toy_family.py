@@ -100,12 +100,12 @@ class ToyCriterion(Criterion[Raw, dict[str, Answers]]):
     matching_needs_predictions: ClassVar[bool] = True
     normalisers = ("weight of many", "weight of one")
 
-    def __init__(self, head: ToyHead, epochs: int) -> None:
-        self._head, self._epochs = head, epochs
+    def __init__(self, head: ToyHead) -> None:
+        self._head = head
         self.share_of_many = 0.8
 
-    def begin_epoch(self, epoch: int) -> None:
-        self.share_of_many = 0.8 - 0.6 * epoch / self._epochs
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        self.share_of_many = 0.8 - 0.6 * epoch / epochs
 
     def match(self, targets: Targets, size: tuple[int, int], predictions: Raw | None) -> dict[str, Answers]:
         assert predictions is not None
@@ -175,7 +175,7 @@ class Toy(Family):
 
     def criterion(self, model: Detector, config: TrainConfig) -> ToyCriterion:
         assert isinstance(model.head, ToyHead)
-        return ToyCriterion(model.head, config.epochs)
+        return ToyCriterion(model.head)
 
     def fit_to_data(
         self, model: Detector, boxes_wh_px: NDArray[np.floating[Any]], config: TrainConfig

@@ -98,7 +98,7 @@ class AnchorFree(Family):
         assert isinstance(hyp, AnchorFreeHyp), type(hyp)
         gains = Gains(box=hyp.box, cls=hyp.cls, dfl=hyp.dfl)
         if len(head.heads) > 1:
-            return TwoHeadCriterion(gains, head, config.epochs)
+            return TwoHeadCriterion(gains, head)
         return AnchorFreeCriterion(gains, head)
 
 

@@ -173,14 +173,16 @@ def test_hyperparameters_that_are_no_flags() -> None:
 def test_how_images_are_mixed_follows_the_family_and_the_epoch(digits: Path, tmp_path: Path) -> None:
     """Also over ranks and after a resume, as it follows from the epoch alone."""
     flags = {"epochs": 12, "workers": 0, "imgsz": 64, "device": "cpu", "cache_dir": str(tmp_path)}
-    for cfg, closed, own in (("yolov5n", 12, False), ("yolov8n", 2, True)):
+    for cfg, closed, own in (("yolov5n", None, False), ("yolov8n", 2, True)):
         config = settings_of({"data": str(digits), "cfg": cfg, **flags})
         data = build_data(load_data_yaml(digits), config, LocalCommunicator())
         with torch.device("meta"):
             model = zoo.build_model(cfg, 10)
-        params = build_training_data(config, data.train, LocalCommunicator(), model)[0].params
-        assert (params.unmixed_from, params.turns_hue, params.mixes_singles) == (closed, own, own)
-        assert params.in_epoch(closed - 1).mosaic == 1 and params.in_epoch(closed).mosaic == 0
+        transform, sampler = build_training_data(config, data.train, LocalCommunicator(), model)
+        params = transform.params
+        assert (sampler.unmixed_from, params.turns_hue, params.mixes_singles) == (closed, own, own)
+        apart = [sampler.rank_keys(epoch, 0)[0].apart for epoch in range(12)]
+        assert apart == [False] * (closed or 12) + [True] * (12 - (closed or 12))
         rect = build_training_data(replace(config, rect=True), data.train, LocalCommunicator(), model)[
             0
         ].params

@@ -64,6 +64,10 @@ def slow(key: SampleKey) -> Sample:
     return SAMPLES(key)
 
 
+def paired(key: SampleKey) -> Sample:
+    return replace(SAMPLES(key), index=key.epoch + 100 * key.apart)
+
+
 def noted(folder: Path, key: SampleKey) -> Sample:
     (folder / f"{key.epoch}-{key.index}").touch(exist_ok=False)
     return SAMPLES(key)
@@ -354,3 +358,17 @@ def test_batches_that_are_kept_are_not_overwritten() -> None:
         assert all(
             torch.equal(part, made.images[:1]) for part, made in zip(parts, expected[4:8], strict=True)
         )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("until", [4, 9])
+def test_images_stay_apart_from_another_epoch_on(workers: int, until: int) -> None:
+    """Also in what was made ahead, and where that was of an epoch that is the last no more."""
+    sampler = replace(plan(), unmixed_from=1)
+    with loader(workers, sampler, paired) as batches:
+        seen = {}
+        for epoch, apart_from in enumerate((1, 3, 2, 2, 7)):
+            batches.keep_apart(apart_from)
+            indices = [batch.indices for batch in batches.epoch(epoch, until=until)]
+            seen[epoch] = set(torch.cat(indices).tolist())
+    assert seen == {0: {0}, 1: {1}, 2: {102}, 3: {103}, 4: {4}}

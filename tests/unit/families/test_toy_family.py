@@ -131,7 +131,7 @@ def make_toy() -> Detector:
 
 def criterion_of(model: Detector) -> ToyCriterion:
     assert isinstance(model.head, ToyHead)
-    return ToyCriterion(model.head, epochs=3)
+    return ToyCriterion(model.head)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 7])

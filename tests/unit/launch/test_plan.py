@@ -46,6 +46,18 @@ def test_over_gloo() -> None:
     ]
 
 
+def test_over_gloo_the_time_is_a_word() -> None:
+    """Horovodrun looks for its own flags in the program's, and has two that begin so."""
+    for program, expected in (
+        (("python", "-m", "x", "train", "--time", "2", "--name", "r"), ["train", "time=2", "--name", "r"]),
+        (("python", "train.py", "--time=0.5", "--epochs", "3"), ["train.py", "time=0.5", "--epochs", "3"]),
+        (("python", "own.py", "--time", "2"), ["own.py", "--time", "2"]),
+    ):
+        argv = plan.LaunchPlan("horovodrun-gloo", "horovodrun", HOSTS, program).argv()
+        assert argv[-len(expected) :] == expected
+        assert plan.LaunchPlan("mpirun", "mpirun", HOSTS, program).argv()[-len(program) :] == list(program)
+
+
 def test_over_mpi() -> None:
     made = plan.LaunchPlan("horovodrun-mpi", "horovodrun", HOSTS, TRAIN, prefix="/a b")
     options = "--mpi-args=--prefix '/a b' -mca mpi_yield_when_idle 1"

@@ -62,9 +62,7 @@ def random_targets(images: int, seed: int) -> Targets:
 
 
 def criterion_of(bins: int) -> AnchorFreeCriterion | TwoHeadCriterion:
-    return (
-        TwoHeadCriterion(GAINS, OnlyStrides(), 5) if bins == 1 else AnchorFreeCriterion(GAINS, OnlyStrides())
-    )
+    return TwoHeadCriterion(GAINS, OnlyStrides()) if bins == 1 else AnchorFreeCriterion(GAINS, OnlyStrides())
 
 
 def predictions_of(images: int, bins: int, seed: int = 0) -> dict[str, CellMaps]:
@@ -226,9 +224,9 @@ def test_distances_beyond_the_bins_count_as_the_last(wanted: float, bin_: int) -
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1, [0.8]), (3, [0.8, 0.45, 0.1])])
 def test_the_weight_moves_to_the_one_to_one_head(epochs: int, expected: list[float]) -> None:
-    criterion = TwoHeadCriterion(GAINS, OnlyStrides(), epochs)
+    criterion = TwoHeadCriterion(GAINS, OnlyStrides())
     found = []
     for epoch in range(epochs):
-        criterion.begin_epoch(epoch)
+        criterion.begin_epoch(epoch, epochs)
         found.append(criterion.part_of_many)
     assert found == pytest.approx(expected)

@@ -106,7 +106,7 @@ def assert_gradients(sides: Tensor, logits: Tensor, numbers: Numbers, prefix: st
 @pytest.mark.parametrize("case", CASES)
 def test_of_two_heads(case: str) -> None:
     numbers = numbers_of("26", case)
-    criterion, targets = TwoHeadCriterion(Gains(), OnlyStrides(), epochs=100), targets_of(numbers)
+    criterion, targets = TwoHeadCriterion(Gains(), OnlyStrides()), targets_of(numbers)
     size = (int(numbers["height"]), int(numbers["width"]))
     many, one = maps_of(numbers, "one2many_"), maps_of(numbers, "one2one_")
     predictions = {"one2many": many[0], "one2one": one[0]}
@@ -122,10 +122,10 @@ def test_of_two_heads(case: str) -> None:
 
 
 def test_weights_of_the_epochs() -> None:
-    criterion = TwoHeadCriterion(Gains(), OnlyStrides(), epochs=100)
+    criterion = TwoHeadCriterion(Gains(), OnlyStrides())
     found = []
     for epoch in range(100):
-        criterion.begin_epoch(epoch)
+        criterion.begin_epoch(epoch, 100)
         found.append((criterion.part_of_many, 1 - criterion.part_of_many))
     np.testing.assert_allclose(found, numbers_of("26", "one")["weights_of_epoch"], rtol=0, atol=1e-6)
 

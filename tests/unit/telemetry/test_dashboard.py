@@ -9,6 +9,7 @@ import math
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from horovod_yolo.telemetry import dashboard as dashboards
 from horovod_yolo.telemetry.csv_log import EpochLog, StepLog
 from horovod_yolo.telemetry.dashboard import Dashboard
 from horovod_yolo.telemetry.live import MOST_POINTS, LiveRun
-from horovod_yolo.training.events import RankTime, RunStart, StepReport, StepResult
+from horovod_yolo.training.events import PlanReport, RankTime, RunStart, StepReport, StepResult
 from horovod_yolo.training.schedule import Rates, Schedule
 
 from .test_callbacks import epoch_report
@@ -252,3 +253,11 @@ def test_a_port_is_free_again_at_once(tmp_path: Path) -> None:
     asked(first, "/")
     first.close()
     Dashboard(first.address, live(tmp_path)).close()
+
+
+def test_another_number_of_epochs_is_gone_by(tmp_path: Path) -> None:
+    run = live(tmp_path)
+    run.on_start(start())
+    assert run.now().epochs == 9
+    run.on_plan(PlanReport(1, replace(start().schedule, epochs=4)))
+    assert run.now().epochs == 4
