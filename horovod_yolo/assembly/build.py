@@ -324,6 +324,23 @@ def _about(
     return {**kept, **compared(config, device, resumed, comm), "positions_in": data.train.digest}
 
 
+def _model(
+    config: TrainConfig,
+    data: Data,
+    weights: dict[str, Any] | None,
+    resumed: dict[str, Any] | None,
+    comm: Communicator,
+) -> tuple[Detector, TrainConfig]:
+    """The model to train, and the settings with a size of input that it takes. *Collective.*"""
+    model = together(
+        comm, lambda: model_to_resume(resumed, config) if resumed else new_model(config, data.train, weights)
+    )
+    stride = max(model.strides)
+    config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
+    together(comm, lambda: require_cells(config, stride, resumed=resumed is not None))
+    return model, config
+
+
 def build_trainer(
     config: TrainConfig,
     data: Data,
@@ -338,12 +355,7 @@ def build_trainer(
     device = agreed_device(config.device, comm)
     precision = choose_precision(config.precision, device)
     weights = None if resumed else _weights(config, data.spec, comm)
-    model = together(
-        comm, lambda: model_to_resume(resumed, config) if resumed else new_model(config, data.train, weights)
-    )
-    stride = max(model.strides)
-    config = replace(config, imgsz=round_to_stride(config.imgsz, stride))
-    together(comm, lambda: require_cells(config, stride, resumed=resumed is not None))
+    model, config = _model(config, data, weights, resumed, comm)
     model.to(device, precision.of_weights)
     config = with_slices(config, first_size, device, comm)
     ema, criterion = Ema(model), build_criterion(model, config)

@@ -50,7 +50,7 @@ def elastic_run(start: Callable[[], Run], kept: Kept, comm: Communicator) -> Run
     mine = kept.local if kept.local and kept.local.digests == content["data"] else None
     elastic = Elastic(content["ranks"], keep, KnownData(content["data"], mine, keep_data))
     config = kept_settings(content["config"], content["model"])
-    return Run(config, Path(content["folder"]), saved, elastic, kept.lock)
+    return Run(config, Path(content["folder"]), saved, elastic, lock=kept.lock)
 
 
 def _first_content(run: Run, kept: Kept, comm: Communicator) -> dict[str, Any]:
