@@ -14,6 +14,7 @@ from horovod_yolo.config.help import OF_VALIDATION, in_groups
 from horovod_yolo.config.load import HEAD_HELP, Parser, add_label_flags, add_ranks_flags, add_shared_flags
 from horovod_yolo.config.schema import Precision
 from horovod_yolo.config.words import spelled, with_words
+from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.backends import note_engine
 
 
@@ -28,30 +29,46 @@ def val_main(argv: Sequence[str]) -> int:
         return _val_options(argv)
 
     def job(comm: Any, options: Any) -> None:
+        from horovod_yolo.assembly.run_folder import discard_if_empty
+        from horovod_yolo.assembly.val_folder import write_validation
         from horovod_yolo.assembly.validate import validate
         from horovod_yolo.metrics.coco_results import format_classes
 
-        evaluation, names = validate(options, comm)
+        options, place = options
+        folder = place.made(comm)
+        try:
+            evaluation, names = validate(options, comm)
+        except UserError:
+            if folder is not None and comm.rank == 0:
+                discard_if_empty(folder)
+            raise
         if comm.rank == 0:
             print(format_classes(evaluation.summary, names))
             print(f"up to {options.max_det} detections an image are counted")
             if evaluation.head:
                 print(f"head: {evaluation.head}")
             print(evaluation.inputs, flush=True)
+            if folder is not None:
+                write_validation(folder, evaluation, names, options, comm.size)
+                print(f"plots and page: {folder}", flush=True)
 
     return on_ranks(parse, job)
 
 
 def _val_options(argv: Sequence[str]) -> Any:
+    """What to score and how, and where the numbers go."""
+    from horovod_yolo.assembly.val_folder import ValPlace
     from horovod_yolo.assembly.validate import ValOptions
 
     given = without_wish(vars(val_parser().parse_strictly(argv)))
-    assert set(given) <= {f.name for f in fields(ValOptions)}
-    return ValOptions(**given)
+    places = {f.name for f in fields(ValPlace)}
+    place = ValPlace(**{name: value for name, value in given.items() if name in places})
+    return ValOptions(**{name: value for name, value in given.items() if name not in places}), place
 
 
 def val_parser() -> Parser:
     """All flags. Defaults stay absent: they are those of `ValOptions`."""
+    from horovod_yolo.assembly.val_folder import ValPlace
     from horovod_yolo.assembly.validate import SPLITS, ValOptions
 
     p = Parser(prog="horovod-yolo val", allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -73,5 +90,14 @@ def val_parser() -> Parser:
     add_label_flags(p)
     p.add_argument("--cache-dir", dest="cache_dir", metavar="DIR", help="folder of the data index")
     p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
-    in_groups(p, OF_VALIDATION, {f.name: f.default for f in fields(ValOptions) if f.default is not MISSING})
+    _add_place_flags(p)
+    flags = (*fields(ValOptions), *fields(ValPlace))
+    in_groups(p, OF_VALIDATION, {f.name: f.default for f in flags if f.default is not MISSING})
     return with_words(p, "val")
+
+
+def _add_place_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--project", metavar="DIR", help="folder of the folders of results")
+    p.add_argument("--name", help="of the folder; a number is added where it exists")
+    p.add_argument("--exist-ok", dest="exist_ok", action="store_true", help="use the folder that is there")
+    p.add_argument("--noplots", action="store_true", help="no folder: only print the numbers")

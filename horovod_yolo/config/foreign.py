@@ -60,16 +60,18 @@ OF_VALIDATION: Mapping[str, str] = {
     "--augment": "leave it out: images are scored as they are",
     "--cfg": "leave it out: the checkpoint knows its model",
     "--dnn": "leave it out: an ONNX file is run by ONNX Runtime",
-    "--exist-ok": "leave it out: there is no folder but that of --save-json FILE",
     "--half": _HALF,
-    "--name": "leave it out: there is no folder but that of --save-json FILE",
-    "--plots": "leave it out: the run folder has plots of training",
-    "--project": "leave it out: there is no folder but that of --save-json FILE",
+    "--plots": "leave it out: plots are the default, --noplots is the other way",
     "--save-conf": "use --save-json FILE, which has the scores",
     "--save-hybrid": "leave it out",
     "--save-txt": "use --save-json FILE",
     "--single-cls": "leave it out: a model whose one class is item is scored so",
     "--verbose": _DEFAULT,
+}
+_NO_FOLDER = "leave it out: horovod-yolo val writes plots and a page; here the numbers are returned"
+OF_VALIDATION_CALLS: Mapping[str, str] = {
+    **OF_VALIDATION,
+    **dict.fromkeys(("--exist-ok", "--name", "--noplots", "--plots", "--project"), _NO_FOLDER),
 }
 
 OF_PREDICTION: Mapping[str, str] = {

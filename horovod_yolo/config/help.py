@@ -43,7 +43,7 @@ OF_VALIDATION: Mapping[str, Sequence[str]] = {
         "workers",
     ),
     "ranks": ("np", "hosts", "engine", "device"),
-    "what is written": ("save_json",),
+    "what is written": ("project", "name", "exist_ok", "noplots", "save_json"),
 }
 OF_PREDICTION: Mapping[str, Sequence[str]] = {
     "pictures and model": ("weights", "source", "data", "head"),

@@ -15,7 +15,7 @@ from horovod_yolo.config.foreign import (
     OF_EXPORT,
     OF_PREDICTION_CALLS,
     OF_TRAINING,
-    OF_VALIDATION,
+    OF_VALIDATION_CALLS,
     device,
     instead,
 )
@@ -103,7 +103,7 @@ def validation_options(given: Mapping[str, Any], known: Collection[str]) -> dict
     Raises:
         UserError: a name that is no option, whatever its value.
     """
-    options = renamed(given, VALIDATION, known, OF_VALIDATION)
+    options = renamed(given, VALIDATION, known, OF_VALIDATION_CALLS)
     if "device" in options:
         options["device"] = device_name(options["device"])
     if "class_map" in options:

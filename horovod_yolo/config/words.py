@@ -67,7 +67,12 @@ _TRAINING: Mapping[str, Renaming] = {
 _TABLES: Mapping[str, Mapping[str, Renaming]] = {
     "train": _TRAINING,
     "tune": {**_TRAINING, "iterations": same_as("trials")},
-    "val": {**keywords.VALIDATION, "model": same_as("weights"), "task": _split_or_task},
+    "val": {
+        **keywords.VALIDATION,
+        "model": same_as("weights"),
+        "task": _split_or_task,
+        "plots": _unless("noplots"),
+    },
     "predict": {
         "save": _unless("nosave"),
         "show": same_as("view_img"),

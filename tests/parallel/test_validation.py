@@ -46,9 +46,9 @@ def trained(folder: Path, data: Path, flags: str) -> Path:
     return folder / "run" / "weights" / "last.pt"
 
 
-def arguments(weights: Path, detections: Path) -> list[str]:
+def arguments(weights: Path, detections: Path, *, noplots: bool = True) -> list[str]:
     return ["--weights", str(weights), "--task", "train", "--batch", "8", "--workers", "0", "--save-json",
-            str(detections)]  # fmt: skip
+            str(detections), *["--noplots"] * noplots]  # fmt: skip
 
 
 def summary(printed: str) -> str:
@@ -67,7 +67,7 @@ def test_one_and_three_ranks_give_the_same_numbers(
         for size in (1, 3):
             files[size] = tmp_path / f"{size}.json"
             capsys.readouterr()
-            argv = arguments(weights, files[size])
+            argv = [*arguments(weights, files[size], noplots=False), "--project", str(tmp_path / "val")]
             assert exit_codes(size, lambda argv=argv: val_main(argv)) == [0] * size
             tables[size] = summary(capsys.readouterr().out)
     assert tables[1] == tables[3]
@@ -81,6 +81,14 @@ def test_one_and_three_ranks_give_the_same_numbers(
     assert ap[1]["AP"] > 0, "the network finds nothing, so the comparison says nothing"
     assert ap[3] == pytest.approx(ap[1], abs=1e-6)
     assert f"{ap[1]['AP50']:.3f}"[1:] in tables[1]
+    left = {path.relative_to(tmp_path / "val").as_posix() for path in (tmp_path / "val").glob("*/*")}
+    names = ("PR_curve.png", "confusion_matrix.png", "report.html", "results.json")
+    assert left == {f"{folder}/{name}" for folder in ("exp", "exp2") for name in names}
+    pages = [json.loads((tmp_path / "val" / name / "results.json").read_text()) for name in ("exp", "exp2")]
+    assert [page["world_size"] for page in pages] == [1, 3] and pages[0]["task"] == "train"
+    assert pages[1]["metrics"]["mAP50"] == pytest.approx(pages[0]["metrics"]["mAP50"], abs=1e-6)
+    text = (tmp_path / "val/exp/report.html").read_text()
+    assert "Confusion matrix" in text and f"{pages[0]['metrics']['mAP50']:.4g}" in text
 
 
 def test_so_it_is_with_real_ranks(
@@ -129,3 +137,11 @@ def _coco_numbers(data: Path, detections: Path) -> dict[str, float]:
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # `summarize` knows no limit but 100
     assert (precision >= 0).all(), "every class has objects"
     return {"AP": float(precision.mean()), "AP50": float(precision[0].mean())}
+
+
+def test_a_mistake_leaves_no_folder_of_results(tmp_path: Path) -> None:
+    argv = ["--weights", str(tmp_path / "absent.pt"), "--project", str(tmp_path / "val")]
+    assert exit_codes(2, lambda: val_main(argv)) == [2, 2]
+    assert list(tmp_path.glob("val/*")) == []
+    (tmp_path / "file").write_text("")
+    assert exit_codes(2, lambda: val_main([*argv[:3], str(tmp_path / "file")])) == [2, 2]

@@ -103,8 +103,9 @@ def test_val_says_what_its_inputs_were(
             sides.add(tuple(given[0].shape[2:]))
 
     weights = str(trained[0].weights)
+    given = ["--weights", weights, "--workers", "0", "--device", "cpu", "--noplots", flag]
     with register_module_forward_pre_hook(note):
-        assert main(["val", "--weights", weights, "--workers", "0", "--device", "cpu", flag]) == 0
+        assert main(["val", *given]) == 0
     assert sides == {(side, side)}
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"inputs: {said}")
 

@@ -17,6 +17,7 @@ from horovod_yolo.assembly import job
 from horovod_yolo.assembly.export import ExportOptions
 from horovod_yolo.assembly.predict import PredictOptions
 from horovod_yolo.assembly.search import PROJECT, TRIALS
+from horovod_yolo.assembly.val_folder import ValPlace
 from horovod_yolo.assembly.validate import ValOptions
 from horovod_yolo.cli import main
 from horovod_yolo.cli.bench import comm_parser, step_parser
@@ -133,7 +134,9 @@ def test_every_flag_of_validation_is_documented_with_its_default() -> None:
     assert {flag for row in documented for flag in row} == set(
         re.findall(r"--[a-z][a-z-]*", shown.stdout)
     ) - {"--help"}
-    expected = {"--" + f.name.replace("_", "-"): as_cell(f.default) for f in fields(ValOptions)}
+    expected = {
+        "--" + f.name.replace("_", "-"): as_cell(f.default) for f in (*fields(ValOptions), *fields(ValPlace))
+    }
     expected |= {"--weights": "required", **OF_RANKS}
     assert {row[0]: default for row, default in documented.items()} == expected
 

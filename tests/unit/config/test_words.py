@@ -96,8 +96,8 @@ def parsed(command: str, line: str) -> dict[str, Any]:
         ),
         (
             "val",
-            "model=best.pt task=detect split=test rect=False",
-            "--weights best.pt --task test --no-rect",
+            "model=best.pt task=detect split=test rect=False plots=False",
+            "--weights best.pt --task test --no-rect --noplots",
         ),
         (
             "predict",
