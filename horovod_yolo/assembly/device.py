@@ -15,6 +15,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.process.portable_bits import processor
 
 MOST_NAMED = 3
@@ -40,7 +41,7 @@ def agreed_device(wanted: str, comm: Communicator) -> torch.device:
     Raises:
         UserError: on all ranks alike, also where only one rank has no such device.
     """
-    device = together(comm, lambda: choose_device(wanted, comm.local_rank))
+    device = together(comm, lambda: choose_device(wanted, _place_on_host(comm)))
     found = comm.allgather_object((device.type, socket.gethostname()))
     hosts = {kind: list(dict.fromkeys(host for of, host in found if of == kind)) for kind, _ in found}
     if len(hosts) > 1:
@@ -53,6 +54,13 @@ def agreed_device(wanted: str, comm: Communicator) -> torch.device:
     if device.type == "cuda" and comm.one_rank_a_gpu:
         _require_own_gpus(device, comm)
     return device
+
+
+def _place_on_host(comm: Communicator) -> int:
+    """Number among all ranks of this host: those of a search may be in several groups."""
+    launched = launcher()
+    in_group = launched.over_mpi and comm.size < launched.size
+    return launched.local_rank or 0 if in_group else comm.local_rank
 
 
 def _require_own_gpus(device: torch.device, comm: Communicator) -> None:

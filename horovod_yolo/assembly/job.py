@@ -85,19 +85,32 @@ def join(*, as_script: bool = False) -> Communicator:
         UserError: the launch or the environment is not as it must be; on all ranks of a host alike.
     """
     launched = launcher()
-    outlive_lost_output()
     share = not as_script or launched.size > 1
+    get_ready(launched, share=share)
+    comm = connect()
+    logs.set_up(comm.rank, comm.size, as_script=as_script)
+    if share:
+        get_to_know(comm)
+    return comm
+
+
+def get_ready(launched: Launcher, *, share: bool = True) -> None:
+    """Prepare this process for its part, before it knows of other ranks.
+
+    Args:
+        launched: who started it.
+        share: whether the cores are shared with the ranks of this host.
+
+    Raises:
+        UserError: the launch or the environment is not as it must be.
+    """
+    outlive_lost_output()
     if share:
         share_cores()
         keep_freed_memory()
     refuse_stranger(launched)
     check_numbers()
     _start_guard(launched)
-    comm = connect()
-    logs.set_up(comm.rank, comm.size, as_script=as_script)
-    if share:
-        get_to_know(comm)
-    return comm
 
 
 def part_of(comm: Communicator, work: Callable[[], None], passing: tuple[type[Exception], ...] = ()) -> int:

@@ -41,6 +41,7 @@ class TuneOptions:
         space: file of the ranges; empty for the usual ones.
         prune: whether trials that fall behind are ended early.
         resume: folder of a search to go on with, or to join; ``newest``; empty for a new one.
+        ranks_per_trial: of those that mpirun has started; 0: all, or those that any launcher has.
     """
 
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class TuneOptions:
     space: str = ""
     prune: bool = True
     resume: str = ""
+    ranks_per_trial: int = 0
 
     def __post_init__(self) -> None:
         if self.trials is not None and self.trials < 1:

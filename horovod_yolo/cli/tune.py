@@ -16,7 +16,7 @@ from horovod_yolo.distributed.backends import note_engine
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.process.portable_bits import begin_again
 
-OWN = ("trials", "space", "prune", "resume")
+OWN = ("trials", "space", "prune", "resume", "ranks_per_trial")
 
 
 def tune_main(argv: Sequence[str]) -> int:
@@ -27,26 +27,40 @@ def tune_main(argv: Sequence[str]) -> int:
     if (code := on_own_ranks("tune", argv, tune_parser)) is not None:
         return code
 
+    if any(word.partition("=")[0] == "--ranks-per-trial" for word in argv):
+        return _on_groups(argv)
+
     def parse() -> Any:
         return _options(argv)
 
     def job(comm: Any, options: Any, stop: Any) -> None:
         from horovod_yolo.assembly.search import open_search
-        from horovod_yolo.assembly.tune import tune
 
         log_to_files(comm, options.flags.get("log_dir", ""))
-        search = open_search(options, comm)
-        if comm.rank == 0:
-            print(
-                f"search {search.folder}  go on after a loss, or join: horovod-yolo tune --resume "
-                f"{search.folder}",
-                flush=True,
-            )
-        outcome, tells = tune(search, comm, stop)
-        if comm.rank == 0 and tells:
-            print("\n".join(outcome.lines()), flush=True)
+        _take_part(open_search(options, comm), comm, stop)
 
     return on_ranks_until_stopped(parse, job)
+
+
+def _on_groups(argv: Sequence[str]) -> int:
+    """Several trials at a time, each on a group of the ranks that mpirun has started."""
+    from horovod_yolo.assembly.trial_groups import on_groups
+
+    def job(group: Any, search: Any, stop: Any) -> None:
+        _take_part(search, group.comm, stop, first=group.number == 0, shown=False)
+
+    return on_groups(lambda: _options(argv), job)
+
+
+def _take_part(search: Any, comm: Any, stop: Any, *, first: bool = True, shown: bool = True) -> None:
+    from horovod_yolo.assembly.tune import tune
+
+    if first and comm.rank == 0:
+        again = f"horovod-yolo tune --resume {search.folder}"
+        print(f"search {search.folder}  go on after a loss, or join: {again}", flush=True)
+    outcome, tells = tune(search, comm, stop, shown=shown)
+    if comm.rank == 0 and tells:
+        print("\n".join(outcome.lines()), flush=True)
 
 
 def _options(argv: Sequence[str]) -> Any:
@@ -71,6 +85,8 @@ def tune_parser() -> Parser:
     group = p.add_argument_group("search")
     group.add_argument("--trials", type=int, metavar="N", help="how many settings are tried (30)")
     ranges = "YAML with the ranges: 'lr0: {low: 0.001, high: 0.1, log: true}'; default: the usual ones"
+    several = "under mpirun: that many do a trial, and several trials are done at a time"
+    group.add_argument("--ranks-per-trial", dest="ranks_per_trial", type=int, metavar="N", help=several)
     group.add_argument("--space", metavar="FILE", help=ranges)
     group.add_argument(
         "--prune",

@@ -33,7 +33,7 @@ SECONDS_TO_CONNECT = 30.0
 _SECONDS_OF_A_STRANGER = 1.0  # who connects and says nothing
 _BUFFER = 4 * MOST_BYTES  # of a connection: what is under way never waits for the other rank to read
 _HEADER = struct.Struct("<II")  # checksum of the name, bytes
-_HELLO = struct.Struct("<16sI")  # secret, rank
+HELLO = struct.Struct("<16sI")  # secret, rank
 
 Combine = Callable[[Tensor, Tensor], Tensor]  # addition, or another operation whose order does not matter
 Everyones = Callable[[Any], list[Any]]  # what all ranks have given, by rank
@@ -262,12 +262,12 @@ def _connections(
     found = {}
     for other in sorted(other for other in wanted if other < rank):
         found[other] = socket.create_connection(places[other], timeout=SECONDS_TO_CONNECT)
-        found[other].sendall(_HELLO.pack(secret, rank))
+        found[other].sendall(HELLO.pack(secret, rank))
     deadline = time.monotonic() + SECONDS_TO_CONNECT
     while missing := wanted - set(found):
         server.settimeout(max(deadline - time.monotonic(), 0.001))
         connection, _ = server.accept()
-        caller = _caller(connection, secret)
+        caller = caller_of(connection, secret)
         if caller in missing:
             found[caller] = connection
         else:
@@ -280,16 +280,16 @@ def _connections(
     return found
 
 
-def _caller(connection: socket.socket, secret: bytes) -> int | None:
+def caller_of(connection: socket.socket, secret: bytes) -> int | None:
     """The rank that calls; None for a stranger."""
     connection.settimeout(_SECONDS_OF_A_STRANGER)
     hello = b""
     try:
-        while len(hello) < _HELLO.size and (more := connection.recv(_HELLO.size - len(hello))):
+        while len(hello) < HELLO.size and (more := connection.recv(HELLO.size - len(hello))):
             hello += more
     except OSError:
         return None
-    if len(hello) < _HELLO.size:
+    if len(hello) < HELLO.size:
         return None
-    told, rank = _HELLO.unpack(hello)
+    told, rank = HELLO.unpack(hello)
     return int(rank) if hmac.compare_digest(told, secret) else None

@@ -59,13 +59,18 @@ INTERFACE, RENDEZVOUS = "HOROVOD_GLOO_IFACE", "HOROVOD_GLOO_RENDEZVOUS_ADDR"  # 
 MOST_BYTES_AT_ONCE = 1 << 28  # of objects, all ranks' together: MPI counts with C's int
 
 
-def initialise() -> None:
-    """``hvd.init()`` as this trainer needs it; where that is done already, nothing."""
+def prepare() -> None:
+    """Set what Horovod and MPI read when they start."""
     os.environ["HOROVOD_DISABLE_GROUP_FUSION"] = "1"  # see HorovodCommunicator
     quiet = {} if torch.cuda.is_available() or Horovodrun.is_elastic(os.environ) else QUIET
     for name, value in {**DEFAULTS, **quiet}.items():
         os.environ[name] = os.environ.get(name) or value  # Horovod takes an empty one for 0
-    hvd.init()
+
+
+def initialise(group: Any = None) -> None:
+    """``hvd.init()`` as this trainer needs it, of all ranks or of MPI's ``group``; once done, nothing."""
+    prepare()
+    hvd.init(comm=group)
 
 
 _open: list[DirectSums] = []
@@ -82,13 +87,16 @@ class HorovodCommunicator:
     """A job started by ``horovodrun`` or ``mpirun``.
 
     Gradients travel in fixed groups; what Horovod fuses by itself depends on timing (see `gradient_groups`).
+
+    Args:
+        group: a communicator of MPI's, whose ranks are a job of their own; None for all ranks.
     """
 
     lost_errors: tuple[type[Exception], ...] = (HorovodInternalError,)
     wire_types: tuple[torch.dtype, ...] = (torch.float16,)
 
-    def __init__(self) -> None:
-        initialise()
+    def __init__(self, group: Any = None) -> None:
+        initialise(group)
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
         self.local_rank: int = hvd.local_rank()
@@ -98,7 +106,7 @@ class HorovodCommunicator:
         self._announced: deque[int] = deque()  # handles of the last announcements of small sums
         self._announcements = 0
         self._said = False  # that this rank waits for long, for the small sum under way
-        self._direct = _direct_sums(self.rank, self.size, self.local_size == self.size, self._look)
+        self._direct = _direct_sums(self.rank, self.size, self.local_size == self.size, self._look, group)
 
     @classmethod
     def join(cls, launched: Launcher) -> HorovodCommunicator:
@@ -240,7 +248,7 @@ class HorovodCommunicator:
         leave()
 
 
-def _direct_sums(rank: int, size: int, on_one_host: bool, look: Look) -> DirectSums | None:
+def _direct_sums(rank: int, size: int, on_one_host: bool, look: Look, group: Any = None) -> DirectSums | None:
     """How small sums travel beside Horovod; None where they have to travel in its queue. *Collective.*"""
 
     def everyones(value: Any) -> list[Any]:
@@ -251,7 +259,7 @@ def _direct_sums(rank: int, size: int, on_one_host: bool, look: Look) -> DirectS
     sums: DirectSums
     try:
         if hvd.mpi_enabled():
-            sums = MpiSums.beside_horovod(rank, size, everyones, look)
+            sums = MpiSums.beside_horovod(rank, size, everyones, look, group)
         else:
             sums = SocketSums.connect(rank, size, _own_address(on_one_host), everyones, look)
     except (OSError, UnfitError) as error:

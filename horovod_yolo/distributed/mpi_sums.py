@@ -39,7 +39,9 @@ class MpiSums:
         self._comm, self._operations, self._look = comm, operations, look
 
     @classmethod
-    def beside_horovod(cls, rank: int, size: int, everyones: Everyones, look: Look) -> MpiSums:
+    def beside_horovod(
+        cls, rank: int, size: int, everyones: Everyones, look: Look, group: Any = None
+    ) -> MpiSums:
         """Of the ranks that Horovod's MPI connects. *Collective.*
 
         Args:
@@ -47,6 +49,7 @@ class MpiSums:
             size: number of ranks, as Horovod counts.
             everyones: exchanges an object between all ranks.
             look: see the class.
+            group: MPI's communicator of these ranks, where they are not all.
 
         Raises:
             UnfitError: mpi4py is not there, or has another MPI than Horovod, or threads are too many for it;
@@ -54,13 +57,13 @@ class MpiSums:
         """
         mpi, problem = None, None
         try:
-            mpi = _running_mpi(rank, size)
+            mpi = _running_mpi(rank, size, group)
         except UnfitError as error:
             problem = str(error)
         if problems := [found for found in everyones(problem) if found]:
             raise UnfitError(problems[0])
         assert mpi is not None
-        comm = mpi.COMM_WORLD.Dup()
+        comm = (group or mpi.COMM_WORLD).Dup()
         comm.Set_errhandler(mpi.ERRORS_RETURN)
         return cls(comm, {torch.add: mpi.SUM, torch.maximum: mpi.MAX}, look)
 
@@ -105,8 +108,8 @@ class _Request:
             raise GoneError(str(error)) from error
 
 
-def _running_mpi(rank: int, size: int) -> Any:
-    """MPI as Horovod has started it.
+def _running_mpi(rank: int, size: int, group: Any) -> Any:
+    """MPI as Horovod has started it, or for groups of ranks this program.
 
     Raises:
         UnfitError: says why not.
@@ -122,7 +125,7 @@ def _running_mpi(rank: int, size: int) -> Any:
         raise UnfitError("mpi4py has another MPI library than Horovod")
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UnfitError("this MPI was not started for several threads (MPI_THREAD_MULTIPLE)")
-    world = MPI.COMM_WORLD
+    world = group or MPI.COMM_WORLD
     if (world.rank, world.size) != (rank, size):
         raise UnfitError(f"MPI counts this as rank {world.rank} of {world.size}, Horovod as {rank} of {size}")
     return MPI
