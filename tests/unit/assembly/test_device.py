@@ -37,6 +37,19 @@ def test_devices_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("", 0) == torch.device("cpu")
 
 
+def test_ranks_of_a_group_have_the_gpus_of_their_numbers_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight ranks of a host this is number five; in its group of two it is the second."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    of_mpi = {"RANK": "13", "SIZE": "16", "LOCAL_RANK": "5", "LOCAL_SIZE": "8"}
+    for name, value in of_mpi.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    monkeypatch.setenv("PMIX_RANK", "13")
+    found = run_world(2, lambda comm: agreed_device("", comm).index)
+    assert found == [5, 5]
+
+
 def give_gpus(monkeypatch: pytest.MonkeyPatch, of_ranks: dict[str, int]) -> None:
     """Pretend that each rank is alone on a host, named after it, where torch finds so many GPUs."""
     monkeypatch.setattr("socket.gethostname", lambda: f"host of {current_thread().name}")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from horovod_yolo.cli.export import export_parser
+from horovod_yolo.cli.tune import tune_parser
 from horovod_yolo.cli.val import val_parser
 from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.predict_flags import predict_parser
@@ -14,7 +15,13 @@ from horovod_yolo.config.words import HYPERPARAMETERS, spelled, with_words
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.families import zoo
 
-PARSERS = {"train": train_parser, "val": val_parser, "predict": predict_parser, "export": export_parser}
+PARSERS = {
+    "train": train_parser,
+    "tune": tune_parser,
+    "val": val_parser,
+    "predict": predict_parser,
+    "export": export_parser,
+}
 
 
 def parsed(command: str, line: str) -> dict[str, Any]:
@@ -28,6 +35,11 @@ def parsed(command: str, line: str) -> dict[str, Any]:
             "train",
             "model=yolo11n data=digits epochs=5 imgsz=640",
             "--cfg yolo11n --data digits --epochs 5 --img 640",
+        ),
+        (
+            "tune",
+            "mode=tune data=d.yaml model=yolo11n iterations=20 lr0=0.02 plots=False ranks_per_trial=4",
+            """--data d.yaml --cfg yolo11n --trials 20 --hyp {"lr0":0.02} --noplots --ranks-per-trial 4""",
         ),
         (
             "train",
