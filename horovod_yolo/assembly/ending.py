@@ -137,6 +137,13 @@ def leave_on_request(words: str, *, certain: bool = True) -> None:
     end_at_once(STOPPED)
 
 
+def leave_with_group() -> NoReturn:
+    """End this process, from whatever thread: another rank of its group in a search is gone."""
+    who = logs.rank_here(launcher().rank)
+    print(f"{who}: a rank of its group is gone: the group leaves, others repeat its trial", file=sys.stderr)
+    end_at_once(FAULT)
+
+
 def leave_alone(comm: Communicator, error: Exception) -> NoReturn:
     """End this process at once: an orderly shutdown would wait for ranks that wait for this one.
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 from collections.abc import Callable
 
 from horovod_yolo.assembly.ending import (
-    FAULT,
     MISTAKE,
     end_at_once,
     leave_on_request,
+    leave_with_group,
     refused,
 )
 from horovod_yolo.assembly.job import get_ready, part_of, share_cores
@@ -42,7 +41,7 @@ def on_groups(parse: Callable[[], TuneOptions], job: Callable[[RankGroup, Search
         try:
             options = parse()
             get_ready(launcher())
-            group = join_group(launcher(), options.ranks_per_trial, _leave_after_a_loss)
+            group = join_group(launcher(), options.ranks_per_trial, leave_with_group)
         except UserError as error:
             return refused(error, launcher().local_rank or 0)
         _get_to_know(group, options)
@@ -51,12 +50,6 @@ def on_groups(parse: Callable[[], TuneOptions], job: Callable[[RankGroup, Search
         if group.outlives_others:  # the end of the interpreter would wait for ranks that are lost
             end_at_once(code)
         return code
-
-
-def _leave_after_a_loss() -> None:
-    who = logs.rank_here(launcher().rank)
-    print(f"{who}: a rank of its group is gone: the group leaves, others repeat its trial", file=sys.stderr)
-    end_at_once(FAULT)
 
 
 def _get_to_know(group: RankGroup, options: TuneOptions) -> None:
