@@ -1,6 +1,6 @@
 """Work that takes a rank long, as reading a slow disk does, while all ranks keep in touch.
 
-A rank that does not come to a collective call for ten minutes ends the job (see `horovod_backend.DEFAULTS`).
+A rank that does not come to a collective call for ten minutes ends the job (see `horovod_settings.DEFAULTS`).
 So the work runs in a thread of its own, and the ranks meet every few seconds until all have done theirs. One
 that gets nowhere for those ten minutes still ends the job, with a word about who and where.
 """

@@ -57,6 +57,9 @@ class TuneOptions:
         if self.flags.get("elastic"):
             fix = "leave it out: lost trials are repeated anyway, by horovod-yolo tune --resume"
             raise UserError("--elastic is not for a search", fix=fix)
+        if self.ranks_per_trial and self.flags.get("dashboard"):
+            fix = "leave one of them out: a page shows one run at a time"
+            raise UserError("--dashboard and --ranks-per-trial exclude each other", fix=fix)
 
 
 @dataclass(frozen=True)

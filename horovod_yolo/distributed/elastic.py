@@ -28,12 +28,12 @@ from horovod.common.elastic import run_fn
 from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 
 from horovod_yolo.distributed.horovod_backend import (
-    ENDED_AFTER,
     allgather_object,
     broadcast_object,
     initialise,
     leave,
 )
+from horovod_yolo.distributed.horovod_settings import ENDED_AFTER
 from horovod_yolo.distributed.keepalive import connections, watch_connections
 
 log = logging.getLogger(__name__)

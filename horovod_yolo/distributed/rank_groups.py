@@ -18,6 +18,7 @@ from typing import Any
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.direct import HELLO, caller_of
+from horovod_yolo.distributed.horovod_settings import prepare
 from horovod_yolo.distributed.keepalive import let_break
 from horovod_yolo.distributed.launchers.launcher import Launcher
 from horovod_yolo.process.interfaces import address_of, route_interface
@@ -76,7 +77,7 @@ def join_group(launched: Launcher, ranks: int, lost: Callable[[], None]) -> Rank
     """
     _require_fitting(launched, ranks)
     try:
-        from horovod_yolo.distributed.horovod_backend import HorovodCommunicator, prepare
+        from horovod_yolo.distributed.horovod_backend import HorovodCommunicator
     except ImportError as error:
         fix = "build it with horovod-yolo install-horovod"
         raise UserError(f"groups of ranks need Horovod ({error})", fix=fix) from None

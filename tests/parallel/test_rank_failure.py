@@ -104,7 +104,7 @@ LATE = """
 import sys, time
 from horovod_yolo.distributed import elastic, horovod_backend
 
-horovod_backend.DEFAULTS["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "1"
+horovod_settings.DEFAULTS["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "1"
 if sys.argv[1] == "elastic":
     elastic.join()
 comm = horovod_backend.HorovodCommunicator()

@@ -161,6 +161,7 @@ def test_a_job_that_is_gone_is_seen(tmp_path: Path) -> None:
     [
         ({"trials": 0}, "--trials is 0"),
         ({"flags": {"elastic": True}}, "--elastic is not for a search"),
+        ({"ranks_per_trial": 2, "flags": {"dashboard": "0"}}, "--dashboard and --ranks-per-trial exclude"),
         ({"resume": "nowhere"}, "nowhere: no search is in this folder"),
         ({"resume": "newest", "flags": {"project": "nothing"}}, "nothing: no search to go on with"),
         ({"resume": "nowhere", "space": "x"}, "--space is of a new search"),
