@@ -31,7 +31,7 @@ def write_comparison(runs: Sequence[FinishedRun], out: Path) -> None:
         plot_comparison({name: run.rows for name, run in zip(names, runs, strict=True)}, curves)
         sections = [
             _side_by_side("Metrics", names, metrics, METRICS, highest=True),
-            figure("Training", curves),
+            figure("Training", curves, wide=True),
             _side_by_side("Runs", names, facts, list(dict.fromkeys(key for fact in facts for key in fact))),
             _side_by_side("Settings that differ", names, *_differing([_flat(run.config) for run in runs])),
             _classes(names, metrics),

@@ -62,7 +62,7 @@ def write_report(
         cards({title: given[key] for key, title in FACTS.items() if key in given}, "facts"),
         *(line(fault["words"]) for fault in results.get("faults") or ()),
         line(results.get("advice", "")),
-        *(figure(title, run / name) for name, title in FIGURES.items() if (run / name).is_file()),
+        *(figure(title, run / name, wide=True) for name, title in FIGURES.items() if (run / name).is_file()),
         _rank_table(results.get("ranks") or (), results.get("pace_of_rank")),
         _class_table(metrics.get("per_class") or (), names),
         _epoch_table(rows),

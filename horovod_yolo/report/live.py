@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from importlib.resources import files
 
-from horovod_yolo.report.page import STYLE, whole_page
+from horovod_yolo.report.page import STYLE, digest, whole_page
 from horovod_yolo.report.plots import COLOURS
 
 _STYLE = (
@@ -49,14 +47,9 @@ def live_page() -> tuple[bytes, str]:
     """The page, and the policy under which a browser may show it: nothing but its own script and server."""
     colours = f"const COLOURS = {json.dumps(COLOURS)};\n"
     script = colours + files("horovod_yolo.report").joinpath("live.js").read_text(encoding="utf-8")
-    page = whole_page("Training", "", _BODY.format(script=script), _STYLE)
+    page = whole_page("Training", "", _BODY.format(script=script), style=_STYLE)
     policy = (
-        f"default-src 'none'; connect-src 'self'; script-src {_digest(script)}; style-src {_digest(_STYLE)}; "
+        f"default-src 'none'; connect-src 'self'; script-src {digest(script)}; style-src {digest(_STYLE)}; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return page, policy
-
-
-def _digest(content: str) -> str:
-    """How a policy names content."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,11 +1,13 @@
-"""Pieces of pages that show everything without a network, scripts or other files."""
+"""Pieces of pages that need no network and no other files. A script of theirs sorts and filters tables."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,12 @@ figure { margin: 24px 0; } figcaption { font-weight: 600; margin-bottom: 8px; }
 .pictures figcaption { font-weight: 400; color: var(--faint); font-size: 13px; overflow-wrap: anywhere; margin: 4px 0 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 12px; }
 .plots figure { margin: 0; }
+@media (max-width: 600px) { .scroll { overflow-x: auto; } .scroll img { max-width: none; width: 780px; } }
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--mark); }
+th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descending] button::after { content: " ↓"; }
+.filter { display: block; color: var(--faint); font-size: 13px; margin-bottom: 8px; }
+.filter input { font: inherit; color: var(--ink); background: var(--sheet); border: 1px solid var(--faint); border-radius: 6px; padding: 4px 8px; }
+tr[hidden] { display: none; }
 img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
 pre { border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px; }
 summary { cursor: pointer; color: var(--mark); }
@@ -48,7 +56,7 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+{head}<title>{title}</title>
 <style>{css}</style>
 </head>
 <body>
@@ -71,15 +79,25 @@ def write_page(path: Path, title: str, place: str, sections: Iterable[str]) -> N
         place: what it is about.
         sections: HTML; empty ones are left out.
     """
-    content = whole_page(title, place, "\n".join(filter(None, sections)))
+    script = files("horovod_yolo.report").joinpath("tables.js").read_text(encoding="utf-8")
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {digest(script)}"
+    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+    content = whole_page(
+        title, place, "\n".join([*filter(None, sections), f"<script>{script}</script>"]), head
+    )
     with replacing(path) as file:
         file.write(content)
 
 
-def whole_page(title: str, place: str, body: str, style: str = STYLE) -> bytes:
+def whole_page(title: str, place: str, body: str, head: str = "", style: str = STYLE) -> bytes:
     """A page of HTML that is one already, as a file holds it."""
-    page = _PAGE.format(title=escape(title), run=escape(place), css=style, body=body)
+    page = _PAGE.format(title=escape(title), run=escape(place), head=head, css=style, body=body)
     return page.encode(errors="backslashreplace")  # a folder's name may be no text
+
+
+def digest(content: str) -> str:
+    """How a page's policy names a script or style that may be used."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def number(value: Any, name: str = "") -> str:
@@ -99,9 +117,15 @@ def number(value: Any, name: str = "") -> str:
 def cards(values: Mapping[str, Any], kind: str) -> str:
     """Names and numbers in boxes; ``kind`` is their class."""
     inside = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{number(value, name)}</dd></div>" for name, value in values.items()
+        f"<div><dt>{escape(name)}</dt><dd>{_short(value) or number(value, name)}</dd></div>"
+        for name, value in values.items()
     )
     return f'<dl class="{kind}">{inside}</dl>' if inside else ""
+
+
+def _short(value: Any) -> str:
+    """A small number that would be too long for a box."""
+    return f"{value:.2g}" if isinstance(value, float) and 0 < abs(value) < 0.001 else ""
 
 
 def line(words: str) -> str:
@@ -109,12 +133,15 @@ def line(words: str) -> str:
     return f"<p>{escape(words)}</p>" if words else ""
 
 
-def figure(title: str, path: Path) -> str:
-    """A PNG or JPEG file, embedded."""
+def figure(title: str, path: Path, *, wide: bool = False) -> str:
+    """A PNG or JPEG file, embedded; one that is ``wide`` is scrolled on a phone instead of made small."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     source = f"data:{_MEDIA_TYPES[path.suffix.lower()]};base64,{data}"
     caption = escape(title)
-    return f'<figure><figcaption>{caption}</figcaption><img alt="{caption}" src="{source}"></figure>'
+    image = f'<img alt="{caption}" src="{source}">'
+    if wide:
+        image = f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">{image}</div>'
+    return f"<figure><figcaption>{caption}</figcaption>{image}</figure>"
 
 
 def table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
