@@ -14,7 +14,8 @@ from statistics import median
 
 from horovod_yolo.core.slices import Slices
 
-MEASURED = 5  # steps whose median counts
+MEASURED = 5  # steps whose median counts the first time
+LONGER = (1, 2, 4)  # times as many after no, one, more changes: else noise would move slices to and fro
 WORTH = 0.95  # of a step's time must be left, or ranks keep what they have
 
 
@@ -44,7 +45,7 @@ class Balance:
     pixels: float = 1.0  # of a slice of the full size, in all channels
     seconds: tuple[float, ...] = ()  # that a slice took each rank when that was last known
     changes: int = 0
-    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED * LONGER[0]))
     _warm: bool = False  # after a first step, which also fills queues and memory
     _measured: dict[tuple[int, ...], float] = field(default_factory=dict)  # seconds of a step, by shares
 
@@ -61,7 +62,7 @@ class Balance:
 
     def message(self) -> list[float]:
         """A number for each rank, of which this one knows its own: their sums over the ranks are `heard`."""
-        own = median(self._recent) if len(self._recent) == MEASURED else 0.0
+        own = median(self._recent) if len(self._recent) == self._recent.maxlen else 0.0
         return [own if rank == self.rank else 0.0 for rank in range(len(self.shares))] if self.adapts else []
 
     def begin_epoch(self) -> None:
@@ -83,7 +84,7 @@ class Balance:
             return False
         self.shares, self._warm = best, False
         self.changes += 1
-        self._recent.clear()
+        self._recent = deque(maxlen=MEASURED * LONGER[min(self.changes, len(LONGER) - 1)])
         return True
 
     def _slowest(self, shares: Sequence[int]) -> float:

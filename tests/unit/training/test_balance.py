@@ -68,6 +68,21 @@ def test_shares_stay_where_others_are_hardly_ready_sooner(
     assert ranks[0].shares == shares
 
 
+def test_each_change_needs_more_steps_than_the_one_before() -> None:
+    """Slices that move are made anew, so noise must not move them."""
+    ranks, needed = measured((4, 4), (3.0, 1.0), steps=0), []
+    for slow in (0, 1, 0, 1):
+        steps = 0
+        while not exchange(ranks)[0]:
+            for balance in ranks:
+                work(balance, 3.0 if balance.rank == slow else 1.0, 1)
+            steps += 1
+        ranks[0]._measured.clear()
+        ranks[1]._measured.clear()
+        needed.append(steps)
+    assert needed == [1 + MEASURED * times for times in (1, 2, 4, 4)]
+
+
 def test_one_slow_step_is_no_reason() -> None:
     ranks = measured((4, 4), (1.0, 1.0))
     work(ranks[0], 50.0, 1)
