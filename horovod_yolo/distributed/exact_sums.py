@@ -50,6 +50,9 @@ class ExactExchange(GroupedExchange):
         self._comm = comm
         self._current_scale = scale
         self._parameters = parameters
+        self._keeps = False
+        self._kept: list[tuple[Group, list[Tensor]]] = []  # gradients of slices, not multiplied yet
+        self._multipliers: list[Tensor] = []  # of those that come, one for each parameter
         self._bits_of_all = 61 if dtype == torch.float64 else 30
         device = parameters[0].device
         self._expected = torch.zeros(len(parameters), dtype=torch.float64, device=device)
@@ -91,6 +94,7 @@ class ExactExchange(GroupedExchange):
     def expect(self, slices: int, *, passes: int = 1, of_all: int | None = None) -> None:
         """See `GradientExchange`."""
         self._begin(slices, passes)
+        self._forget_kept()
         self._scale = self._current_scale()
         self._largest.zero_()
         self._bits = self._bits_of_all - math.ceil(math.log2(of_all or slices))
@@ -99,7 +103,37 @@ class ExactExchange(GroupedExchange):
         unscaled = torch.full_like(self._expected, 1 / self._scale)
         self._factors = torch.ldexp(unscaled, self._exponents).tolist()
 
+    def keep(self) -> None:
+        """Keep the gradients of slices that come from now on until `multiply`."""
+        self._keeps = True
+
+    @torch.no_grad()
+    def multiply(self, multipliers: list[Tensor]) -> None:
+        """Multiply the kept gradients, and until the next `keep` or step those that come.
+
+        Args:
+            multipliers: () for each of the parameters.
+        """
+        self._keeps, self._multipliers = False, multipliers
+        for group, gradients in self._kept:
+            self._fill(group, gradients)
+        self._kept.clear()
+
+    def abandon(self) -> None:
+        """See `GradientExchange`."""
+        self._forget_kept()
+        super().abandon()
+
+    def _forget_kept(self) -> None:
+        self._keeps, self._multipliers = False, []
+        self._kept.clear()
+
     def _fill(self, group: Group, gradients: list[Tensor]) -> None:
+        if self._keeps:
+            self._kept.append((group, gradients))
+            return
+        if self._multipliers:
+            torch._foreach_mul_(gradients, self._multipliers[group.numbers])
         # Not by a norm: on CPUs it takes fifty times as long.
         ends = torch.stack([end for gradient in gradients for end in torch.aminmax(gradient)])
         largest = ends.view(-1, 2).abs().amax(1).double()
@@ -111,6 +145,7 @@ class ExactExchange(GroupedExchange):
             torch._foreach_add_(group.places, [whole.to(group.message.dtype) for whole in gradients])
         else:
             torch._foreach_copy_(group.places, gradients)
+        group.filled = True
 
     @torch.no_grad()
     def finish(self) -> bool:

@@ -143,11 +143,15 @@ class GroupedExchange(ABC):
             self._fill(group, gradients)
         elif not group.filled:
             group.outgoing.zero_()
-        group.waiting, group.filled = {}, True
+            group.filled = True
+        group.waiting = {}
 
     @abstractmethod
     def _fill(self, group: Group, gradients: list[Tensor]) -> None:
-        """Put gradients, which may be overwritten, into a group's places, or add them where it is filled."""
+        """Put gradients, which may be overwritten, into a group's places, or add them where it is filled.
+
+        It is filled then.
+        """
 
     @abstractmethod
     def _give(self, group: Group) -> None:

@@ -217,6 +217,7 @@ class _TorchExchange(GroupedExchange):
 
     def _fill(self, group: Group, gradients: list[Tensor]) -> None:
         torch._foreach_copy_(group.places, gradients)
+        group.filled = True
 
     def _give(self, group: Group) -> None:
         for parameter, place in zip(group.parameters, group.places, strict=True):

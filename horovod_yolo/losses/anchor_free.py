@@ -55,6 +55,7 @@ class _AnchorFreeCriterion(Criterion[Predictions, Matches]):
     """What the losses of one and of two heads share."""
 
     matching_needs_predictions: ClassVar[bool] = True
+    divides_late: ClassVar[bool] = True
 
     def __init__(
         self, gains: Gains, head: AnchorFreeHead, most_cells: Mapping[str, tuple[int, int | None]]
@@ -69,7 +70,7 @@ class _AnchorFreeCriterion(Criterion[Predictions, Matches]):
     @property
     def normalisers(self) -> tuple[str, ...]:
         """The sum of each head's target scores."""
-        return tuple(f"target scores of {name}" for name in self.rules)
+        return tuple(map(_normaliser, self.rules))
 
     def match(self, targets: Targets, size: tuple[int, int], predictions: Predictions | None) -> Matches:
         """See `Criterion`."""
@@ -100,15 +101,18 @@ class _AnchorFreeCriterion(Criterion[Predictions, Matches]):
         """(1 or 2,) float64 sums of target scores."""
         return torch.stack([matches[name].answers.scores.double().sum() for name in self.rules])
 
+    def _sums(self, name: str, predictions: Predictions, matches: Matches) -> Tensor:
+        """(3,) box, cls and sides of one head, with gains, not divided."""
+        maps, found = predictions[name], matches[name]
+        sums = head_sums(maps, found.answers, cells_of(maps, self._head.strides), found.size)
+        return sums * numbers([self.gains.box, self.gains.cls, self.gains.dfl], sums)
+
     def _terms(
         self, name: str, predictions: Predictions, matches: Matches, totals: Mapping[str, Tensor]
     ) -> Tensor:
-        """(3,) box, cls and sides of one head, with gains."""
-        maps, found = predictions[name], matches[name]
-        scores = totals[f"target scores of {name}"].clamp(min=1)
-        sums = head_sums(maps, found.answers, cells_of(maps, self._head.strides), found.size)
-        gains = numbers([self.gains.box, self.gains.cls, self.gains.dfl], sums)
-        return sums * gains / scores.to(sums)
+        """The same, divided."""
+        sums = self._sums(name, predictions, matches)
+        return sums / totals[_normaliser(name)].clamp(min=1).to(sums)
 
 
 class AnchorFreeCriterion(_AnchorFreeCriterion):
@@ -131,6 +135,11 @@ class AnchorFreeCriterion(_AnchorFreeCriterion):
         """See `Criterion`."""
         terms = self._terms(ONE_TO_MANY, predictions, matches, totals)
         return Loss(terms.sum() * _images(totals, terms), terms.detach())
+
+    def undivided(self, predictions: Predictions, matches: Matches) -> Mapping[str, Loss]:
+        """See `Criterion`."""
+        sums = self._sums(ONE_TO_MANY, predictions, matches)
+        return {_normaliser(ONE_TO_MANY): Loss(sums.sum(), sums.detach())}
 
 
 class TwoHeadCriterion(_AnchorFreeCriterion):
@@ -158,6 +167,14 @@ class TwoHeadCriterion(_AnchorFreeCriterion):
         one = self._terms(ONE_TO_ONE, predictions, matches, totals)
         total = self.part_of_many * many.sum() + (1 - self.part_of_many) * one.sum()
         return Loss(total * _images(totals, one), one.detach())
+
+    def undivided(self, predictions: Predictions, matches: Matches) -> Mapping[str, Loss]:
+        """See `Criterion`. The one-to-one head sends no gradient into what it shares with the other."""
+        many, one = (self._sums(name, predictions, matches) for name in (ONE_TO_MANY, ONE_TO_ONE))
+        return {
+            _normaliser(ONE_TO_MANY): Loss(self.part_of_many * many.sum(), torch.zeros_like(many.detach())),
+            _normaliser(ONE_TO_ONE): Loss((1 - self.part_of_many) * one.sum(), one.detach()),
+        }
 
 
 def head_sums(maps: CellMaps, found: Answers, cells: Cells, size: tuple[int, int]) -> Tensor:
@@ -200,6 +217,11 @@ def distribution_focal_loss(sides: Tensor, wanted: Tensor) -> Tensor:
     share_of_upper = wanted - lower
     at_lower, at_upper = (log_p.gather(2, (lower + step)[..., None]).squeeze(2) for step in (0, 1))
     return -(at_lower * (1 - share_of_upper) + at_upper * share_of_upper)
+
+
+def _normaliser(name: str) -> str:
+    """Of a head: the sum of its target scores."""
+    return f"target scores of {name}"
 
 
 def _images(totals: Mapping[str, Tensor], like: Tensor) -> Tensor:

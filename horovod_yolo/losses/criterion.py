@@ -37,6 +37,7 @@ class Criterion(ABC, Generic[Predictions, Matches]):
 
     terms: ClassVar[tuple[str, ...]]  # short names: of columns, curves and lines of progress
     matching_needs_predictions: ClassVar[bool] = False  # if not, counts travel while the network computes
+    divides_late: ClassVar[bool] = False  # whether it has `undivided`
 
     @property
     @abstractmethod
@@ -69,6 +70,14 @@ class Criterion(ABC, Generic[Predictions, Matches]):
             matches: of these predictions.
             totals: () float64 for each of the normalisers and ``images``, summed over all ranks; not clamped.
         """
+
+    def undivided(self, predictions: Predictions, matches: Matches) -> Mapping[str, Loss]:
+        """The loss before its division, by the normaliser that each part of it is divided by, in their order.
+
+        What `__call__` gives is the sum of the parts, each divided by its normaliser or by 1 if that is less;
+        the total then times the images. No parameter gets gradients of two parts.
+        """
+        raise NotImplementedError
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Told before each of the ``epochs``, also of a resumed run, for losses that change with them.

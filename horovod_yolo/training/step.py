@@ -20,7 +20,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -31,17 +30,18 @@ from horovod_yolo.core.digest import digest
 from horovod_yolo.core.errors import MemoryShortError, NonFiniteError
 from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
-from horovod_yolo.core.slices import Slices, in_parts
+from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.transfer import Fetched
 from horovod_yolo.core.types import Batch
 from horovod_yolo.distributed.agreement import agree
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange
 from horovod_yolo.distributed.rejoining import RejoiningSums
 from horovod_yolo.distributed.sync_batchnorm import synchronise_batch_norm
-from horovod_yolo.losses.criterion import IMAGES, Criterion, by_name, count
+from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.balance import Balance
+from horovod_yolo.training.division import EarlyDivision, Share, division_of
 from horovod_yolo.training.double_check import DoubleCheck
 from horovod_yolo.training.optimizers import step_where, steps_where
 from horovod_yolo.training.passes import Passes, Window, give_back, what_batch_norm_sees
@@ -94,6 +94,7 @@ class Stepper:
         self._sync_bn = sync_bn
         self._stop = stop
         self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._division = division_of(criterion, exchange, self._trained, scaler)
         self._sums = RejoiningSums(comm)  # of a batch, before the gradients are complete
         if sync_bn:
             synchronise_batch_norm(model, self._sums)
@@ -243,7 +244,7 @@ class Stepper:
 
     def _halve_passes(self, lack: str) -> None:
         again = f"{lack}: the step is done again, and the run goes on, with"
-        if self.passes.together:
+        if self.passes.together and isinstance(self._division, EarlyDivision):
             self.passes = replace(self.passes, together=0)
             log.info("%s one pass at a time in memory", again)
             return
@@ -262,26 +263,29 @@ class Stepper:
         In the ``last`` of the window what batch norm saw leaves before the backward pass: the network has
         nothing else to do yet. Where it only ``follows`` the others no gradient is kept, and no hook is told.
         """
-        micro_batches = [one for part in batch.in_slices() for one in part.split(self.passes.count)]
-        matches, kept = self._match(micro_batches, scale)
-        counting = self._sums.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")
-        totals: dict[str, Tensor] = {}
-        terms: list[Tensor] = []
-        for micro_batch, matched, predictions in zip(micro_batches, matches, kept, strict=True):
-            if predictions is None:
-                predictions = self._forward(micro_batch, scale, tracks=not follows)
-            if last and len(terms) == len(micro_batches) - 1:
-                self._statistics.start_sum(self._sums)
-            totals = totals or by_name(self.criterion, counting.wait())  # they travelled meanwhile
-            loss = self.criterion(predictions, matched, totals)
-            if follows:
-                torch.autograd.grad(loss.total, self._trained, allow_unused=True)
-            else:  # in the last pass hooks start to send each gradient in here, as soon as it is complete
-                self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
-            terms.append(in_parts(loss.terms.double() * totals[IMAGES]))
+        terms, totals = self._division.through(
+            Share(
+                micro_batches=[one for part in batch.in_slices() for one in part.split(self.passes.count)],
+                forward=lambda one, tracks: self._forward(one, scale, tracks),
+                match=lambda one, predictions: self._matched(one, scale, predictions),
+                sums=self._sums,
+                before_last=lambda: self._statistics.start_sum(self._sums) if last else None,
+                back=self._backward if not follows else self._nowhere,
+                follows=follows,
+                together=self.passes.together,
+            )
+        )
         self.model.train()
         self._totals.append(totals)
-        return torch.stack(terms).sum(dim=0)
+        return terms
+
+    def _backward(self, total: Tensor) -> None:
+        """In the last pass hooks start to send each gradient in here, as soon as it is complete."""
+        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+
+    def _nowhere(self, total: Tensor) -> None:
+        """The same without them."""
+        torch.autograd.grad(total, self._trained, allow_unused=True)
 
     def _do_twice(self, check: DoubleCheck) -> None:
         """Raise `FaultyRankError` where two ranks differ about a slice. *Collective.*"""
@@ -318,29 +322,10 @@ class Stepper:
         for part in batch.split(self.passes.count):
             predictions = self._forward(part, check.scale, tracks=False)
             matched = self._matched(part, check.scale, predictions if needed else None)
-            loss = self.criterion(predictions, matched, self._totals[check.at[0]])
-            more = torch.autograd.grad(self.scaler.scale(loss.total), self._trained, allow_unused=True)
+            total = self._division.source(predictions, matched, self._totals[check.at[0]])
+            more = torch.autograd.grad(self.scaler.scale(total), self._trained, allow_unused=True)
             found = [b if a is None else a if b is None else a + b for a, b in zip(found, more, strict=True)]
         return found
-
-    def _match(self, micro_batches: Sequence[Batch], scale: float) -> tuple[list[Any], list[Any]]:
-        """The matches of each micro-batch, and its predictions where they were made for that and can be kept.
-
-        The normalisers of all micro-batches must be known before the first of their losses. Where matching
-        needs predictions, keeping those of more than one may take more memory than there is: then they are
-        made without a graph here, and once more for the loss.
-        """
-        if not self.criterion.matching_needs_predictions:
-            return [self._matched(one, scale, None) for one in micro_batches], [None] * len(micro_batches)
-        fits = sum(map(len, micro_batches)) <= self.passes.together and all(micro_batches)
-        if len(micro_batches) == 1 or fits:
-            kept = [self._forward(one, scale) for one in micro_batches]
-            return [self._matched(*of) for of in zip(micro_batches, repeat(scale), kept)], kept
-        with torch.no_grad():
-            matches = [
-                self._matched(one, scale, self._forward(one, scale, tracks=False)) for one in micro_batches
-            ]
-        return matches, [None] * len(micro_batches)
 
     @torch.no_grad()
     def _matched(self, batch: Batch, scale: float, predictions: Any) -> Any:

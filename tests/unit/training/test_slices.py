@@ -163,7 +163,9 @@ def test_ranks_and_shares_change_no_bit(case: dict[str, Any]) -> None:
     ("name", "case"),
     [
         ("tiny8", {}),
-        ("tiny8", {"together": 16, "scales": (0.5, 1.0, 1.5)}),
+        ("tiny8", {"passes": 2, "scales": (0.5, 1.0, 1.5)}),
+        ("tiny8", {"scaled": True, "together": 16, "scales": (0.5, 1.0, 1.5)}),
+        ("tiny26", {}),
         ("tiny26", {"optimizer": "MuSGD", "dtype": torch.bfloat16}),
     ],
     ids=str,
@@ -171,7 +173,7 @@ def test_ranks_and_shares_change_no_bit(case: dict[str, Any]) -> None:
 def test_nor_do_they_where_normalisers_depend_on_predictions(
     name: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accumulation too. Where predictions are kept the bits are those of predictions made again."""
+    """Accumulation too. With a loss scaler, where predictions are kept, as with predictions made again."""
     add_tiny_free(monkeypatch)
     torch.manual_seed(3)
     model = zoo.build_model(name, CLASSES)
@@ -190,7 +192,7 @@ def test_predictions_that_are_too_much_to_keep_are_made_again(monkeypatch: pytes
     model = zoo.build_model("tiny8", CLASSES)
 
     def job(comm: Communicator, trap: Trap, together: int) -> tuple[StepResult, Passes, str]:
-        stepper = make(comm, (3, 5), model=copy.deepcopy(model), together=together)
+        stepper = make(comm, (3, 5), model=copy.deepcopy(model), together=together, scaled=True)
         trap.set(stepper.model)
         result = step(stepper, windows()[0])
         return result, stepper.passes, checksum(stepper.model.state_dict())
@@ -199,6 +201,36 @@ def test_predictions_that_are_too_much_to_keep_are_made_again(monkeypatch: pytes
     trap = Trap("after it", 3)
     assert run_world(2, lambda comm: job(comm, trap if comm.rank else NEVER, 16)) == expected
     assert trap.visits < 0
+
+
+@pytest.mark.parametrize("name", ["tiny8", "tiny26"])
+def test_each_slice_goes_forward_once_and_is_divided_afterwards(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and norms are those of losses divided by a sum that is known before."""
+    add_tiny_free(monkeypatch)
+    torch.manual_seed(3)
+    model = zoo.build_model(name, CLASSES)
+    with torch.no_grad():  # so that the two heads' normalisers differ
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+
+    def job(comm: Communicator, **case: Any) -> tuple[list[StepResult], list[int]]:
+        stepper = make(comm, (3, 5), model=copy.deepcopy(model), **case)
+        ways: list[int] = []
+        stepper.model.register_forward_hook(lambda *_: ways.append(comm.rank))
+        results = [step(stepper, window) for window in (windows()[0], windows()[1])]
+        assert name == "tiny8" or not case or len(set(map(float, stepper._totals[0].values()))) == 3
+        return results, ways
+
+    early = run_world(2, lambda comm: job(comm, exact=False))
+    late = run_world(2, job)
+    for (mine, _), (theirs, _) in zip(late, early, strict=True):
+        for own, other in zip(mine, theirs, strict=True):
+            assert own.losses == pytest.approx(other.losses, rel=1e-3)
+            assert own.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
+    # Three batches; in the first step one is done again with the powers of two that it has told.
+    assert [len(ways) for _, ways in late] == [3 * 4, 5 * 4]
 
 
 def test_nor_do_they_in_float16_on_a_device() -> None:
