@@ -97,7 +97,8 @@ def table_of(rows: list[dict[str, Any]], turns: int, facts: dict[str, Any]) -> s
         lines.append(f"| {row['case']} | {rates} | {cells} |")
     about = (
         f"{IMAGES} images of {SIDE} px a rank, {IMAGES_ALONE} alone, a thread each; medians of {turns} "
-        f"turns of {STEPS} steps each way. Bytes: all that a rank gives to sums in a step, for each gradient."
+        f"turns of {STEPS} steps each way. Bytes: what a rank gives to sums over links in a step, for each "
+        "gradient."
     )
     return "\n".join([*lines, "", f"{about} {described(facts)}"])
 

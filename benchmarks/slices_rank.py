@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from engines_rank import CLASSES, CPU, WARM_UP, Step, Work, seconds_of
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.model import build_criterion
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.distributed.backends import connect
-from horovod_yolo.distributed.communicator import Communicator, Pending
-from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.distributed.communicator import Communicator, GradientExchange, Pending
+from horovod_yolo.distributed.gradient_groups import grouped
+from horovod_yolo.distributed.local import LocalCommunicator, NoExchange
 from horovod_yolo.families import zoo
 from horovod_yolo.process.stop import StopRequest
 
@@ -53,21 +56,45 @@ def step_of(work: Work, comm: Communicator, settings: dict[str, Any]) -> Step:
 
 
 class Counting(LocalCommunicator):
-    """One rank, which counts what it would send."""
+    """One rank, which counts what it would send over links."""
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.bytes = self.sums = 0
+
+    def count(self, tensor: Tensor) -> None:
+        """A tensor leaves."""
+        self.bytes, self.sums = self.bytes + tensor.nbytes, self.sums + 1
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Pending:
         """The tensor itself."""
-        self.bytes += tensor.nbytes
+        self.count(tensor)
         return super().allreduce_sum(tensor, name)
 
-    allreduce_max = allreduce_sum
+    allreduce_max = sum_in_place = allreduce_sum
+
+    def exchange_gradients(
+        self, optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]], **how: Any
+    ) -> tuple[Optimizer, GradientExchange]:
+        """As floats, in the groups of `grouped`."""
+        parameters = [parameter for _, parameter in named_parameters]
+        return optimizer, Floats(self, grouped(parameters, how["group_mb"] * 2**20))
+
+
+class Floats(NoExchange):
+    """Gradients that are sent as they are."""
+
+    def __init__(self, comm: Counting, groups: list[list[nn.Parameter]]) -> None:
+        self._comm, self._groups = comm, groups
+
+    def finish(self) -> bool:
+        """Each group leaves."""
+        for group in self._groups:
+            self._comm.count(torch.cat([parameter.detach().flatten() for parameter in group]))
+        return True
 
 
 def bytes_a_value(work: Work) -> float:
-    """Bytes that a rank gives to a sum in a step with exact sums, for each gradient."""
+    """Bytes that a rank gives to sums over links in a step with exact sums, for each gradient."""
     comm = Counting()
     step = step_of(work, comm, ways_of("slices", 1)[f"{PARTS} slices"])
     step()  # the first may be made twice: nothing is known of its gradients

@@ -58,6 +58,7 @@ TABLES = {  # and who makes them
     "faults": "faults.py",
     "bitwise-faults": "bitwise_faults.py",
     "balance": "balance.py",
+    "promises": "promises.py",
 }
 LIMIT_S = 2 * 3600  # of a script; nothing that has gone astray keeps the others
 
