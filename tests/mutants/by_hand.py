@@ -19,25 +19,37 @@ class ByHand(NamedTuple):
 
 BY_HAND = (
     ByHand(
-        "horovod_yolo/training/step.py",
-        'counting = self._sums.allreduce_sum(count(self.criterion, matches, len(batch)), "normalisers")',
-        "own = count(self.criterion, matches, len(batch))\n"
-        '        self._sums.allreduce_sum(own, "normalisers").wait()\n'
+        "horovod_yolo/training/division.py",
+        'counting = self.sums.allreduce_sum(count(criterion, matches, images), "normalisers")',
+        "own = count(criterion, matches, images)\n"
+        '        self.sums.allreduce_sum(own, "normalisers").wait()\n'
         '        counting = type("Own", (), {"wait": lambda self: own})()',
         "tests/unit/training",
     ),
     ByHand(
+        "horovod_yolo/training/division.py",
+        "return [ratios[which] for which in self._which]",
+        "return [ratios[0] for which in self._which]",
+        "tests/unit/training/test_slices.py",
+    ),
+    ByHand(
+        "horovod_yolo/distributed/exact_sums.py",
+        "        for group, gradients in self._kept:\n            self._fill(group, gradients)\n",
+        "        for group, gradients in self._kept[:1]:\n            self._fill(group, gradients)\n",
+        "tests/unit/training/test_slices.py",
+    ),
+    ByHand(
         "horovod_yolo/training/step.py",
-        "        complete = self.exchange.finish()\n",
+        "        complete = self.exchange.finish()",
         "        self.scaler.unscale_(self.optimizer)\n"
         "        self.scaler.unscale_ = lambda _: None\n"
-        "        complete = self.exchange.finish()\n",
+        "        complete = self.exchange.finish()",
         "tests/unit/training",
     ),
     ByHand(
         "horovod_yolo/training/step.py",
-        "        self._statistics.restore()\n",
-        "",
+        "        self._statistics.restore()\n        if self.balance",
+        "        if self.balance",
         "tests/unit/training/test_out_of_memory.py",
     ),
     ByHand(
@@ -144,20 +156,20 @@ BY_HAND = (
     ),
     ByHand(
         "horovod_yolo/losses/task_aligned.py",
-        "_best(pairs, pairs.alignment > 0, len(truths_xyxy), rules.most)",
-        "_best(pairs, pairs.alignment >= 0, len(truths_xyxy), rules.most)",
+        "_best(pairs, pairs.alignment > 0, count, rules.most)",
+        "_best(pairs, pairs.alignment >= 0, count, rules.most)",
         "tests/unit/losses/test_task_aligned.py",
     ),
     ByHand(
         "horovod_yolo/losses/anchor_free.py",
-        'scores = totals[f"target scores of {name}"].clamp(min=1)',
-        "scores = matches[name].answers.scores.sum().clamp(min=1)",
+        "return sums / totals[_normaliser(name)].clamp(min=1).to(sums)",
+        "return sums / matches[name].answers.scores.sum().clamp(min=1)",
         "tests/unit/families/test_anchor_free_runs.py",
     ),
     ByHand(
         "horovod_yolo/losses/anchor_free.py",
-        'scores = totals[f"target scores of {name}"].clamp(min=1)',
-        'scores = totals[f"target scores of {name}"]',
+        "return sums / totals[_normaliser(name)].clamp(min=1).to(sums)",
+        "return sums / totals[_normaliser(name)].to(sums)",
         "tests/unit/losses/test_anchor_free.py",
     ),
     ByHand(
@@ -168,8 +180,8 @@ BY_HAND = (
     ),
     ByHand(
         "horovod_yolo/losses/anchor_free.py",
-        "strides.new_tensor([width, height, width, height])",
-        "strides.new_tensor([height, width, height, width])",
+        "numbers([width, height, width, height], strides)",
+        "numbers([height, width, height, width], strides)",
         "tests/unit/losses/test_anchor_free.py",
     ),
     ByHand(
