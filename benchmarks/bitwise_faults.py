@@ -40,6 +40,7 @@ from tests.helpers.runs import sha256
 
 SIDE, BATCH, SLICES, SEED = 64, 16, 4, 11
 FAULTS, LONGEST_GAP_S, LONGEST_CUT_S, LONGEST_START_S = 20, 3.0, 20.0, 1200.0
+SETTLES_S = 30.0  # after a cable was out: until ssh has given up a connection
 KILLS, MOST_RANKS, MOST_STEPS = 50, 5, 6  # between two kills
 IMAGES = {"elastic": 400, "resumes": 80}
 EPOCHS = {"elastic": 160, "resumes": 120}
@@ -102,10 +103,13 @@ def elastic() -> Found:
 def live_through(job: ElasticJob, chance: random.Random, met: Counter[str]) -> int:
     """Let what faults are left happen until the job ends, or is told to; its exit code."""
     job.until(partial(goes_on, job, job.step, 1), LONGEST_START_S)
+    disturbed: dict[str, float] = {}  # hosts, and until when their ranks may still be lost
     while met.total() < FAULTS:
         time.sleep(chance.uniform(0, LONGEST_GAP_S))
         kind = chance.choice(KINDS)
         host = job.cluster[chance.choice([name for name in job.slots if job.cluster[name].ranks()])]
+        if not any(survives(job, name, disturbed) for name in job.slots if name != host.name):
+            continue
         met[kind] += 1
         print(f"{met.total()}: {kind} at {host.name}, step {job.step}", flush=True)
         if kind == "preemption":
@@ -113,8 +117,14 @@ def live_through(job: ElasticJob, chance: random.Random, met: Counter[str]) -> i
             job.finish(LONGEST_START_S)
             return STOPPED if "exit with status code 3." in job.output else 1
         befall(kind, host, job, chance)
+        disturbed[host.name] = time.monotonic() + SETTLES_S
         job.until(partial(goes_on, job, job.step, 2), LONGEST_START_S)
     return job.finish(7200)
+
+
+def survives(job: ElasticJob, name: str, disturbed: dict[str, float]) -> bool:
+    """Whether a host has a rank that no fault before can cost: with the last rank its job would be lost."""
+    return bool(job.cluster[name].ranks()) and time.monotonic() > disturbed.get(name, 0.0)
 
 
 def befall(kind: str, host: Host, job: ElasticJob, chance: random.Random) -> None:
