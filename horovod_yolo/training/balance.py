@@ -15,7 +15,7 @@ from statistics import median
 from horovod_yolo.core.slices import Slices
 
 MEASURED = 5  # steps whose median counts the first time
-LONGER = (1, 2, 4)  # times as many after no, one, more changes: else noise would move slices to and fro
+LONGER = (1, 2, 4)  # times as many after no, one, more changes: else noise would move slices back and forth
 WORTH = 0.95  # of a step's time must be left, or ranks keep what they have
 
 
