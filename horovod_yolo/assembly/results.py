@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from horovod_yolo.assembly.device import device_name
 from horovod_yolo.assembly.run_folder import versions, write_json
 from horovod_yolo.core.errors import UnwrittenError
+from horovod_yolo.process.portable_bits import processor
 from horovod_yolo.training.events import Callback
 from horovod_yolo.training.loop import Trainer
 from horovod_yolo.training.pace import Pace
@@ -25,8 +27,10 @@ def time_spent(trainer: Trainer) -> dict[str, Any]:
     Returns:
         For ``results.json``; nothing where there was no training.
     """
-    gathered = trainer.comm.allgather_object((trainer.spent, socket.gethostname()))
-    spent, hosts = zip(*gathered, strict=True)
+    device = trainer.stepper.precision.device
+    name = processor()[0] if device.type == "cpu" else device_name(device)
+    gathered = trainer.comm.allgather_object((trainer.spent, socket.gethostname(), name))
+    spent, hosts, devices = zip(*gathered, strict=True)
     if not any(each.total for each in spent):
         return {}
     pace = Pace.of(spent)
@@ -38,8 +42,16 @@ def time_spent(trainer: Trainer) -> dict[str, Any]:
         "pace_of_rank": pace.rank,
         "advice": words,
         "ranks": [
-            {"host": host, "total_s": each.total, "data_wait_s": each.data, "rank_wait_s": each.ranks}
-            for each, host in zip(spent, hosts, strict=True)
+            {
+                "host": host,
+                "device": device,
+                "total_s": each.total,
+                "data_wait_s": each.data,
+                "rank_wait_s": each.ranks,
+                "validation_s": each.validation,
+                "commit_s": each.commit,
+            }
+            for each, host, device in zip(spent, hosts, devices, strict=True)
         ],
     }
 

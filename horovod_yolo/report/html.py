@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_yolo.report.page import cards, figure, line, number, preformatted, table, write_page
+from horovod_yolo.report.ranks import rank_sections
 
 FACTS = {
     "model": "model",
@@ -36,7 +37,6 @@ FIGURES = {
     "train_samples.png": "Training samples",
     "labels.png": "Labels",
 }
-_MOST_RANKS = 16  # that are shown at once
 _SHOWN_COLUMNS = ("epoch", "train/", "metrics/", "images_per_s")  # how those of results.csv begin
 
 
@@ -63,7 +63,7 @@ def write_report(
         *(line(fault["words"]) for fault in results.get("faults") or ()),
         line(results.get("advice", "")),
         *(figure(title, run / name, wide=True) for name, title in FIGURES.items() if (run / name).is_file()),
-        _rank_table(results.get("ranks") or (), results.get("pace_of_rank")),
+        *rank_sections(results.get("ranks") or (), results.get("pace_of_rank")),
         _class_table(metrics.get("per_class") or (), names),
         _epoch_table(rows),
         preformatted("Configuration", config.read_text(encoding="utf-8")) if config.is_file() else "",
@@ -83,23 +83,6 @@ def _class_table(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -
         if entry["instances"]:
             lines.append([escape(str(name)), *(number(entry[column]) for column in _CLASS_COLUMNS)])
     return table("Classes", ["class", *_CLASS_COLUMNS], lines)
-
-
-def _rank_table(ranks: Sequence[Mapping[str, Any]], slowest: int | None) -> str:
-    """Where the time of each rank went; that of the one for which the others waited is marked."""
-    lines = []
-    for rank, spent in enumerate(ranks):
-        total = spent["total_s"] or 1.0
-        waits = spent["data_wait_s"] / total, spent["rank_wait_s"] / total
-        shares = (max(1 - sum(waits), 0.0), *waits)
-        marked = rank == slowest and len(ranks) > 1
-        name = f'<td class="best">{rank} set the pace</td>' if marked else str(rank)
-        lines.append([name, escape(str(spent["host"])), *(f"{share:.0%}" for share in shares)])
-    header = ["rank", "host", "computed", "waited for data", "waited for ranks"]
-    ranks_table = table("Time of each rank", header, lines)
-    if len(lines) <= _MOST_RANKS:
-        return ranks_table
-    return f"<details><summary>Time of each of {len(lines)} ranks</summary>{ranks_table}</details>"
 
 
 def _epoch_table(rows: Sequence[Mapping[str, float]]) -> str:

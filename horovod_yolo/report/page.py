@@ -47,6 +47,12 @@ th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descendi
 .filter input { font: inherit; color: var(--ink); background: var(--sheet); border: 1px solid var(--faint); border-radius: 6px; padding: 4px 8px; }
 tr[hidden] { display: none; }
 img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
+.hosts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); gap: 12px; }
+.hosts section { background: var(--sheet); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; min-width: 0; }
+.hosts h3 { margin: 0; font-size: 15px; overflow-wrap: anywhere; } .hosts p { margin: 0; color: var(--faint); font-size: 13px; }
+.hosts ul { list-style: none; margin: 8px 0 0; padding: 0; } .hosts li { display: flex; align-items: center; gap: 8px; font-size: 13px; }
+.hosts li > span:first-child { width: 2.5em; text-align: right; } .hosts .slowest { font-weight: 700; color: var(--mark); }
+.hosts .bar { display: flex; flex: 1; height: 10px; background: var(--line); } .part { display: inline-block; width: 10px; height: 10px; }
 pre { border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px; }
 summary { cursor: pointer; color: var(--mark); }
 """  # noqa: E501

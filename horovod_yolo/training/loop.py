@@ -369,15 +369,22 @@ class Trainer:
         report = EpochReport(
             epoch=epoch, losses=progress.last_losses, evaluation=evaluation, best=best, **measured
         )
+        begun = time.perf_counter()
         for callback in self.callbacks:
             callback.on_epoch(report)
         progress.closed_step = progress.step
         self.commit(best)
+        self.spent += Spent(commit=time.perf_counter() - begun)
         if pruned and not self.done:
             raise PrunedError(f"after epoch {epoch + 1}")
 
     def _evaluated(self) -> Evaluation | None:
-        return None if self.evaluator is None else self.evaluator.run(self.ema.model)
+        if self.evaluator is None:
+            return None
+        begun = time.perf_counter()
+        evaluation = self.evaluator.run(self.ema.model)
+        self.spent += Spent(validation=time.perf_counter() - begun)
+        return evaluation
 
     def _plan(self, over: int) -> None:
         """With ``--time``, decide anew how many epochs there are, after so many. *Collective.*"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 ADVICE: Mapping[str, str] = {
     "data": "more --workers, --cache ram or disk, or faster storage",
@@ -15,14 +15,16 @@ MUCH = 0.1  # of the time, in which the other ranks wait for the one that sets t
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of one rank, without validation."""
+    """Seconds of one rank."""
 
-    total: float = 0.0
+    total: float = 0.0  # of training, without the rest of an epoch
     data: float = 0.0  # waited for its own data workers
     ranks: float = 0.0  # waited for other ranks: for what travels, and for those that are late
+    validation: float = 0.0
+    commit: float = 0.0  # told callbacks of an epoch and committed it
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.total + other.total, self.data + other.data, self.ranks + other.ranks)
+        return Spent(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -95,17 +95,34 @@ def test_the_page_says_what_bound_the_run(tmp_path: Path) -> None:
 
 def test_the_page_says_where_the_time_of_each_rank_went(tmp_path: Path) -> None:
     ranks = [
-        {"host": EVIL, "total_s": 100.0, "data_wait_s": 10.0, "rank_wait_s": 30.0},
-        {"host": "b", "total_s": 100.0, "data_wait_s": 0.0, "rank_wait_s": 5.0},
+        {"host": EVIL, "total_s": 100.0, "data_wait_s": 10.0, "rank_wait_s": 30.0, "device": EVIL},
+        {"host": "b", "total_s": 100.0, "data_wait_s": 0.0, "rank_wait_s": 5.0, "validation_s": 70.0},
     ]
     path = write_report(tmp_path, results(ranks=ranks, pace_of_rank=1), ROWS)
     text = path.read_text(encoding="utf-8")
     assert "<td>60%</td><td>10%</td><td>30%</td>" in text
     assert '<td class="best">1 set the pace</td><td>b</td><td>95%</td><td>0%</td><td>5%</td>' in text
+    assert "<td>1 min 40 s</td><td>1 min 10 s</td><td>–</td>" in text
     page = Page(path)
     assert EVIL in page.text and page.tags.count("script") == 1
     many = Page(write_report(tmp_path, results(ranks=ranks * 9, pace_of_rank=1), ROWS))
     assert many.tags.count("details") == page.tags.count("details") + 1
+
+
+def test_the_page_shows_which_ranks_were_where(tmp_path: Path) -> None:
+    spent = {"total_s": 100.0, "data_wait_s": 10.0, "rank_wait_s": 30.0, "device": "H100"}
+    ranks = [{**spent, "host": "ab"[rank // 2]} for rank in range(4)]
+    text = write_report(tmp_path, results(ranks=ranks, pace_of_rank=3), ROWS).read_text(encoding="utf-8")
+    (found,) = re.findall(r"<h2>Cluster</h2>(.*?)</div>", text, re.DOTALL)
+    hosts = re.findall(r"<h3>(.)</h3><p>(.*?)</p><ul>(.*?)</ul>", found)
+    assert [(host, on, re.findall(r"<span>(\d)</span>", bars)) for host, on, bars in hosts] == [
+        ("a", "2 × H100", ["0", "1"]),
+        ("b", "2 × H100", ["2", "3"]),
+    ]
+    assert found.count('<li class="slowest"><span>3</span>') == 1 and found.count("slowest") == 1
+    assert re.findall(r"width:([\d.]+)%", hosts[0][2])[:3] == ["60.0", "10.0", "30.0"]
+    alone = write_report(tmp_path, results(ranks=ranks[:1], pace_of_rank=0), ROWS)
+    assert "<h2>Cluster</h2>" not in alone.read_text(encoding="utf-8"), "one rank needs no map"
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
