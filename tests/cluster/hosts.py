@@ -295,6 +295,9 @@ class Host:
         """As `kill`, and not even the kernel tells the peers."""
         self.drop()
         self.kill()
+        # The kernel takes a dead namespace's cards away some time later, and `boot` needs the port's name.
+        with contextlib.suppress(RuntimeError):  # it has done so
+            self.pull_out()
 
     def mount_tmpfs(self, path: Path | str, size: str) -> None:
         """A file system in memory over ``path``, on this host only."""
