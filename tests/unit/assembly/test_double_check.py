@@ -17,6 +17,7 @@ from horovod_yolo.training.double_check import drawn
 from horovod_yolo.training.step import Stepper
 from tests.helpers.flipped_bits import flipped_bit
 from tests.helpers.runs import checkpoint, same_bits, steps
+from tests.helpers.tiny_free import add_tiny_free
 from tests.helpers.tiny_zoo import NAME, add_tiny
 from tests.helpers.world import run_world, world_outcomes
 
@@ -31,6 +32,7 @@ V = 4
 def tiny() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         add_tiny(patch)
+        add_tiny_free(patch)
         yield
 
 
@@ -73,12 +75,14 @@ def test_training_does_not_change(
         assert same_bits(checkpoint(tmp_path / "run")[part], checkpoint(unchecked)[part]), part
 
 
+@pytest.mark.parametrize("cfg", [NAME, "tiny8", "tiny26"])
 def test_in_passes_at_other_sizes_and_in_short_numbers_slices_come_again_too(
-    digits: Path, tmp_path: Path, counted: list[int]
+    digits: Path, tmp_path: Path, counted: list[int], cfg: str
 ) -> None:
-    flags = {"micro_batch": 2, "multi_scale": True, "precision": "bf16", "epochs": 1}
+    """Also those whose losses are divided after they went back."""
+    flags = {"cfg": cfg, "micro_batch": 2, "multi_scale": True, "precision": "bf16", "epochs": 1}
     run_world(2, job(config_of(digits, tmp_path, **flags), tmp_path / "run"))
-    assert len(counted) == 3 and checkpoint(tmp_path / "run")["passes"] == 2
+    assert len(counted) == len(steps(tmp_path / "run")) and checkpoint(tmp_path / "run")["passes"] == 2
 
 
 def found(data: Path, folder: Path, ranks: int, fault: Any) -> FaultyRankError:
