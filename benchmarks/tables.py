@@ -41,6 +41,7 @@ TABLES = {  # and who makes them
     "sync-bn": "sync_bn.py",
     "slices": "slices.py",
     "slices-adamw": "slices_adamw.py",
+    "distillation": "distillation.py",
     "slices-accuracy": "slices_accuracy.py --only digits",
     "comm": "comm.py",
     "scaling-host": "scaling.py --only host",

@@ -22,6 +22,7 @@ from horovod_yolo.assembly.input_size import require_cells, round_to_stride
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
 from horovod_yolo.assembly.same_bits import compared
 from horovod_yolo.assembly.slicing import balance_of, slices_of, with_slices
+from horovod_yolo.assembly.teaching import teach
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
@@ -362,6 +363,7 @@ def build_trainer(
     tuned = with_optimizer(config, len(data.train), model.num_classes, resumed)
     passes = passes_of(config, comm.size, first_size, resumed)
     stepper = build_stepper(tuned, model, criterion, comm, precision, stop, passes)
+    teaching = teach(stepper, config, data.spec.names, resumed, comm)
     config = fitted(config, stepper, comm, data.train)
     transform, sampler = build_training_data(config, data.train, comm, model)
     trainer = Trainer(
@@ -379,7 +381,7 @@ def build_trainer(
         progress=Progress(),
         early_stopping=EarlyStopping(),
         stop=stop,
-        about=_about(config, data, device, resumed, weights, comm) | kept_choice(config, tuned),
+        about=_about(config, data, device, resumed, weights, comm) | kept_choice(config, tuned) | teaching,
     )
     trainer.plan = TimePlan.of(config.time, config.epochs)
     trainer.follow(balance_of(config, device, comm))

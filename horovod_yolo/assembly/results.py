@@ -81,6 +81,7 @@ def results_of(trainer: Trainer, spent: dict[str, Any]) -> dict[str, Any]:
         "wall_s": progress.wall_s,
         **spent,
         **({"faults": trainer.about["faults"]} if "faults" in trainer.about else {}),
+        **({"teacher": trainer.about["teacher"]["model"]} if trainer.config.teacher else {}),
         "exit": 0,
         "versions": versions(),
     }

@@ -18,7 +18,7 @@ PLACE = (
     *("elastic", "elastic_wait"),
 )
 NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already
-PATHS = ("data", "weights", "cache_dir", "stage", "log_dir")
+PATHS = ("data", "weights", "teacher", "cache_dir", "stage", "log_dir")
 
 
 def absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def settings_here(state: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
     saved = {**state["config"], "data_changed": False}
     precision = _precision(state)
     for name, value in absolute_paths(given).items():
-        if name in PLACE:
+        if name in PLACE or (name == "teacher" and saved.get(name)):
             saved[name] = value
         elif name == "class_map":
             saved[name] = {**saved.get(name, {}), **dict(value)}

@@ -11,7 +11,7 @@ from horovod_yolo.config.schema import TrainConfig
 
 _MORE = "more"
 OF_TRAINING: Mapping[str, Sequence[str]] = {
-    "data and model": ("data", "cfg", "weights", "head", "hyp"),
+    "data and model": ("data", "cfg", "weights", "teacher", "head", "hyp"),
     "length and size": (
         *("epochs", "batch_size", "micro_batch", "imgsz", "max_steps", "patience", "time", "fraction"),
         *("multi_scale", "rect", "close_mosaic"),

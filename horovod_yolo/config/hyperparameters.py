@@ -40,6 +40,7 @@ class Hyp:
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
+    distill: float = 1.0  # gain of what --teacher teaches, beside that of the same terms of the family
     nbs: float = 64.0  # nominal batch: what lr0 and weight_decay are meant for
     hsv_h: float = 0.015
     hsv_s: float = 0.7
@@ -62,7 +63,7 @@ class Hyp:
             )
         self.require(SHARE, "mosaic", "mixup", "copy_paste", "flipud", "fliplr")
         self.require(POSITIVE, "lr0", "lrf")
-        self.require(NOT_NEGATIVE, "weight_decay", "warmup_epochs", "warmup_bias_lr")
+        self.require(NOT_NEGATIVE, "weight_decay", "warmup_epochs", "warmup_bias_lr", "distill")
         self.require(BELOW_1, "momentum", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v")
         self.require(BELOW_1, "translate", "scale", "perspective")
         self.require(AT_LEAST_1, "nbs")

@@ -154,6 +154,8 @@ def _add_choice_flags(p: argparse.ArgumentParser) -> None:
     one = "all classes are one, called item"
     p.add_argument("--single-cls", dest="single_cls", action="store_true", help=one)
     p.add_argument("--fraction", type=float, metavar="SHARE", help="about that share of the training images")
+    taught = "learn from the answers of a trained model too, of whatever family"
+    p.add_argument("--teacher", metavar="FILE", help=taught)
     hours = "train as many epochs as fit; --epochs is the guess of the first one"
     p.add_argument("--time", type=float, metavar="HOURS", help=hours)
     best = "what best.pt and --patience go by: mAP, or the sum of the validation's losses"

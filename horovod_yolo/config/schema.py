@@ -45,6 +45,7 @@ class TrainConfig:
     cfg: str = ""
     weights: str = ""
     hyp: Hyp = field(default_factory=Hyp)
+    teacher: str = ""  # a file of weights whose answers are learnt too
     head: str = ""  # that detects, of a model with several; "": the model's usual one
     epochs: int = 300
     batch_size: int = 16

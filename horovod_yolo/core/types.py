@@ -84,6 +84,15 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class TaughtTargets(Targets):
+    """With what a teacher says of the same images, on the host too."""
+
+    taught_image: Tensor  # (K,) int64, in ascending order
+    taught_xyxy: Tensor  # (K, 4) in input pixels
+    taught_scores: Tensor  # (K, C) for the student's classes
+
+
+@dataclass(frozen=True)
 class Batch:
     """One rank's slice of one global batch. B may be 0: a rank without a share still takes part."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from horovod_yolo.config.hyperparameters import Hyp
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.losses.criterion import Criterion
+from horovod_yolo.losses.distillation import TeacherGains
 from horovod_yolo.models.detector import Detector
 
 # Numbers in which a model differs from the one of its name; checkpoints keep them.
@@ -91,6 +92,15 @@ class Family(ABC):
     @abstractmethod
     def criterion(self, model: Detector, config: TrainConfig) -> Criterion[Any, Any]:
         """The loss of one of its models, as the settings want it. It may hold on to the model's head."""
+
+    def teacher_gains(self, config: TrainConfig) -> TeacherGains:
+        """Of the terms that a student of this family learns from a teacher, times ``distill``.
+
+        By default those of the family's own terms, whose class losses are sums over the classes.
+        """
+        hyp = config.hyp
+        box, cls = (getattr(hyp, name, 1.0) for name in ("box", "cls"))
+        return TeacherGains(box * hyp.distill, cls * hyp.distill)
 
     def recognise(self, shapes: Shapes) -> Iterable[Recognised]:
         """The models of this family that a published file with these tensors may hold; by default none.

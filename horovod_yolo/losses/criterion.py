@@ -36,6 +36,7 @@ class Criterion(ABC, Generic[Predictions, Matches]):
     """The loss of a family. ``total`` need not be the sum of the terms: they are what people are shown."""
 
     terms: ClassVar[tuple[str, ...]]  # short names: of columns, curves and lines of progress
+    taught: ClassVar[tuple[str, ...]] = ()  # of the terms, those that need a teacher: validation has none
     matching_needs_predictions: ClassVar[bool] = False  # if not, counts travel while the network computes
     divides_late: ClassVar[bool] = False  # whether it has `undivided`
 

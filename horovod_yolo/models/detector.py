@@ -53,6 +53,10 @@ class Head(nn.Module, ABC):
     def decode(self, predictions: Any) -> Decoded:
         """Boxes and scores of every place that predicts one. Half precision is decoded in float32."""
 
+    def decode_each(self, predictions: Any) -> Sequence[tuple[Decoded, bool]]:
+        """`decode` of each of the ``heads``, and whether that one finds each object once."""
+        return [(self.decode(predictions), self.finds_once)]
+
     def with_classes_of(
         self, weights: Mapping[str, Tensor], prefix: str, num_theirs: int, places: Sequence[int | None]
     ) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ FACTS = {
     "model": "model",
     "head": "head",  # which gave the numbers, where there are several
     "parameters": "parameters",
+    "teacher": "teacher",
     "world_size": "ranks",
     "global_batch": "global batch",
     "slices_of_ranks": "slices of the ranks",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ def step_columns(terms: Sequence[str]) -> tuple[str, ...]:
     return ("step", "epoch", "images", "lr", *(f"{term}_loss" for term in terms), "grad_norm", "digest")
 
 
-def epoch_columns(terms: Sequence[str]) -> tuple[str, ...]:
-    """Columns of ``results.csv`` for loss terms of these names: YOLOv5's, then ours."""
+def epoch_columns(terms: Sequence[str], taught: Collection[str] = ()) -> tuple[str, ...]:
+    """Columns of ``results.csv`` for loss terms of these names: YOLOv5's, then ours.
+
+    Validation has none of those that a teacher ``taught``.
+    """
     return (
         "epoch",
         *(f"train/{term}_loss" for term in terms),
@@ -28,7 +31,7 @@ def epoch_columns(terms: Sequence[str]) -> tuple[str, ...]:
         "metrics/recall",
         "metrics/mAP_0.5",
         "metrics/mAP_0.5:0.95",
-        *(f"val/{term}_loss" for term in terms),
+        *(f"val/{term}_loss" for term in terms if term not in taught),
         "x/lr0",
         "x/lr1",
         "x/lr2",
@@ -133,7 +136,7 @@ class EpochLog(TableLog):
 
     def on_start(self, start: RunStart) -> None:
         """Go on after the last epoch that has its line."""
-        self._open(self._path, epoch_columns(start.terms), start.epochs_reported)
+        self._open(self._path, epoch_columns(start.terms, start.taught), start.epochs_reported)
 
     def on_epoch(self, report: EpochReport) -> None:
         """Add a line."""

@@ -23,6 +23,7 @@ class RunStart:
     schedule: Schedule
     terms: tuple[str, ...]  # names of the loss terms, in the order in which they are shown
     batch: int = 0  # of that epoch, the first to be trained
+    taught: tuple[str, ...] = ()  # of the terms, those that validation has not, as a teacher gives them
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,9 @@ class Trainer:
         progress = self.progress
         closed_early = progress.batch > 0 and progress.closed_step == progress.step
         reported = progress.epoch + closed_early
-        terms = self.stepper.criterion.terms
-        start = RunStart(progress.step, progress.epoch, reported, self.schedule, terms, progress.batch)
+        criterion = self.stepper.criterion
+        terms = criterion.terms, progress.batch, criterion.taught
+        start = RunStart(progress.step, progress.epoch, reported, self.schedule, *terms)
         for callback in self.callbacks:
             callback.on_start(start)
         self.stop.agree_from_here()

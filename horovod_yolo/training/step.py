@@ -18,7 +18,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from horovod_yolo.core.memory import shortage
 from horovod_yolo.core.precision import Precision
 from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.transfer import Fetched
-from horovod_yolo.core.types import Batch
+from horovod_yolo.core.types import Batch, Targets
 from horovod_yolo.distributed.agreement import agree
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange
 from horovod_yolo.distributed.rejoining import RejoiningSums
@@ -82,6 +82,7 @@ class Stepper:
         """
         self.record = record
         self.check: DoubleCheck | None = None  # of the next step
+        self.teacher: Callable[[Batch, float], Targets] | None = None  # of scaled images
         self.digests = False  # of the weights, after each step
         self.model = model
         self.criterion = criterion
@@ -330,7 +331,8 @@ class Stepper:
     @torch.no_grad()
     def _matched(self, batch: Batch, scale: float, predictions: Any) -> Any:
         size = scaled_size(batch, scale, max(self.model.strides))
-        return self.criterion.match(batch.targets, size, predictions)
+        targets = batch.targets if self.teacher is None else self.teacher(batch, scale)
+        return self.criterion.match(targets, size, predictions)
 
     def _forward(self, batch: Batch, scale: float, tracks: bool = True) -> Any:
         batch = scaled(batch, scale, max(self.model.strides))

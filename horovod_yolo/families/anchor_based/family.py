@@ -19,6 +19,7 @@ from horovod_yolo.families.anchor_based.head import AnchorHead, AnchorsPx
 from horovod_yolo.families.anchor_based.recipe import RECIPE, AnchorBasedHyp
 from horovod_yolo.families.base import AS_NAMED, Family, ModelSpec, Recognised, Shapes, Variant
 from horovod_yolo.losses.anchor_based import AnchorCriterion, LossWeights, scale_weights
+from horovod_yolo.losses.distillation import TeacherGains
 from horovod_yolo.models.blocks import Backbone, Neck
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.yolov3 import BackboneTiny, Darknet53, NeckTiny, NeckV3
@@ -134,6 +135,11 @@ class AnchorBased(Family):
         )
         scaled = scale_weights(weights, model.num_classes, len(model.strides), config.imgsz)
         return AnchorCriterion(scaled, anchor_head(model))
+
+    def teacher_gains(self, config: TrainConfig) -> TeacherGains:
+        """The class term is a mean over classes here, and its gain is meant for 80."""
+        gains = super().teacher_gains(config)
+        return TeacherGains(gains.box, gains.cls / 80)
 
     def fit_to_data(
         self, model: Detector, boxes_wh_px: NDArray[np.floating[Any]], config: TrainConfig

@@ -91,7 +91,13 @@ class DistanceHead(Head):
 
     def decode(self, predictions: Mapping[str, CellMaps]) -> Decoded:
         """Of the head that is used. The M places are in the order level, row, column."""
-        maps = predictions[self.used or ONE_TO_MANY]
+        return self._decode(predictions[self.used or ONE_TO_MANY])
+
+    def decode_each(self, predictions: Mapping[str, CellMaps]) -> list[tuple[Decoded, bool]]:
+        """See `Head`."""
+        return [(self._decode(maps), name == ONE_TO_ONE) for name, maps in predictions.items()]
+
+    def _decode(self, maps: CellMaps) -> Decoded:
         sides, logits = maps.joined()
         cells = cells_of(maps, self.strides)
         return Decoded(boxes_around(cells.points, distances_of(sides)) * cells.strides, logits.sigmoid())
