@@ -70,10 +70,10 @@ def look(page: Path, scratch: Path, *, width: int, dark: bool) -> dict[str, Any]
     return _told(shown(copy.as_uri(), scratch, width=width, dark=dark, milliseconds=60_000))
 
 
-def look_at(url: str, scratch: Path, *, width: int, dark: bool) -> dict[str, Any]:
-    """The same of a page that a server gives, two seconds after it was opened."""
-    with _beside_axe(url) as through:
-        return _told(shown(through, scratch, width=width, dark=dark, milliseconds=20_000))
+def look_at(url: str, scratch: Path, *, width: int, dark: bool, path: str = "") -> dict[str, Any]:
+    """The same of a page that a server gives, two seconds after it was opened: ``path`` below ``url``."""
+    with _beside_axe(url, f"/{path}") as through:
+        return _told(shown(through + path, scratch, width=width, dark=dark, milliseconds=20_000))
 
 
 def shown(url: str, scratch: Path, *, width: int, dark: bool, milliseconds: int) -> str:
@@ -96,7 +96,7 @@ def _told(page: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _beside_axe(url: str) -> Iterator[str]:
+def _beside_axe(url: str, page: str) -> Iterator[str]:
     """A server that gives what another one does, its page with axe-core and without its policy."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -107,7 +107,7 @@ def _beside_axe(url: str) -> Iterator[str]:
             except urllib.error.HTTPError as error:
                 self.send_error(error.code)
                 return
-            if self.path == "/":
+            if self.path == page:
                 content = _with_axe(content.decode(), 2000).encode()
             self.send_response(200)
             self.send_header("Content-Type", kind)

@@ -6,10 +6,17 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.helpers import browser
 
 REPO = Path(__file__).resolve().parents[2]
 LOADED = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src", "form": "action"}
@@ -53,6 +60,32 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", text), sheet
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Of a server that has the site."""
+    if reason := browser.why_not():
+        pytest.skip(f"LOUD SKIP: {reason}; the site is not looked at")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+@pytest.mark.parametrize("page", ["index.html", "config.html", "api.html"])
+def test_everybody_can_read_it(address: str, tmp_path: Path, page: str, width: int, dark: bool) -> None:
+    found = browser.look_at(address, tmp_path, width=width, dark=dark, path=page)
+    assert found == {"wide": 0, "broken": 0, "violations": []}
 
 
 def test_the_python_page_has_the_docstrings(site: Path) -> None:
