@@ -24,6 +24,7 @@ TABLES = {  # and who makes them
     "bccd": "bccd.py",
     "quality": "quality.py --minutes 90",
     "finetune": "finetune.py",
+    "tune": "tune.py",
     "exported": "exported.py",
     "rectangles": "rectangles.py",
     "digits-demo": "demo.py",

@@ -11,37 +11,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, Literal, cast, overload
 
 from horovod_yolo.assembly.anew import with_commits
+from horovod_yolo.assembly.asked_ranks import AskedRanks
 from horovod_yolo.assembly.calls import on_ranks_of
 from horovod_yolo.assembly.export import ExportOptions, export
 from horovod_yolo.assembly.exported import name_of_exported
 from horovod_yolo.assembly.given_weights import model_of_weights, with_model
 from horovod_yolo.assembly.job import join_as_script, log_to_files, require_fitting_launch
-from horovod_yolo.assembly.looking import Looking, look_here
+from horovod_yolo.assembly.looking import look_here, looking_of
 from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.ready import ready_here
 from horovod_yolo.assembly.run import run_of_script
+from horovod_yolo.assembly.search import TuneOptions, open_search
 from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.assembly.train import train
+from horovod_yolo.assembly.tune import tune
 from horovod_yolo.assembly.validate import ValOptions, validate
-from horovod_yolo.assembly.world import Wish, World, require_as_launched, world_to_start
+from horovod_yolo.assembly.world import World
 from horovod_yolo.config.keywords import (
     device_name,
     export_options,
     portable,
-    prediction_options,
     training_argv,
     validation_options,
 )
 from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.schema import TrainConfig
-from horovod_yolo.core.engines import ENGINES
 from horovod_yolo.core.errors import (
     FaultyRankError,
     MemoryShortError,
@@ -51,16 +52,13 @@ from horovod_yolo.core.errors import (
     UnwrittenError,
     UserError,
 )
-from horovod_yolo.core.results import Metrics, TrainResults
+from horovod_yolo.core.results import Metrics, TrainResults, TuneResults
 from horovod_yolo.distributed.agreement import together
-from horovod_yolo.distributed.backends import VARIABLE
-from horovod_yolo.distributed.backends import engine as engine_set
 from horovod_yolo.distributed.launchers.alone import Alone
 from horovod_yolo.distributed.launchers.found import launcher
 from horovod_yolo.export.formats import exported_kind
 from horovod_yolo.families import zoo
 from horovod_yolo.metrics.scores import metrics_of
-from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.prediction.result import Result
 from horovod_yolo.prediction.sources import Given, find_sources
 from horovod_yolo.process.signals import listening
@@ -150,13 +148,13 @@ class YOLO:
                 after the last step, the run is complete.
             RanksFailedError: of ranks that were started here, one failed by itself.
         """
-        asked_for = _Ranks(np, hosts, engine, flags.get("device"))
+        asked_for = AskedRanks(np, hosts, engine, flags.get("device"))
         if world := asked_for.to_start():
             self._settings({"cfg": self.name, **flags, "data": data})
             return cast(TrainResults, self._on_own_ranks(world, "train", {**flags, "data": data}))
         return cast(TrainResults, self._train(asked_for, {**flags, "data": data}))
 
-    def _train(self, asked_for: _Ranks, flags: dict[str, Any]) -> dict[str, Any]:
+    def _train(self, asked_for: AskedRanks, flags: dict[str, Any]) -> dict[str, Any]:
         """As one of the ranks that are there. *Collective.*"""
         with join_as_script().on_ranks() as comm:
             together(comm, asked_for.require_as_launched)
@@ -180,14 +178,74 @@ class YOLO:
         """The flags of a new run, and what follows from them."""
         if flags.get("resume"):
             raise UserError("resume is not for a new run", fix="use train.py --resume")
+        given = self._given(flags)
+        config = settings_of(given)
+        require_fitting_launch(config.elastic)
+        return given, config
+
+    def _of_tune(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """The flags of a search, which are those of training, or of one that goes on."""
+        return self._settings(flags)[0] if flags.keys() & {"cfg", "weights"} else self._given(flags)
+
+    def _given(self, flags: dict[str, Any]) -> dict[str, Any]:
         parser = train_parser("train")
         hyp = flags.get("hyp")
         as_it_is = {"hyp": dict(hyp)} if isinstance(hyp, Mapping) else {}  # no command line could have it
         argv = training_argv(parser, {**flags, **dict.fromkeys(as_it_is)}, zoo.hyperparameters())
-        given = with_commits({**vars(parser.parse_strictly(argv)), **as_it_is})
-        config = settings_of(given)
-        require_fitting_launch(config.elastic)
-        return given, config
+        return with_commits({**vars(parser.parse_strictly(argv)), **as_it_is})
+
+    def tune(
+        self,
+        *,
+        data: str | Path | None = None,
+        trials: int | None = None,
+        space: str | Path | Mapping[str, Any] = "",
+        prune: bool = True,
+        resume: str | Path = "",
+        np: int | None = None,
+        hosts: str | None = None,
+        engine: str | None = None,
+        **flags: Any,
+    ) -> TuneResults:
+        """Search hyperparameters, one training a trial, and go on with the weights of the best. *Collective.*
+
+        Args:
+            data: as for `train`; of a search that goes on, only where it is elsewhere now.
+            trials: how many settings are tried; 30 of a new search.
+            space: a file of ranges, or ``{"lr0": {"low": 0.001, "high": 0.1, "log": True}}``.
+            prune: whether trials below the median of the others are ended early.
+            resume: the folder of a search to go on with, or to join.
+            np: as for `train`; ``hosts`` and ``engine`` likewise.
+            hosts: see there.
+            engine: see there.
+            flags: of each training, as for `train`.
+
+        Returns:
+            The trials, and the hyperparameters of the best: ``model.train(data=..., hyp=found["hyp"])``.
+
+        Raises:
+            UserError: a mistake in flags, ranges or data, or Optuna is not installed.
+            StoppedError: any rank was asked to stop; ``resume`` goes on.
+            RanksFailedError: of ranks that were started here, one failed by itself.
+        """
+        asked_for = AskedRanks(np, hosts, engine, flags.get("device"))
+        given = {**flags, **({} if data is None else {"data": data})}
+        own: dict[str, Any] = {"trials": trials, "space": space, "prune": prune, "resume": str(resume)}
+        if world := asked_for.to_start():
+            if not resume:
+                self._settings({"cfg": self.name, **given})
+            return cast(TuneResults, self._on_own_ranks(world, "tune", {**given, **own}))
+        with join_as_script().on_ranks() as comm:
+            together(comm, asked_for.require_as_launched)
+            start = {"weights": str(self.weights)} if self.weights else {"cfg": self.name}
+            start = {} if resume else with_model(start, comm)
+            options = together(comm, lambda: TuneOptions(flags=self._of_tune({**start, **given}), **own))
+            stop = StopRequest()
+            with listening(stop) if current_thread() is main_thread() else nullcontext():
+                outcome, _ = tune(open_search(options, comm), comm, stop)
+        results = outcome.results()
+        self.weights = Path(results["weights"]) if results["weights"] else self.weights
+        return results
 
     def _on_own_ranks(self, world: World, call: str, arguments: dict[str, Any]) -> dict[str, Any]:
         model = str(self.weights or self.name)
@@ -221,7 +279,7 @@ class YOLO:
             UserError: a mistake in the options or the data, or no weights yet.
             RanksFailedError: of ranks that were started here, one failed by itself.
         """
-        asked_for = _Ranks(np, hosts, engine, options.get("device"))
+        asked_for = AskedRanks(np, hosts, engine, options.get("device"))
         if world := asked_for.to_start():
             self._options(data, options)
             return cast(Metrics, self._on_own_ranks(world, "val", {**options, "data": data}))
@@ -294,7 +352,7 @@ class YOLO:
         Raises:
             UserError: an unknown option, an unusable image, or no weights yet.
         """
-        how, every = _looking(imgsz, options)
+        how, every = looking_of(imgsz, options)
         local_rank = launcher().local_rank or 0
         if isinstance(launcher(), Alone) and "," in device_name(device):
             raise UserError(
@@ -338,52 +396,3 @@ class YOLO:
         if self.weights is None:
             raise UserError(f"{self.name} has no weights yet", fix="train it first, or open a best.pt")
         return self.weights
-
-
-@dataclass(frozen=True)
-class _Ranks:
-    """The arguments of a call that tell of ranks."""
-
-    np: int | None
-    hosts: str | None
-    engine: str | None
-    device: object
-
-    def to_start(self) -> World | None:
-        """The ranks that this process has to start; None where there are some, or it is to work alone."""
-        if not isinstance(launcher(), Alone):
-            return None
-        if self.engine is not None and self.engine not in ENGINES:
-            raise UserError(f"engine is {self.engine!r:.60}", fix=f"take one of {', '.join(ENGINES)}")
-        return world_to_start(self._wish(), self.engine or engine_set(), launcher())
-
-    def require_as_launched(self) -> None:
-        """Raise where a launcher has started other ranks than are asked for."""
-        require_as_launched(self._wish(), launcher())
-        if self.engine not in (None, engine_set()) and not isinstance(launcher(), Alone):
-            raise UserError(
-                f"engine is {self.engine!r:.60}, and the ranks have met already",
-                fix=f"set {VARIABLE} in the environment that Python starts with",
-            )
-
-    def _wish(self) -> Wish:
-        np, hosts = self.np, self.hosts
-        if np is not None and not isinstance(np, int):
-            raise UserError(f"np is {np!r:.60}", fix="it must be a number of ranks, such as 2")
-        if hosts is not None and not isinstance(hosts, str):
-            raise UserError(f"hosts is {hosts!r:.60}", fix='write them as "host1:4,host2:4"')
-        return Wish(np, hosts or "", device_name("" if self.device is None else self.device))
-
-
-def _looking(imgsz: int, options: dict[str, Any]) -> tuple[Looking, int]:
-    """How to look, and of how many images of a video at one."""
-    given = prediction_options(options)
-    thresholds = Thresholds(
-        confidence=given.get("conf_threshold", 0.25),
-        most=given.get("max_detections", 300),
-        multi_label=False,
-        agnostic=given.get("agnostic_nms", False),
-    )
-    same = {name: given[name] for name in ("rect", "batch", "classes", "augment", "half") if name in given}
-    how = Looking(imgsz=imgsz, thresholds=thresholds, iou=given.get("iou_threshold"), **same)
-    return how, given.get("vid_stride", 1)

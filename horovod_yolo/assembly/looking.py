@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from horovod_yolo.assembly.device import arithmetic, choose_precision
 from horovod_yolo.assembly.input_size import round_to_stride
+from horovod_yolo.config.keywords import prediction_options
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Detections
@@ -148,3 +150,17 @@ def look_here(ready: Ready, sources: Iterable[Source], *, every: int, live: bool
             until_the_end.callback(streams[-1].close)
         frames = newest_frames(streams, news)
         yield from detect(frames, ready.find, replace(ready.sizes, batch=1), ready.names, keep=True)
+
+
+def looking_of(imgsz: int, options: dict[str, Any]) -> tuple[Looking, int]:
+    """How to look, and of how many images of a video at one."""
+    given = prediction_options(options)
+    thresholds = Thresholds(
+        confidence=given.get("conf_threshold", 0.25),
+        most=given.get("max_detections", 300),
+        multi_label=False,
+        agnostic=given.get("agnostic_nms", False),
+    )
+    same = {name: given[name] for name in ("rect", "batch", "classes", "augment", "half") if name in given}
+    how = Looking(imgsz=imgsz, thresholds=thresholds, iou=given.get("iou_threshold"), **same)
+    return how, given.get("vid_stride", 1)

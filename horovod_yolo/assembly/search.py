@@ -22,7 +22,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.io.plain_yaml import read_mapping
-from horovod_yolo.tune.space import Range, default_space, load_space
+from horovod_yolo.tune.space import Range, default_space, load_space, space_of
 from horovod_yolo.tune.study import JOURNAL, Study
 
 PROJECT, TRIALS = "runs/tune", 30
@@ -38,7 +38,7 @@ class TuneOptions:
 
     Attributes:
         trials: how many there shall be; None: 30, or as many as the search has.
-        space: file of the ranges; empty for the usual ones.
+        space: file of the ranges, or what it would say; empty for the usual ones.
         prune: whether trials that fall behind are ended early.
         resume: folder of a search to go on with, or to join; ``newest``; empty for a new one.
         ranks_per_trial: of those that mpirun has started; 0: all, or those that any launcher has.
@@ -46,7 +46,7 @@ class TuneOptions:
 
     flags: Mapping[str, Any] = field(default_factory=dict)
     trials: int | None = None
-    space: str = ""
+    space: str | Path | Mapping[str, Any] = ""
     prune: bool = True
     resume: str = ""
     ranks_per_trial: int = 0
@@ -123,7 +123,9 @@ def _of(options: TuneOptions, earlier: Path | None, comm: Communicator) -> Searc
 def _begun(options: TuneOptions, flags: dict[str, Any]) -> Search:
     config = settings_of(flags)
     auto = config.optimizer == "auto"
-    if options.space:
+    if isinstance(options.space, Mapping):
+        space = space_of(options.space, "space", config.hyp, auto_optimizer=auto)
+    elif options.space:
         space = load_space(Path(options.space), config.hyp, auto_optimizer=auto)
     else:
         space = default_space(config.hyp, auto_optimizer=auto)

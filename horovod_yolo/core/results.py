@@ -1,4 +1,4 @@
-"""What `YOLO.train` and `YOLO.val` return: dictionaries, as ``results.json`` holds them, with their types."""
+"""What `YOLO.train`, `YOLO.val` and `YOLO.tune` return: dictionaries that JSON can hold, with their types."""
 
 # Annotations are evaluated here: which keys must be there is read from them.
 from typing import Any
@@ -105,3 +105,45 @@ class TrainResults(TypedDict):
     advice: NotRequired[str]
     exit: int
     versions: dict[str, Any]
+
+
+class TrialResults(TypedDict):
+    """A trial of a search.
+
+    Attributes:
+        number: from 0.
+        state: ``done``, ``pruned``, ``diverged``, ``lost``, ``running`` or ``waiting``.
+        value: its best score; None for none.
+        epochs: after how many it was scored last.
+        params: the hyperparameters that were drawn.
+        folder: of its run.
+        repeats: number of the lost trial that it goes on with; None for none.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    epochs: int
+    params: dict[str, float]
+    folder: str
+    repeats: int | None
+
+
+class TuneResults(TypedDict):
+    """A search that is over.
+
+    Attributes:
+        folder: of the search.
+        best: the trial with the best score; None where none came to its end.
+        hyp: all hyperparameters of the best trial; empty for none.
+        weights: its ``best.pt``; empty for none.
+        command: that trains with these hyperparameters.
+        trials: all of them, by number.
+    """
+
+    folder: str
+    best: TrialResults | None
+    hyp: dict[str, float]
+    weights: str
+    command: str
+    trials: list[TrialResults]

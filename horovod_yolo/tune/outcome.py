@@ -14,6 +14,7 @@ import yaml
 
 from horovod_yolo.config.keywords import argument_words
 from horovod_yolo.config.load import train_parser
+from horovod_yolo.core.results import TrialResults, TuneResults
 from horovod_yolo.io.atomic import replacing
 from horovod_yolo.tune.study import Trial, best_of
 
@@ -53,6 +54,29 @@ class Outcome:
             f"hyperparameters {self.folder / BEST}  weights {self.folder / self.best.folder}/weights/best.pt",
             f"train with them: {self.command}",
         ]
+
+    def results(self) -> TuneResults:
+        """As builtins."""
+        best = self.best
+        return {
+            "folder": str(self.folder),
+            "best": self._of(best) if best else None,
+            "hyp": dict(self.hyp),
+            "weights": str(self.folder / best.folder / "weights" / "best.pt") if best else "",
+            "command": self.command,
+            "trials": [self._of(trial) for trial in self.trials],
+        }
+
+    def _of(self, trial: Trial) -> TrialResults:
+        return {
+            "number": trial.number,
+            "state": trial.state,
+            "value": trial.value,
+            "epochs": max(trial.values, default=0),
+            "params": dict(trial.params),
+            "folder": str(self.folder / trial.folder),
+            "repeats": trial.repeats,
+        }
 
 
 def outcome_of(folder: Path, trials: Sequence[Trial], flags: Mapping[str, Any]) -> Outcome:

@@ -78,21 +78,28 @@ def load_space(path: Path, hyp: Hyp, *, auto_optimizer: bool) -> dict[str, Range
     Raises:
         UserError: names the file, the hyperparameter, and what is wrong with it.
     """
+    said = read_mapping(path, most_bytes=SPACE_FILE_BYTES, what="a file of ranges")
+    return space_of(said, path, hyp, auto_optimizer=auto_optimizer)
+
+
+def space_of(values: Mapping[str, Any], where: object, hyp: Hyp, *, auto_optimizer: bool) -> dict[str, Range]:
+    """Ranges as a file has them; ``where`` is what they are from, for people. Errors as `load_space`."""
     space = {}
     known = {f.name for f in fields(hyp)}
-    for name, said in read_mapping(path, most_bytes=SPACE_FILE_BYTES, what="a file of ranges").items():
+    for name, said in values.items():
         if name not in known:
-            raise UserError(f"unknown hyperparameter {name!r:.60}", where=path, fix=nearest(str(name), known))
+            fix = nearest(str(name), known)
+            raise UserError(f"unknown hyperparameter {name!r:.60}", where=where, fix=fix)
         if auto_optimizer and name in CHOSEN_BY_AUTO:
             fix = "name one, such as --optimizer SGD"
-            raise UserError(f"{name} is chosen by --optimizer auto, not searched", where=path, fix=fix)
+            raise UserError(f"{name} is chosen by --optimizer auto, not searched", where=where, fix=fix)
         try:
             space[name] = _range(name, said)
             _require_possible(name, space[name], hyp)
         except UserError as error:
-            raise UserError(str(error), where=path) from None
+            raise UserError(str(error), where=where) from None
     if not space:
-        raise UserError("no hyperparameter is in it", where=path, fix="leave --space out for the usual ones")
+        raise UserError("no hyperparameter is in it", where=where, fix="leave --space out for the usual ones")
     return space
 
 

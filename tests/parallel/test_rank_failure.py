@@ -102,7 +102,7 @@ def test_a_rank_that_fails_ends_the_job_and_names_itself(
 # Rank 1 is late for the first call after joining in one of the two ways.
 LATE = """
 import sys, time
-from horovod_yolo.distributed import elastic, horovod_backend
+from horovod_yolo.distributed import elastic, horovod_backend, horovod_settings
 
 horovod_settings.DEFAULTS["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "1"
 if sys.argv[1] == "elastic":
