@@ -5,7 +5,7 @@
 Claim: none but the table itself. ``horovod-yolo tune`` searches eight hyperparameters of yolov5n on the
 built-in set at 128 px with one seed; then the best setting and the default are trained with three seeds that
 the search has not used, in pairs. The last epoch counts. A step for each batch of 16, AdamW; what is not
-searched stays as it is by default. One thread, one training at a time: about a minute each, 20 minutes in all.
+searched stays as it is by default. One thread, one training at a time: a minute each, 20 minutes in all.
 Start the script again to go on: what has ended is kept.
 """
 
@@ -139,7 +139,7 @@ def table_of(
     drawn = ", ".join(f"`{name}` {value:.3g}" for name, value in search["params"].items())
     about = (
         f"{search['trials']} trials of {args.epochs} epochs, {search['pruned']} of them pruned, "
-        f"{search['seconds'] / 60:.0f} min; the trainings of the other columns have seeds that it did not use. "
+        f"{search['seconds'] / 60:.0f} min; the other columns are of seeds that it did not use. "
         f"Best minus default, paired by seed: {centre:+.3f} mAP50-95, "
         f"95 % interval {centre - half:+.3f} to {centre + half:+.3f}. Best: {drawn}. "
         f"yolov5n from random weights, digits at 128 px, batch and nbs 16, AdamW; last epoch."
