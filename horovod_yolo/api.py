@@ -178,8 +178,7 @@ class YOLO:
         """The flags of a new run, and what follows from them."""
         if flags.get("resume"):
             raise UserError("resume is not for a new run", fix="use train.py --resume")
-        given = self._given(flags)
-        config = settings_of(given)
+        config = settings_of(given := self._given(flags))
         require_fitting_launch(config.elastic)
         return given, config
 
@@ -215,30 +214,33 @@ class YOLO:
             space: a file of ranges, or ``{"lr0": {"low": 0.001, "high": 0.1, "log": True}}``.
             prune: whether trials below the median of the others are ended early.
             resume: the folder of a search to go on with, or to join.
-            np: as for `train`; ``hosts`` and ``engine`` likewise.
+            np: as for `train`; ``hosts``, ``engine`` and ``flags``, which are of each training, likewise.
             hosts: see there.
             engine: see there.
-            flags: of each training, as for `train`.
+            flags: see there.
 
         Returns:
             The trials, and the hyperparameters of the best: ``model.train(data=..., hyp=found["hyp"])``.
 
         Raises:
-            UserError: a mistake in flags, ranges or data, or Optuna is not installed.
+            UserError: a mistake in flags, ranges or data, or Optuna is not installed; others as `train`.
             StoppedError: any rank was asked to stop; ``resume`` goes on.
-            RanksFailedError: of ranks that were started here, one failed by itself.
         """
         asked_for = AskedRanks(np, hosts, engine, flags.get("device"))
-        given = {**flags, **({} if data is None else {"data": data})}
+        given = flags if data is None else {**flags, "data": data}
         own: dict[str, Any] = {"trials": trials, "space": space, "prune": prune, "resume": str(resume)}
         if world := asked_for.to_start():
             if not resume:
                 self._settings({"cfg": self.name, **given})
             return cast(TuneResults, self._on_own_ranks(world, "tune", {**given, **own}))
+        return self._tune(asked_for, given, own)
+
+    def _tune(self, asked_for: AskedRanks, given: dict[str, Any], own: dict[str, Any]) -> TuneResults:
+        """As one of the ranks that are there. *Collective.*"""
         with join_as_script().on_ranks() as comm:
             together(comm, asked_for.require_as_launched)
-            start = {"weights": str(self.weights)} if self.weights else {"cfg": self.name}
-            start = {} if resume else with_model(start, comm)
+            own_model = {"weights": str(self.weights)} if self.weights else {"cfg": self.name}
+            start = {} if own["resume"] else with_model(own_model, comm)
             options = together(comm, lambda: TuneOptions(flags=self._of_tune({**start, **given}), **own))
             stop = StopRequest()
             with listening(stop) if current_thread() is main_thread() else nullcontext():
@@ -248,8 +250,8 @@ class YOLO:
         return results
 
     def _on_own_ranks(self, world: World, call: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        model = str(self.weights or self.name)
         returned: dict[str, Any]
+        model = str(self.weights or self.name)
         returned, self.weights = on_ranks_of(world, model, call, portable(arguments))
         return returned
 
