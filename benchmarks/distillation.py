@@ -106,7 +106,7 @@ def said(found: dict[str, Any]) -> str:
         return "Too few pairs to say anything."
     centre, half = paired(gains)
     clear = "more" if centre - half > 0 else "less" if centre + half < 0 else ""
-    verdict = f"the teacher brings {clear}" if clear else "no gain that these seeds would show"
+    verdict = f"{clear} with the teacher" if clear else "no gain that these seeds would show"
     return (
         f"Paired by seed {centre:+.3f} mAP50-95, 95 % interval {centre - half:+.3f} to {centre + half:+.3f} "
         f"by the t distribution ({len(gains)} pairs): {verdict}."
