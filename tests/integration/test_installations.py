@@ -40,11 +40,11 @@ def interpreter(version: str) -> str:
 def trains(fresh: Fresh, data: Path) -> None:
     """Both families, with a report at the end."""
     flags = ["imgsz=64", "batch=14", "epochs=1", "workers=1", "device=cpu"]
-    for model in ("yolov5n", "yolo11n"):
+    for model, steps in (("yolov5n", 2), ("yolo11n", 1)):  # the second makes one step of both batches
         words = [f"data={data}", f"model={model}", f"project={fresh.folder}", f"name={model}", *flags]
         fresh.run(fresh.folder / "venv/bin/horovod-yolo", "train", *words, seconds=900)
         results = json.loads((fresh.folder / model / "results.json").read_text())
-        assert results["exit"] == 0 and results["steps"] == 2
+        assert results["exit"] == 0 and results["steps"] == steps
         assert (fresh.folder / model / "val_predictions.png").is_file()
 
 
