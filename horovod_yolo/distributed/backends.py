@@ -66,7 +66,7 @@ def engine_without_launcher(wanted: str) -> str:
 
 def note_engine(argv: Sequence[str]) -> None:
     """Keep what ``--engine`` says. Ranks must talk before they parse, to complain of a flag together."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in zip(argv, [*argv, ""][1:], strict=True):
         if flag == "--engine" or flag.startswith("--engine="):
             wanted = value if flag == "--engine" else flag.partition("=")[2]
             os.environ[VARIABLE] = wanted if wanted in ENGINES else ENGINES[0]  # the parser refuses others

@@ -33,6 +33,7 @@ def test_a_recipe_gives_its_result(recipe: re.Match[str], tmp_path: Path) -> Non
     for name in ("train.py", "horovod_yolo"):
         (tmp_path / name).symlink_to(ranks.REPOSITORY / name)
     environ = {**os.environ, "PATH": f"{ranks.BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ranks.REPOSITORY)}
+    environ["TMPDIR"] = str(tmp_path)  # torchrun leaves a folder there
     done = subprocess.run(
         ["bash", "-euc", recipe["commands"]],
         cwd=tmp_path,

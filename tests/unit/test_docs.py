@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -13,35 +12,29 @@ from typing import Any
 
 import pytest
 
-from horovod_yolo.assembly import job
 from horovod_yolo.assembly.export import ExportOptions
 from horovod_yolo.assembly.predict import PredictOptions
 from horovod_yolo.assembly.search import PROJECT, TRIALS
 from horovod_yolo.assembly.val_folder import ValPlace
 from horovod_yolo.assembly.validate import ValOptions
-from horovod_yolo.cli import main
 from horovod_yolo.cli.bench import comm_parser, step_parser
 from horovod_yolo.cli.export import export_parser
 from horovod_yolo.cli.plan import plan_parser
 from horovod_yolo.cli.tune import tune_parser
 from horovod_yolo.config.hyperparameters import Hyp
-from horovod_yolo.config.load import Parser, config_from_flags, train_parser
+from horovod_yolo.config.load import train_parser
 from horovod_yolo.config.predict_flags import predict_flags
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.engines import ENGINES
-from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.families import zoo
-from horovod_yolo.launch.hostfile import parse_hosts
 from horovod_yolo.tune.space import GAINS, default_space
+from tests.helpers.command_lines import DOCS, blocks, fenced
 
 REPO = Path(__file__).resolve().parents[2]
-DOCS = sorted(
-    path for folder in (".", "docs", "benchmarks", "docker") for path in (REPO / folder).glob("*.md")
-)
 CONFIG = (REPO / "docs/config.md").read_text(encoding="utf-8")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NO_DEFAULT = "–"
+WHOLE = [line for document in DOCS for line in fenced(document)]
 
 
 def table(heading: str) -> dict[tuple[str, ...], str]:
@@ -61,20 +54,9 @@ def as_cell(value: Any) -> str:
     return NO_DEFAULT if value is None else text or NO_DEFAULT
 
 
-def blocks(language: str, text: str) -> list[str]:
-    return [content for name, content in FENCE.findall(text) if name == language]
-
-
 def commands() -> list[tuple[str, list[str]]]:
     """All command lines of all documents as (document, words)."""
-    lines = [
-        (document.name, line)
-        for document in DOCS
-        for block in blocks("bash", document.read_text(encoding="utf-8"))
-        for line in block.replace("\\\n", " ").splitlines()
-    ]
-    split = [(name, shlex.split(line, comments=True)) for name, line in lines]
-    return [(name, words) for name, words in split if words]
+    return [(line.document, list(line.words)) for line in WHOLE]
 
 
 def slug(heading: str) -> str:
@@ -175,23 +157,6 @@ def test_there_are_commands_to_check() -> None:
     assert len([name for name, _ in TRAIN_COMMANDS if name == "README.md"]) >= 8
 
 
-@pytest.mark.parametrize(("document", "words"), TRAIN_COMMANDS, ids=lambda value: str(value)[:60])
-def test_commands_that_train_are_accepted(document: str, words: list[str]) -> None:
-    given = vars(train_parser().parse_strictly(words[words.index("train.py") + 1 :]))
-    ranks, hosts = given.pop("np", 1), given.pop("hosts", "localhost")
-    assert parse_hosts(hosts)
-    if "resume" not in given:
-        ranks = int(words[words.index("-np") + 1]) if "-np" in words else ranks
-        config_from_flags(given).check_world(ranks)
-
-
-@pytest.mark.parametrize("words", WITH_HOSTS, ids=" ".join)
-def test_slots_add_up_to_the_ranks(words: list[str]) -> None:
-    """Under Gloo Horovod fills all slots that it is given."""
-    slots = [int(host.split(":")[1]) for host in words[words.index("-H") + 1].split(",")]
-    assert sum(slots) == int(words[words.index("-np") + 1])
-
-
 def test_targets_of_make_and_commands_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     used = {words[1] for _, words in commands() if words[0] == "make"}
@@ -203,31 +168,6 @@ def test_targets_of_make_and_commands_exist() -> None:
         *("bench", "data", "doctor", "eval", "export", "install-horovod", "launch", "plan", "predict"),
         *("replay", "report", "train", "tune", "val"),
     }
-
-
-class ParsedError(BaseException):
-    """The command line is understood: there the test stops."""
-
-
-OUR_COMMANDS = [
-    words[words.index("horovod-yolo") + 1 :] for _, words in commands() if "horovod-yolo" in words
-]
-AFTER_LAUNCH = [words[words.index("--") + 1 :] for words in OUR_COMMANDS if words[0] == "launch"]
-LAUNCHED = [words for words in AFTER_LAUNCH if not words[0].endswith(".py")]  # a reader's script
-
-
-@pytest.mark.parametrize("words", [*OUR_COMMANDS, *LAUNCHED], ids=lambda words: " ".join(words)[:60])
-def test_commands_of_ours_are_parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    parse = Parser.parse_strictly
-
-    def parse_only(parser: Parser, argv: list[str]) -> None:
-        parse(parser, argv)
-        raise ParsedError
-
-    monkeypatch.setattr(Parser, "parse_strictly", parse_only)
-    monkeypatch.setattr(job, "join", LocalCommunicator)
-    with pytest.raises(ParsedError):
-        main(words)
 
 
 def test_commands_that_plan_and_measure_are_accepted() -> None:

@@ -212,6 +212,7 @@ def test_what_the_engine_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         note_engine(argv)
         assert engine() == noted
+    note_engine([])  # a command without a word
     note_engine(["--engine", "mpi"])  # for the parser to refuse, once the ranks can talk
     assert engine() == "auto"
 
