@@ -24,7 +24,10 @@ def refused(lines: list[Line], folder: Path) -> list[str]:
     for line in lines:
         try:
             parse(line, folder)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a parser says of a line
+        except SystemExit as left:
+            if left.code:  # 0: of --help
+                found.append(str(line))
+        except Exception as error:  # noqa: BLE001  whatever a parser says of a line
             found.append(f"{line}\n    {type(error).__name__}: {error}")
     return found
 
