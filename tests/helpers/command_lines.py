@@ -81,7 +81,11 @@ def spans(document: Path) -> list[Line]:
     lines = []
     for span in found:
         with contextlib.suppress(ValueError):  # a quotation mark without the other: no command
-            words = [word.strip("[]").split("|")[0] for word in shlex.split(span) if word != "..."]
+            words = [
+                re.sub(r"^\[(.*)\]$", r"\1", word).split("|")[0]
+                for word in shlex.split(span)
+                if word != "..."
+            ]
             if len(span.split()) > 1 and span not in _MESSAGES:
                 lines.append(
                     Line(document.name, tuple(_PARTS.get(word, word) for word in words), whole=False)
