@@ -69,7 +69,7 @@ def printed(call: Call, *words: str | Path, **variables: str) -> str:
     done = subprocess.run(
         [tool, *map(str, words[1:])],
         cwd=REPO,
-        env={**os.environ, "PATH": path, **variables},
+        env={**os.environ, "PATH": path, "TMPDIR": str(call.folder), **variables},  # mpirun leaves a folder
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -87,7 +87,7 @@ def test_no_kind_of_program_is_known_in_vain() -> None:
         "make mutants MUTANTS=--nothing",
         "pip install --nothing .",
         "pip install '.[nothing]'",
-        "apt-get instal make",
+        "apt-get no-such-operation make",
         "sudo make nothing",
         "git clone --nothing x",
         "mkdir --nothing x",
