@@ -85,10 +85,8 @@ def teach(
     precision = stepper.precision
     model.to(precision.device, precision.of_weights).requires_grad_(False)
     student, family = stepper.model, zoo.family_of(stepper.model.name)
-    stepper.teacher = Teacher(model, places, precision, stride)
-    stepper.criterion = DistillingCriterion(
-        stepper.criterion, student.head.decode_each, family.teacher_gains(config)
-    )
+    taught = DistillingCriterion(stepper.criterion, student.head.decode_each, family.teacher_gains(config))
+    stepper.learn_from(Teacher(model, places, precision, stride), taught)
     log.info("--teacher: %s of %s teaches with a gain of %g", model.name, config.teacher, config.hyp.distill)
     return {"teacher": {"model": model.name, "digest": digest}}
 

@@ -108,6 +108,11 @@ class Stepper:
         self._totals: list[Mapping[str, Tensor]] = []  # normalisers of each batch, in the step under way
         self._state = [*model.parameters(), *model.buffers()]
 
+    def learn_from(self, teacher: Callable[[Batch, float], Targets], criterion: Criterion[Any, Any]) -> None:
+        """Let a teacher add to the targets, and the criterion, divided early, have losses of that."""
+        self.teacher, self.criterion = teacher, criterion
+        self._division = EarlyDivision(criterion)
+
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> Step:
         """Run one window. *Collective.*
 
