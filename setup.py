@@ -54,6 +54,8 @@ DEMO = ["scikit-image>=0.22", "scikit-learn>=1.3"]  # photographs and digits of 
 
 TENSORBOARD = ["tensorboard>=2.14"]
 
+MLFLOW = ["mlflow-skinny>=3.1"]  # --log-to mlflow: its client, without what servers and pictures need
+
 EXPORT = [
     "onnx>=1.16",
     "onnxscript>=0.5",  # what torch's exporter writes with
@@ -97,6 +99,7 @@ TEST = [
     *MPI,
     *DEMO,
     *TENSORBOARD,
+    *MLFLOW,  # it has the server too; what that needs comes with optuna and moto
     *EXPORT,
     *OPENVINO,
     *CLOUD,
@@ -131,6 +134,7 @@ setup(
         "mpi": MPI,
         "demo": DEMO,
         "tensorboard": TENSORBOARD,
+        "mlflow": MLFLOW,
         "export": EXPORT,
         "openvino": OPENVINO,
         "cloud": CLOUD,

@@ -221,6 +221,7 @@ def _settings(found: Found, options: ReplayOptions) -> TrainConfig:
         stage="",
         log_dir="",
         dashboard="",
+        log_to=(),
     )
 
 

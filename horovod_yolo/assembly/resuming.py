@@ -14,7 +14,7 @@ from horovod_yolo.data.own_pipeline import load_pipeline
 # Of this job; the results stay the same. That labels are read as the same data is seen by its digest.
 PLACE = (
     *("data", "data_changed", "skip_bad_classes", "record", "check_every", "balance"),
-    *("device", "workers", "cache", "cache_dir", "stage", "log_dir", "dashboard", "noplots"),
+    *("device", "workers", "cache", "cache_dir", "stage", "log_dir", "log_to", "dashboard", "noplots"),
     *("elastic", "elastic_wait"),
 )
 NAMES_OF_RUN = ("project", "name", "exist_ok")  # of the run's start; a resumed run has them already

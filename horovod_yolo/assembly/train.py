@@ -16,6 +16,7 @@ from horovod_yolo.assembly.device import arithmetic, precision_name
 from horovod_yolo.assembly.hand_on import host_id
 from horovod_yolo.assembly.labels import label_rules
 from horovod_yolo.assembly.live import Watching, dashboard
+from horovod_yolo.assembly.loggers import Ids, deliveries, logger_ids_of
 from horovod_yolo.assembly.results import finish, results_of, time_spent
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.assembly.run_folder import discard_if_empty, write_config
@@ -36,7 +37,6 @@ from horovod_yolo.data.spec import DataSpec, load_data_yaml
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.telemetry import tensorboard
 from horovod_yolo.telemetry.csv_log import EpochLog, StepLog
 from horovod_yolo.telemetry.gradient_record import GradientRecord
 from horovod_yolo.telemetry.progress import ProgressDisplay
@@ -86,6 +86,7 @@ def _take(run: Run) -> None:
 
 
 def _trained(run: Run, comm: Communicator, stop: StopRequest, watching: Watching) -> dict[str, Any]:
+    logger_ids = logger_ids_of(run, comm)
     spec = together(comm, lambda: spec_of(run))
     data = run_data(spec, run.config, run.elastic.known_data if run.elastic else None, comm)
     least_seconds = SECONDS_BETWEEN_SAVES if run.elastic else 0.0
@@ -103,9 +104,10 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest, watching: Watching
     watching.begin(trainer, callbacks, checkpointer)
     device = trainer.stepper.precision.device
     trainer.about |= {"data": of_data, "precision": precision_name(run.config.precision, device)}
+    trainer.about |= {"loggers": logger_ids} if logger_ids else {}
     begun_with = trainer.config
     if comm.rank == 0:
-        callbacks += _of_trainer(run, trainer, data)
+        callbacks += _of_trainer(run, trainer, data, logger_ids)
         _try_config(run.folder, begun_with)
     try:
         with exactly(), noting_lack_of_memory(trainer):
@@ -203,17 +205,14 @@ def _try_config(folder: Path, config: TrainConfig) -> None:
 
 def _callbacks(run: Run, *, alone: bool) -> list[Callback]:
     callbacks: list[Callback] = [StepLog(run.folder), EpochLog(run.folder)]
-    if run.shown:
-        callbacks.append(ProgressDisplay(alone=alone))
-    if tensorboard.available():
-        callbacks.append(tensorboard.TensorBoard(run.folder))
-    return callbacks
+    return [*callbacks, ProgressDisplay(alone=alone)] if run.shown else callbacks
 
 
-def _of_trainer(run: Run, trainer: Trainer, data: Data) -> list[Callback]:
-    """Callbacks that know the trainer."""
+def _of_trainer(run: Run, trainer: Trainer, data: Data, logger_ids: Ids) -> list[Callback]:
+    """Callbacks that know the trainer. Loggers have the time in which the report is written."""
+    sent: list[Callback] = [*deliveries(run, trainer.config, logger_ids)]
     record = [] if trainer.stepper.record is None else [gradient_record(run.folder, trainer)]
-    return [*record, *([] if run.config.noplots else [_report_writer(run, trainer, data)])]
+    return [*sent, *record, *([] if run.config.noplots else [_report_writer(run, trainer, data)])]
 
 
 def gradient_record(folder: Path, trainer: Trainer) -> GradientRecord:

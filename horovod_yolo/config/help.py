@@ -27,7 +27,7 @@ OF_TRAINING: Mapping[str, Sequence[str]] = {
     ),
     "what a run leaves": (
         *("project", "name", "exist_ok", "resume", "data_changed", "save_period", "commit_every", "record"),
-        *("noval", "noplots", "best_by", "log_dir", "dashboard"),
+        *("noval", "noplots", "best_by", "log_to", "log_dir", "dashboard"),
     ),
 }
 OF_VALIDATION: Mapping[str, Sequence[str]] = {

@@ -22,6 +22,7 @@ from horovod_yolo.config.schema import (
     BestBy,
     Cache,
     Compression,
+    LoggerName,
     OptimizerName,
     Precision,
     ScaleLr,
@@ -215,6 +216,8 @@ def _add_place_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--log-dir", dest="log_dir", help=log)
     page = "show the run while it goes at this port of loopback, as page and for Prometheus; 0: a free port"
     p.add_argument("--dashboard", metavar="[HOST:]PORT", help=page)
+    to = "where numbers go too; tensorboard, where it is installed; none: nowhere"
+    p.add_argument("--log-to", dest="log_to", nargs="+", choices=get_args(LoggerName), help=to)
 
 
 def _add_proof_flags(p: argparse.ArgumentParser) -> None:
@@ -390,6 +393,7 @@ def config_from_flags(given: dict[str, Any], hyp: Hyp | None = None) -> TrainCon
         given.setdefault("label_smoothing", smoothing)
     if given.get("batch_size") == AUTO:
         given = {"micro_batch": AUTO, **given, "batch_size": round(given["hyp"].nbs)}
-    if "freeze" in given:
-        given["freeze"] = tuple(given["freeze"])
+    for several in ("freeze", "log_to"):
+        if several in given:
+            given[several] = tuple(given[several])
     return TrainConfig(**given)

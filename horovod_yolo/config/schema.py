@@ -27,8 +27,10 @@ MicroBatch = int | Literal["auto"]
 Sums = Literal["auto", "exact", "float"]
 Balance = Literal["off", "static", "auto"]
 BestBy = Literal["fitness", "val_loss"]
+LoggerName = Literal["tensorboard", "mlflow", "none"]
 
 AUTO: Literal["auto"] = "auto"
+NO_LOGGER: LoggerName = "none"
 STEPS_BETWEEN_ELASTIC_COMMITS = 10
 
 
@@ -100,6 +102,7 @@ class TrainConfig:
     stage: str = ""
     log_dir: str = ""
     dashboard: str = ""  # port, or address and port, of a page that shows the run while it goes
+    log_to: tuple[LoggerName, ...] = ()  # (): TensorBoard where it is installed
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -184,6 +187,10 @@ class TrainConfig:
                 getattr(self, name),
                 "one of " + ", ".join(allowed),
             )
+        known = set(self.log_to) <= {*get_args(LoggerName)}
+        alone = NO_LOGGER not in self.log_to or len(self.log_to) == 1
+        rule = f"some of {', '.join(get_args(LoggerName)[:-1])}, or {NO_LOGGER} alone"
+        _require(known and alone, "--log-to", " ".join(self.log_to), rule)
 
     @property
     def accumulate(self) -> int:
@@ -223,6 +230,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     values: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
     values["hyp"] = {f.name: getattr(config.hyp, f.name) for f in fields(config.hyp)}
     values["freeze"] = list(config.freeze)
+    values["log_to"] = list(config.log_to)
     values["class_map"] = dict(config.class_map)
     return values
 
@@ -239,5 +247,6 @@ def from_dict(values: dict[str, Any], hyp: type[Hyp] = Hyp) -> TrainConfig:
         raise UserError(f"the run's hyperparameters {', '.join(unknown)} are not known", fix=fix)
     values["hyp"] = hyp(**values["hyp"])
     values["freeze"] = tuple(values["freeze"])
+    values["log_to"] = tuple(values.get("log_to", ()))
     values["class_map"] = tuple(values.get("class_map", {}).items())
     return TrainConfig(**values)

@@ -1,73 +1,118 @@
-"""TensorBoard events of a run; only where the ``tensorboard`` package is installed."""
+"""TensorBoard as a logger: a file of events in the run's folder."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import socket
+import struct
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from horovod_yolo.telemetry.appended import AppendedFile
-from horovod_yolo.telemetry.csv_log import epoch_row
-from horovod_yolo.training.events import Callback, EpochReport, PlanReport, RunStart, SharesReport
+from horovod_yolo.telemetry.logger import End, LoggedRun, Point, Sent
+
+NAME = "tensorboard"
+_HEADER, _FOOTER = 12, 4  # bytes of a record before and after its content: length and checksums
 
 
-def available() -> bool:
-    """Whether events can be written."""
-    return importlib.util.find_spec("tensorboard") is not None
+class TensorBoardLogger:
+    """Writes rows as scalars, a record a row.
 
-
-class TensorBoard(Callback):
-    """Writes the columns of ``results.csv`` as scalars.
-
-    Not with torch's ``SummaryWriter``: its thread dies of a full disk, and what it held is lost.
+    Not with torch's ``SummaryWriter``: its thread dies of a full disk, and what it held is lost. What files
+    of this run hold already is read from them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = AppendedFile(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}")
+    name = NAME
 
-    def on_start(self, start: RunStart) -> None:
-        """Begin the file."""
-        self._file.append(_record(file_version="brain.Event:2"))
+    def __init__(self) -> None:
+        self._file: AppendedFile | None = None
 
-    def on_epoch(self, report: EpochReport) -> None:
-        """Add an epoch's scalars."""
-        for name, value in epoch_row(report).items():
-            if isinstance(value, float):
-                self._file.append(_record(step=report.epoch, summary=_scalar(name, value)))
+    def open(self, run: LoggedRun) -> Sent:
+        """Begin a file."""
+        earlier = sorted(run.folder.glob("events.out.tfevents.*"))
+        self._file = AppendedFile(
+            run.folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        )
+        self._file.append(_record(time.time(), file_version="brain.Event:2"))
+        if run.step:
+            return _sent(earlier)
+        if earlier:  # of another run in this folder: this record lets TensorBoard forget them
+            self._file.append(_record(time.time(), step=0, session_log=_start()))
+        self._file.append(_record(time.time(), step=0, summary=_text("settings", _table(run.settings))))
+        return Sent("")
 
-    def on_shares(self, report: SharesReport) -> None:
-        """Add each rank's slices, by step."""
-        for rank, share in enumerate(report.shares):
-            self._file.append(_record(step=report.step, summary=_scalar(f"slices/rank{rank}", float(share))))
+    def send(self, points: Sequence[Point]) -> None:
+        """Add their scalars."""
+        assert self._file is not None
+        records = [_record(p.time, step=p.number, summary=_scalars(p.values)) for p in points]
+        self._file.append(b"".join(records))
 
-    def on_plan(self, report: PlanReport) -> None:
-        """Add how many epochs there are to be, by those that are over."""
-        planned = _scalar("epochs/planned", float(report.schedule.epochs))
-        self._file.append(_record(step=report.after, summary=planned))
-
-    def on_end(self, results: dict[str, Any]) -> None:
-        """Write what the disk has refused so far."""
-        self.close()
+    def finish(self, end: End, results: Mapping[str, Any]) -> None:
+        """Nothing: the last scalars are the results."""
 
     def close(self) -> None:
-        """The same where a run does not end well."""
-        self._file.close()
+        """Write what the disk has refused so far."""
+        if self._file is not None:
+            self._file.close()
 
 
-def _record(**content: Any) -> bytes:
+def _sent(files: Sequence[Path]) -> Sent:
+    """The last step and the last epoch in them."""
+    step, epoch = 0, -1
+    for path in files:
+        for event in _events(path):
+            names = [value.tag for value in event.summary.value]
+            if any(name.startswith("step/") for name in names):
+                step = max(step, event.step)
+            elif "images_per_s" in names:
+                epoch = max(epoch, event.step)
+    return Sent("", step, epoch)
+
+
+def _events(path: Path) -> Iterator[Any]:
+    """The whole records of a file; a kill may have cut off the last one."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    data = memoryview(path.read_bytes())
+    at = 0
+    while at + _HEADER <= len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        begin, at = at + _HEADER, at + _HEADER + length + _FOOTER
+        if at <= len(data):
+            yield Event.FromString(bytes(data[begin : begin + length]))
+
+
+def _record(at: float, **content: Any) -> bytes:
     """An event as it stands in the file, with its length and checksums."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     record = io.BytesIO()
-    RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
+    RecordWriter(record).write(Event(wall_time=at, **content).SerializeToString())
     return record.getvalue()
 
 
-def _scalar(name: str, value: float) -> Any:
+def _scalars(values: Mapping[str, float]) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    return Summary(value=[Summary.Value(tag=name, simple_value=value)])
+    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+
+
+def _text(name: str, text: str) -> Any:
+    """What TensorBoard's page of texts shows."""
+    from tensorboard.plugins.text.summary_v2 import text_pb
+
+    return text_pb(name, text)
+
+
+def _table(settings: Mapping[str, object]) -> str:
+    rows = [f"| {name} | {value} |" for name, value in settings.items()]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _start() -> Any:
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    return SessionLog(status=SessionLog.START)

@@ -21,10 +21,10 @@ from horovod_yolo.telemetry.csv_log import (
     CsvFile,
     EpochLog,
     StepLog,
-    epoch_columns,
     step_columns,
 )
-from horovod_yolo.telemetry.tensorboard import TensorBoard
+from horovod_yolo.telemetry.logger import Axis, LoggedRun, Point, Sent
+from horovod_yolo.telemetry.tensorboard import TensorBoardLogger
 from horovod_yolo.training.events import EpochReport, RunStart, StepReport, StepResult
 from horovod_yolo.training.schedule import Rates, Schedule
 
@@ -106,21 +106,61 @@ def test_refused_rows_are_written_later(table: CsvFile, caplog: pytest.LogCaptur
     assert "written again, nothing is lost" in caplog.text
 
 
-def test_tensorboard_reads_its_events(tmp_path: Path) -> None:
+def board(folder: Path, step: int = 0, epochs: int = 0) -> tuple[TensorBoardLogger, Sent]:
+    logger = TensorBoardLogger()
+    return logger, logger.open(LoggedRun("u", "", folder, {"lr0": 0.01}, step, epochs))
+
+
+def points(axis: Axis, *numbers: int) -> list[Point]:
+    values = {"images_per_s": 2.5} if axis == "epoch" else {"step/lr": 0.5}
+    return [Point(axis, number, 1e9 + number, values) for number in numbers]
+
+
+def scalars(folder: Path) -> dict[str, list[int]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = TensorBoard(tmp_path)
-    board._file.path.mkdir()  # a disk that refuses
-    board.on_start(start())
-    board.on_epoch(epoch_report(3))
-    board._file.path.rmdir()
-    board.on_epoch(epoch_report(4))
-    board.on_end({})
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert events.Tags()["scalars"] == [name for name in epoch_columns(TERMS) if name in SCALARS]
-    for name, value in SCALARS.items():
-        found = [(event.step, event.value) for event in events.Scalars(name)]
-        assert found == [(epoch, pytest.approx(value)) for epoch in (3, 4)]
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_its_events(tmp_path: Path) -> None:
+    logger, sent = board(tmp_path)
+    assert sent == Sent("")
+    (events,) = tmp_path.glob("events*")
+    aside = events.rename(tmp_path / "aside")
+    events.mkdir()  # a disk that refuses
+    logger.send(points("step", 1, 2))
+    events.rmdir()
+    aside.rename(events)
+    logger.send(points("epoch", 0))
+    logger.close()
+    assert scalars(tmp_path) == {"step/lr": [1, 2], "images_per_s": [0]}
+
+
+def test_tensorboard_has_every_step_of_a_resumed_run_once(tmp_path: Path) -> None:
+    """Also where a kill cut off a record."""
+    logger, _ = board(tmp_path)
+    logger.send(points("step", 1, 2, 3))
+    logger.send(points("epoch", 0))
+    logger.close()
+    (events,) = tmp_path.glob("events*")
+    events.write_bytes(events.read_bytes()[:-3])
+    again, sent = board(tmp_path, step=2, epochs=1)
+    assert sent == Sent("", 3, -1)
+    again.send([*points("epoch", 0), *points("step", 4)])
+    again.close()
+    assert scalars(tmp_path) == {"step/lr": [1, 2, 3, 4], "images_per_s": [0]}
+
+
+def test_tensorboard_forgets_another_run_in_the_folder(tmp_path: Path) -> None:
+    logger, _ = board(tmp_path)
+    logger.send(points("step", 1, 2, 3))
+    logger.close()
+    other, sent = board(tmp_path)
+    assert sent == Sent("")
+    other.send(points("step", 1, 2))
+    other.close()
+    assert scalars(tmp_path) == {"step/lr": [1, 2]}
 
 
 TERMS = ("box", "obj", "cls")
@@ -171,12 +211,6 @@ def epoch_report(epoch: int) -> EpochReport:
         comm_wait_s=0.25,
         best=False,
     )
-
-
-SCALARS = {
-    "train/box_loss": 0.1, "train/obj_loss": 0.2, "train/cls_loss": 0.3, "x/lr0": 0.05, "x/lr1": 0.01,
-    "x/lr2": 0.01, "images_per_s": 25, "data_wait_s": 0.5, "comm_wait_s": 0.25,
-}  # fmt: skip
 
 
 def test_an_epoch_without_validation_leaves_cells_empty(tmp_path: Path) -> None:
