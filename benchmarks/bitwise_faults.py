@@ -102,7 +102,8 @@ def elastic() -> Found:
 
 def live_through(job: ElasticJob, chance: random.Random, met: Counter[str]) -> int:
     """Let what faults are left happen until the job ends, or is told to; its exit code."""
-    job.until(partial(goes_on, job, job.step, 1), LONGEST_START_S)
+    if not lives(job, 1):
+        return STOPPED
     disturbed: dict[str, float] = {}  # hosts, and until when their ranks may still be lost
     while met.total() < FAULTS:
         time.sleep(chance.uniform(0, LONGEST_GAP_S))
@@ -115,11 +116,28 @@ def live_through(job: ElasticJob, chance: random.Random, met: Counter[str]) -> i
         if kind == "preemption":
             job.signal_rank(host, signal.SIGTERM)
             job.finish(LONGEST_START_S)
-            return STOPPED if "exit with status code 3." in job.output else 1
+            return STOPPED if stopped(job) else 1
         befall(kind, host, job, chance)
         disturbed[host.name] = time.monotonic() + SETTLES_S
-        job.until(partial(goes_on, job, job.step, 2), LONGEST_START_S)
+        if not lives(job, 2):
+            return STOPPED
     return job.finish(7200)
+
+
+def lives(job: ElasticJob, least: int) -> bool:
+    """Whether so many ranks come further; else the job has waited for them in vain and left a checkpoint."""
+    try:
+        job.until(partial(goes_on, job, job.step, least), LONGEST_START_S)
+    except AssertionError:
+        if not stopped(job):
+            raise
+        return False
+    return True
+
+
+def stopped(job: ElasticJob) -> bool:
+    """Whether a job has ended so that it can be started again."""
+    return "exit with status code 3." in job.output
 
 
 def survives(job: ElasticJob, name: str, disturbed: dict[str, float]) -> bool:
