@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from horovod_yolo.distributed.communicator import Communicator, GradientExchange
 from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.local import LocalCommunicator, NoExchange
 from horovod_yolo.families import zoo
+from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.planner.comm import measure_allreduce, measure_small_sum, wait_for
 from horovod_yolo.planner.measured import CommFile, StepFile
 from horovod_yolo.planner.timeline import Compute, Group
@@ -140,11 +141,11 @@ class _Steps:
         precision = choose_precision(config.precision, device)
         criterion = build_criterion(model, config)
         ends = _NotingEnd(self._mark) if comm.size == 1 else comm
-        self._stepper = build_stepper(config, model, criterion, ends, precision, StopRequest())
+        noting = cast(Criterion[Any, Any], _NotingLoss(criterion, self._mark))
+        self._stepper = build_stepper(config, model, noting, ends, precision, StopRequest())
         self.small_sums = 1 + criterion.matching_needs_predictions
         if config.sync_bn:
             self.small_sums += 2 * sum(isinstance(one, nn.BatchNorm2d) for one in model.modules())
-        self._stepper.criterion = _NotingLoss(criterion, self._mark)  # type: ignore[assignment]
         wire = wire_type(config.compression, self._stepper.scaler, device, world)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._groups = [tuple(of) for of in grouped(trained, config.fusion_mb * MEBIBYTE)]
@@ -208,7 +209,12 @@ class _NotingLoss:
         return getattr(self._criterion, name)
 
     def __call__(self, *given: Any) -> Any:
-        loss = self._criterion(*given)
+        return self._noted(self._criterion(*given))
+
+    def undivided(self, *given: Any) -> Any:
+        return self._noted(self._criterion.undivided(*given))
+
+    def _noted(self, loss: Any) -> Any:
         self._note()
         return loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import sys
 from argparse import ArgumentParser, Namespace
@@ -15,7 +16,6 @@ from venv import main as venv_main
 
 import pytest
 from packaging.requirements import Requirement
-from pip._internal.commands import create_command
 
 from horovod_yolo.assembly import job
 from horovod_yolo.cli import main
@@ -203,10 +203,22 @@ def _module(call: Call) -> None:
         raise RefusedError(f"{call.program} takes no flags")
 
 
+_ASK_PIP = """
+import json, sys
+from pip._internal.commands import create_command
+options, wanted = create_command("install").parse_args(sys.argv[1:])
+print(json.dumps([options.constraints, wanted]))
+"""
+
+
 def _pip(call: Call) -> None:
     assert call.words[0] == "install"
-    options, wanted = create_command("install").parse_args(list(call.words[1:]))
-    for name in options.constraints:
+    said = printed(
+        call, "python", "-c", _ASK_PIP, *call.words[1:]
+    )  # which cannot share a process with setuptools
+    demand(said, "exit code 0$")
+    constraints, wanted = json.loads(said.splitlines()[0])
+    for name in constraints:
         existing(name)
     for word in wanted:
         path, _, extras = word.partition("[")

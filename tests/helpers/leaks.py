@@ -18,6 +18,7 @@ import psutil
 SECONDS_TO_END = 5.0  # what is ending already may take so long
 # One of each a process, from when they are first needed until it ends.
 SERVERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+THREADS_OF_A_PROCESS = ("tqdm_monitor",)  # from its first progress bar on, such as that of an ONNX export
 FOLDERS_OF_A_PROCESS = ("torchinductor_",)
 # By pytest for each test, and by albumentations, scikit-learn and torch when they are first imported.
 VARIABLES_OF_OTHERS = {
@@ -43,7 +44,7 @@ class Held:
     def now(cls) -> Held:
         """As it is."""
         return cls(
-            frozenset(threading.enumerate()),
+            frozenset(one for one in threading.enumerate() if one.name not in THREADS_OF_A_PROCESS),
             _children(),
             frozenset(one for one in os.environ.items() if one[0] not in VARIABLES_OF_OTHERS),
             _sockets(),
