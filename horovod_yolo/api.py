@@ -212,7 +212,7 @@ class YOLO:
             data: as for `train`; of a search that goes on, only where it is elsewhere now.
             trials: how many settings are tried; 30 of a new search.
             space: a file of ranges, or ``{"lr0": {"low": 0.001, "high": 0.1, "log": True}}``.
-            prune: whether trials below the median of the others are ended early.
+            prune: whether trials below the median of the others are ended in the second half of their epochs.
             resume: the folder of a search to go on with, or to join.
             np: as for `train`; ``hosts``, ``engine`` and ``flags``, which are of each training, likewise.
             hosts: see there.

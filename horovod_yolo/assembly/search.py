@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,8 +89,22 @@ class Search:
     def study(self) -> Study:
         """Its journal. For rank 0."""
         config = self.config
-        warmup = max(1, config.epochs // 4) if self.prune else None
+        warmup = self._epochs_before_pruning(config) if self.prune else None
         return Study(self.folder, self.space, seed=config.seed, wanted=self.trials, warmup_epochs=warmup)
+
+    def _epochs_before_pruning(self, config: TrainConfig) -> int:
+        """Epochs whose scores say too little about the last one to end a trial by them.
+
+        While the learning rate warms up, the trial that warms up fastest is ahead, so the longest warm-up of
+        the search must be over. A trial with a high learning rate then stays behind until the rate has
+        fallen, so half of the schedule must be over, too. That also covers the warm-ups of small sets of
+        images, which last 100 batches at least. Successive halving would decide at fewer epochs, but by what
+        it noted when it decided, which a trial that is repeated after a loss does not have; the median needs
+        no notes.
+        """
+        warm_up = self.space.get("warmup_epochs")
+        longest = max(warm_up.choices or (warm_up.high,)) if warm_up else config.hyp.warmup_epochs
+        return max(math.ceil(config.epochs / 2), math.ceil(longest))
 
 
 def open_search(options: TuneOptions, comm: Communicator) -> Search:

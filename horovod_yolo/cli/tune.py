@@ -91,6 +91,6 @@ def tune_parser() -> Parser:
     group.add_argument(
         "--prune",
         action=argparse.BooleanOptionalAction,
-        help="end trials early that are below the median of the others, the default",
+        help="end trials that are below the median in the second half of their epochs, the default",
     )
     return with_words(p, "tune")

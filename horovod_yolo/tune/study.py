@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 JOURNAL, NAME = "journal.log", "search"
 SECONDS_TO_NAME_OWNER = 60.0  # that a job has between taking a trial and saying so
+LEAST_TO_COMPARE = 5  # trials that came to their end: the median of fewer is an accident of what was drawn
 _OWNER, _FOLDER, _REPEATS, _END = "owner", "folder", "repeats", "end"
 Ending = Literal["done", "pruned", "diverged"]
 
@@ -166,8 +167,12 @@ class Study:
         pruners = self._optuna.pruners
         pruner: optuna.pruners.BasePruner = pruners.NopPruner()
         if self._warmup_epochs is not None:
-            blind = self._drawn_blindly
-            pruner = pruners.MedianPruner(n_startup_trials=blind, n_warmup_steps=self._warmup_epochs + 1)
+            # Values of an epoch count only where enough trials have them: with --patience some end sooner.
+            pruner = pruners.MedianPruner(
+                n_startup_trials=max(self._drawn_blindly, LEAST_TO_COMPARE),
+                n_warmup_steps=self._warmup_epochs + 1,
+                n_min_trials=LEAST_TO_COMPARE,
+            )
         return pruner
 
     def end(self, claimed: Claimed, ending: Ending) -> None:

@@ -138,6 +138,38 @@ def test_a_run_is_given_up_on_all_ranks_alike_and_has_its_checkpoint(flags: dict
     assert state["epoch"] == 2 and not (folder / "results.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("epochs", "ranges", "first"),
+    [
+        (10, SPACE, 6),  # half of the epochs are over
+        (9, SPACE, 6),
+        (4, SPACE, 4),  # the three epochs of warm-up by default are over
+        (3, SPACE, None),
+        (8, "warmup_epochs: {low: 0, high: 5.5}", 7),  # no trial warms up longer
+        (8, "warmup_epochs: {choices: [6, 2]}", 7),
+        (8, "warmup_epochs: {choices: [8, 2]}", None),
+    ],
+)
+def test_a_trial_is_pruned_when_its_scores_say_enough(
+    flags: dict[str, Any], tmp_path: Path, epochs: int, ranges: str, first: int | None
+) -> None:
+    (tmp_path / "ranges.yaml").write_text(ranges)
+    options = TuneOptions(
+        flags={**flags, "epochs": epochs}, trials=6, space=str(tmp_path / "ranges.yaml"), prune=True
+    )
+    study = open_search(options, ALONE).study()
+
+    def pruned_after(score: float) -> int | None:
+        trial = study.claim("me")
+        assert trial is not None
+        found = next((epoch for epoch in range(1, epochs + 1) if trial.judge(epoch, score)), None)
+        study.end(trial, "done" if found is None else "pruned")
+        return found
+
+    assert [pruned_after(0.5) for _ in range(5)] == [None] * 5
+    assert pruned_after(0.25) == first
+
+
 def test_a_job_that_is_gone_is_seen(tmp_path: Path) -> None:
     one, two = Owner(tmp_path), Owner(tmp_path)
     assert not one.is_lost(one.name) and not one.is_lost(two.name)

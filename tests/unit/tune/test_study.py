@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from horovod_yolo.tune.space import Range
-from horovod_yolo.tune.study import JOURNAL, Claimed, Study, best_of
+from horovod_yolo.tune.study import JOURNAL, LEAST_TO_COMPARE, Claimed, Study, best_of
 
 SPACE = {"lr0": Range(0.001, 0.1, log=True), "mosaic": Range(choices=(0.0, 0.5, 1.0))}
 DEFAULTS = {"lr0": 0.01, "mosaic": 1.0, "momentum": 0.9}
@@ -115,7 +115,7 @@ def test_a_trial_that_is_lost_again_keeps_folder_and_scores(tmp_path: Path) -> N
 
 def test_a_trial_that_falls_behind_is_pruned_and_none_without_pruning(tmp_path: Path) -> None:
     found = begun(tmp_path, wanted=9)
-    for _ in range(4):
+    for _ in range(LEAST_TO_COMPARE):
         trial = claimed(found)
         assert not any(trial.judge(epoch, 0.5 + epoch / 10) for epoch in (1, 2, 3))
         found.end(trial, "done")
@@ -123,9 +123,21 @@ def test_a_trial_that_falls_behind_is_pruned_and_none_without_pruning(tmp_path: 
     assert not behind.judge(1, 0.1)  # warm-up
     assert behind.judge(2, 0.2)
     found.end(behind, "pruned")
-    assert found.trials()[4].state == "pruned"
+    assert found.trials()[LEAST_TO_COMPARE].state == "pruned"
     never = study(tmp_path, wanted=9, warmup=None)
     assert not any(claimed(never).judge(epoch, 0.0) for epoch in (1, 2, 3))
+
+
+def test_no_trial_is_pruned_by_fewer_than_enough_others(tmp_path: Path) -> None:
+    found = begun(tmp_path, wanted=9)
+    for number in range(LEAST_TO_COMPARE):
+        trial = claimed(found)
+        scores = [1.0 - number / 10] * (3 if number else 2)  # each is worse than all before
+        assert not any(trial.judge(epoch, score) for epoch, score in enumerate(scores, 1))
+        found.end(trial, "done")
+    behind = claimed(found)
+    assert behind.judge(2, 0.0)
+    assert not behind.judge(3, 0.0)  # the first trial ended before this epoch, so four are left
 
 
 def test_what_diverged_is_known_as_that_and_not_the_best(tmp_path: Path) -> None:
