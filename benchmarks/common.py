@@ -10,7 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,27 @@ def paired(differences: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(differences), float(stats.t.ppf(0.975, count - 1)) * error
 
 
+def interval(centre: float, half: float) -> str:
+    """What `paired` has found, in words."""
+    return f"95 % interval {centre - half:+.3f} to {centre + half:+.3f}"
+
+
+def spread(values: Collection[float]) -> str:
+    """Their mean, and of several their standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
 def results_file(name: str) -> Path:
     """Where the figures of a table are."""
     return (QUICK if _is_quick else ROOT / "benchmarks" / "results") / f"{name}.json"
+
+
+def earlier(name: str) -> dict[str, Any]:
+    """What a script has published: hours of training go on where they ended. A quick one begins anew."""
+    path = results_file(name)
+    found: dict[str, Any] = {} if _is_quick or not path.exists() else json.loads(path.read_text())
+    return found
 
 
 def page(document: Path) -> Path:

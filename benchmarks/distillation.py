@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common import described, machine, paired, parsed, parser, publish, runs, train
+from common import described, interval, machine, paired, parsed, parser, publish, runs, train
 
 from horovod_yolo.data.digits import make_digits
 
@@ -108,7 +108,7 @@ def said(found: dict[str, Any]) -> str:
     clear = "more" if centre - half > 0 else "less" if centre + half < 0 else ""
     verdict = f"{clear} with the teacher" if clear else "no gain that these seeds would show"
     return (
-        f"Paired by seed {centre:+.3f} mAP50-95, 95 % interval {centre - half:+.3f} to {centre + half:+.3f} "
+        f"Paired by seed {centre:+.3f} mAP50-95, {interval(centre, half)} "
         f"by the t distribution ({len(gains)} pairs): {verdict}."
     )
 

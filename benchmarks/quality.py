@@ -1,20 +1,19 @@
 """BCCD blood cells, yolov5n from random weights: AP by pycocotools, by ranks, and before and after issue 16.
 
-    PYTHONPATH=. python benchmarks/quality.py [--before CHECKOUT] [--minutes N] [--table]
+    PYTHONPATH=. python benchmarks/quality.py [--before CHECKOUT] [--minutes N]
 
 Claim: what was done for speed cost no accuracy. 320 px, batch 16, 60 epochs, three seeds; the same with 2 and
 4 ranks; and, with ``--before``, another checkout (that of commit db6e438 is from before issue 16), paired by
 seed. The last epoch counts. A thread a rank, one training at a time. On two CPU cores 12 trainings of 10 to
-20 minutes each. Each writes its JSON to runs/quality as soon as it ends, and one that was broken off is
-resumed: start the script again. The table names what has not been run. Needs the data set at
-../shared/data/bccd, or --data.
+20 minutes each. Each is in the table as soon as it ends, and is not done again; one that was broken off is
+resumed from runs/quality: start the script again. The table names what has not been run. Needs the data
+set at ../shared/data/bccd, or --data.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -22,7 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, described, environment, horovodrun, machine, paired, parsed, parser, publish, runs
+from common import (
+    ROOT,
+    described,
+    earlier,
+    environment,
+    horovodrun,
+    interval,
+    machine,
+    paired,
+    parsed,
+    parser,
+    publish,
+    runs,
+    spread,
+)
 
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.data.spec import load_data_yaml
@@ -61,22 +74,19 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     p.add_argument("--minutes", type=float, default=float("inf"), help="after which no training is begun")
-    p.add_argument("--folder", type=Path, help="keeps what has been done")
-    p.add_argument("--table", action="store_true", help="train nothing: publish what is there")
+    p.add_argument("--folder", type=Path, help="keeps what is broken off")
     args = parsed(p, epochs=1, seeds=[0], ranks=[1])
     args.folder = args.folder or runs("quality")
     args.folder.mkdir(parents=True, exist_ok=True)
     plan, last_start = planned(args), time.monotonic() + 60 * args.minutes
-    if not args.table:
-        for training in plan:
-            if not result_file(training, args).exists() and time.monotonic() < last_start:
-                carry_out(training, args)
-    ended = [json.loads(file.read_text()) for file in (result_file(t, args) for t in plan) if file.exists()]
-    missing = [t.name for t in plan if not result_file(t, args).exists()]
-    if not ended:
-        sys.exit(f"{args.folder}: no training of {args.epochs} epochs has ended, so there is no table")
-    found = {"machine": machine(), "epochs": args.epochs, "runs": ended, "missing": missing}
-    publish("quality", found, table_of(found))
+    published = earlier("quality")
+    ended = published["runs"] if published.get("epochs") == args.epochs else []
+    for training in plan:
+        if training.name not in names(ended) and time.monotonic() < last_start:
+            ended.append(carry_out(training, args))
+            missing = [one.name for one in plan if one.name not in names(ended)]
+            found = {"machine": machine(), "epochs": args.epochs, "runs": ended, "missing": missing}
+            publish("quality", found, table_of(found))
 
 
 def planned(args: argparse.Namespace) -> list[Training]:
@@ -86,13 +96,12 @@ def planned(args: argparse.Namespace) -> list[Training]:
     return pairs + [Training("after", n, seed) for n in args.ranks if n != 1 for seed in args.seeds]
 
 
-def result_file(training: Training, args: argparse.Namespace) -> Path:
-    """Runs of other lengths are no results of this one."""
-    return Path(args.folder, f"{training.name}-{args.epochs}.json")
+def names(ended: list[dict[str, Any]]) -> set[str]:
+    return {Training(run["version"], run["ranks"], run["seed"]).name for run in ended}
 
 
-def carry_out(training: Training, args: argparse.Namespace) -> None:
-    """Train, or go on with what was broken off; validate; write the JSON whole or not at all."""
+def carry_out(training: Training, args: argparse.Namespace) -> dict[str, Any]:
+    """Train, or go on with what was broken off, and validate."""
     checkout = args.before.resolve() if training.version == "before" else ROOT
     name = f"{training.name}-{args.epochs}"
     run = args.folder.resolve() / name
@@ -110,7 +119,7 @@ def carry_out(training: Training, args: argparse.Namespace) -> None:
     words = ["--weights", str(weights), "--data", str(args.data.resolve()), "--save-json", str(detections)]
     called(checkout, "val", [*words, "--img", "320", "--workers", "0", "--device", "cpu"], 1)
     ended = json.loads(finished.read_text())
-    result = {
+    return {
         "version": training.version,
         "commit": commit_of(checkout),
         "ranks": training.ranks,
@@ -119,10 +128,6 @@ def carry_out(training: Training, args: argparse.Namespace) -> None:
         "images_per_s": ended["images_per_s"],
         "wall_s": ended["wall_s"],
     }
-    file = result_file(training, args)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n")
-    unfinished.replace(file)
 
 
 def called(checkout: Path, command: str, flags: list[str], ranks: int) -> None:
@@ -176,19 +181,14 @@ def table_of(found: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\n{note}\n"
 
 
-def spread(values: list[float]) -> str:
-    sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{sd}"
-
-
 def difference(gains: list[float]) -> str:
     """The paired difference of mAP50-95 with its 95 % interval by the t distribution."""
     if len(gains) < 2:
         return ""
     mean, half = paired(gains)
     return (
-        f" After minus before, AP, {len(gains)} pairs: {mean:+.3f}, 95 % interval {mean - half:+.3f} to "
-        f"{mean + half:+.3f} (so few pairs make it wide: it would not show a small loss)."
+        f" After minus before, AP, {len(gains)} pairs: {mean:+.3f}, {interval(mean, half)} "
+        f"(so few pairs make it wide: it would not show a small loss)."
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, described, machine, paired, parsed, parser, publish, runs, train
+from common import ROOT, described, interval, machine, paired, parsed, parser, publish, runs, train
 
 from horovod_yolo.data.digits import make_digits
 
@@ -122,9 +122,7 @@ def table_of(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         if row["way"] != REFERENCE:
             centre, half = paired(gains)
             low = centre - half
-            said = (
-                f"{centre:+.3f}, 95 % interval {low:+.3f} to {centre + half:+.3f}" if len(gains) > 1 else ""
-            )
+            said = f"{centre:+.3f}, {interval(centre, half)}" if len(gains) > 1 else ""
             cells = f"{said} | {len(gains)} | {('yes' if low < LEAST else 'no') if said else ''}"
         lines.append(f"| {row['data']}, {row['epochs']} epochs | {row['way']} | {mean} | {cells} |")
     about = (

@@ -14,14 +14,26 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
-from common import ROOT, described, environment, machine, paired, parsed, parser, publish, runs, train
+from common import (
+    ROOT,
+    described,
+    environment,
+    interval,
+    machine,
+    paired,
+    parsed,
+    parser,
+    publish,
+    runs,
+    spread,
+    train,
+)
 
 from horovod_yolo.data.digits import make_digits
 
@@ -132,8 +144,10 @@ def table_of(
         "|---|---|---|---|",
     ]
     for row in rows:
-        words = f"{spread(row['mAP50-95'])} ({len(row['mAP50-95'])})"
-        lines.append(f"| {row['way']} | {words} | {spread(row['mAP50'])} | {search[row['way']]:.3f} |")
+        words = f"{spread(row['mAP50-95'].values())} ({len(row['mAP50-95'])})"
+        lines.append(
+            f"| {row['way']} | {words} | {spread(row['mAP50'].values())} | {search[row['way']]:.3f} |"
+        )
     gains = [best["mAP50-95"][seed] - default["mAP50-95"][seed] for seed in best["mAP50-95"]]
     centre, half = paired(gains)
     drawn = ", ".join(f"`{name}` {value:.3g}" for name, value in search["params"].items())
@@ -141,16 +155,10 @@ def table_of(
         f"{search['trials']} trials of {args.epochs} epochs, {search['pruned']} of them pruned, "
         f"{search['seconds'] / 60:.0f} min; the other columns are of seeds that it did not use. "
         f"Best minus default, paired by seed: {centre:+.3f} mAP50-95, "
-        f"95 % interval {centre - half:+.3f} to {centre + half:+.3f}. Best: {drawn}. "
+        f"{interval(centre, half)}. Best: {drawn}. "
         f"yolov5n from random weights, digits at 128 px, batch and nbs 16, AdamW; last epoch."
     )
     return "\n".join([*lines, "", f"{about} {described(facts)}"])
-
-
-def spread(found: dict[int, float]) -> str:
-    values = list(found.values())
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{deviation}"
 
 
 if __name__ == "__main__":

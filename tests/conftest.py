@@ -18,6 +18,8 @@ from hypothesis import settings
 
 from horovod_yolo.data.digits import make_digits
 from tests.helpers.leaks import Held, new_since
+from tests.helpers.tiny_free import add_tiny_free
+from tests.helpers.tiny_zoo import add_tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -54,6 +56,15 @@ def nothing_is_left_in_the_end() -> Iterator[None]:
     yield
     if left := new_since(before):
         pytest.fail("left behind by a module's or the session's fixtures: " + "; ".join(left))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[None]:
+    """The zoo has the tiny networks, too: for a module that asks for them by ``usefixtures``."""
+    with pytest.MonkeyPatch.context() as patch:
+        add_tiny(patch)
+        add_tiny_free(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ import horovod_yolo
 from horovod_yolo.checkpoint.store import write
 from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.io.plain_json import plain
 from horovod_yolo.io.private import mode_below, own_folder
 
 MOST_RUNS = 10_000
@@ -75,17 +75,7 @@ def write_config(folder: Path, config: TrainConfig) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write JSON that any reader takes: NaN and infinity become null."""
-    write(path, (json.dumps(_finite(values), indent=2, allow_nan=False) + "\n").encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+    write(path, (json.dumps(plain(values), indent=2, allow_nan=False) + "\n").encode())
 
 
 def versions() -> dict[str, str]:

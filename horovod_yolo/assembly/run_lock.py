@@ -68,7 +68,7 @@ class RunLock(Callback):
         """Whether this rank sees the lock that rank 0 has taken, where it could. *Collective.*"""
         token = comm.broadcast_object(self.token if self._lock is not None else "")
         try:
-            return not token or _parsed((folder / NAME).read_bytes()).get("token") == token
+            return not token or parsed((folder / NAME).read_bytes()).get("token") == token
         except OSError:
             return False
 
@@ -124,7 +124,7 @@ class RunLock(Callback):
 
 def judged(content: bytes, mine: Mapping[str, Any]) -> Verdict:
     """What is known of the owner of a lock."""
-    theirs = _parsed(content)
+    theirs = parsed(content)
     if theirs.get("token") == mine["token"]:
         return Verdict.GONE  # a rank of this job had it
     if theirs.get("place") == mine["place"]:
@@ -156,27 +156,26 @@ def beginning(pid: int) -> str | None:
 
 
 def _owner(token: str) -> dict[str, Any]:
+    return {"token": token, **this_process(), "job": batch_job(os.environ)}
+
+
+def this_process() -> dict[str, Any]:
+    """What others can find it by: its host, and its number and beginning there, for `is_running`."""
     pid = os.getpid()
-    return {
-        "token": token,
-        "host": socket.gethostname(),
-        "place": host_id(),
-        "pid": pid,
-        "began": beginning(pid),
-        "job": batch_job(os.environ),
-    }
+    return {"host": socket.gethostname(), "place": host_id(), "pid": pid, "began": beginning(pid)}
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
+def parsed(content: bytes) -> dict[str, Any]:
+    """What an owner has written into a lock; nothing where it is cut off, or none of ours."""
     try:
         found = json.loads(content)
-    except (ValueError, RecursionError):  # cut off, or none of ours
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _named(content: bytes) -> str:
     """The owner, for people."""
-    said = _parsed(content)
+    said = parsed(content)
     job = f", job {said['job']!s:.60}" if said.get("job") else ""
     return f"process {said.get('pid', '?')!s:.20} on {said.get('host', 'an unknown host')!s:.80}{job}"

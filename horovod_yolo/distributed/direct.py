@@ -263,15 +263,7 @@ def _connections(
     for other in sorted(other for other in wanted if other < rank):
         found[other] = socket.create_connection(places[other], timeout=SECONDS_TO_CONNECT)
         found[other].sendall(HELLO.pack(secret, rank))
-    deadline = time.monotonic() + SECONDS_TO_CONNECT
-    while missing := wanted - set(found):
-        server.settimeout(max(deadline - time.monotonic(), 0.001))
-        connection, _ = server.accept()
-        caller = caller_of(connection, secret)
-        if caller in missing:
-            found[caller] = connection
-        else:
-            connection.close()
+    found |= called(server, wanted - set(found), secret, SECONDS_TO_CONNECT)
     for connection in found.values():
         let_break(connection)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -280,7 +272,26 @@ def _connections(
     return found
 
 
-def caller_of(connection: socket.socket, secret: bytes) -> int | None:
+def called(server: socket.socket, ranks: set[int], secret: bytes, seconds: float) -> dict[int, socket.socket]:
+    """The connections of ranks that are to call. Who does not know the secret stays outside.
+
+    Raises:
+        OSError: one does not come in time.
+    """
+    found: dict[int, socket.socket] = {}
+    deadline = time.monotonic() + seconds
+    while missing := ranks - set(found):
+        server.settimeout(max(deadline - time.monotonic(), 0.001))
+        connection, _ = server.accept()
+        caller = _caller(connection, secret)
+        if caller in missing:
+            found[caller] = connection
+        else:
+            connection.close()
+    return found
+
+
+def _caller(connection: socket.socket, secret: bytes) -> int | None:
     """The rank that calls; None for a stranger."""
     connection.settimeout(_SECONDS_OF_A_STRANGER)
     hello = b""

@@ -17,7 +17,7 @@ from typing import Any
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.distributed.direct import HELLO, caller_of
+from horovod_yolo.distributed.direct import HELLO, called
 from horovod_yolo.distributed.horovod_settings import prepare
 from horovod_yolo.distributed.keepalive import let_break
 from horovod_yolo.distributed.launchers.launcher import Launcher
@@ -146,7 +146,8 @@ class Watch:
         host, port, secret = comm.broadcast_object(place)
         if server is not None:
             with server:
-                connections = _called(server, set(range(1, comm.size)), secret)
+                others = called(server, set(range(1, comm.size)), secret, SECONDS_TO_CONNECT)
+                connections = list(others.values())
         else:
             connections = [socket.create_connection((host, port), timeout=SECONDS_TO_CONNECT)]
             connections[0].sendall(HELLO.pack(secret, comm.rank))
@@ -172,21 +173,6 @@ class Watch:
             thread.join()
         for connection in self._connections:
             connection.close()
-
-
-def _called(server: socket.socket, missing: set[int], secret: bytes) -> list[socket.socket]:
-    """The connections of the other ranks, as they call."""
-    found = []
-    server.settimeout(SECONDS_TO_CONNECT)
-    while missing:
-        connection, _ = server.accept()
-        caller = caller_of(connection, secret)
-        if caller in missing:
-            missing.discard(caller)
-            found.append(connection)
-        else:
-            connection.close()
-    return found
 
 
 def _own_address(hosts: list[str]) -> str:

@@ -71,7 +71,7 @@ class FileLock:
             OSError: the file cannot be made.
         """
         while not _made(path, content):
-            found = _seen(path)
+            found = seen(path)
             if found is None:
                 continue
             verdict = judge(found.content)
@@ -83,7 +83,7 @@ class FileLock:
     def touch(self) -> None:
         """Show that the owner is alive, and see whether it is still his. A deleted one is made anew."""
         try:
-            found = _seen(self._path)
+            found = seen(self._path)
             if found is not None and found.content != self._content:
                 self.lost_to = found.content
             elif found is not None or not _made(self._path, self._content):
@@ -100,7 +100,7 @@ class FileLock:
         """Drop it, and remove what is ours."""
         self.drop()
         with suppress(OSError):
-            found = _seen(self._path)
+            found = seen(self._path)
             if found is not None and found.content == self._content:
                 self._path.unlink(missing_ok=True)
 
@@ -109,16 +109,18 @@ class FileLock:
             self.touch()
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
+    """A lock as it was when somebody looked."""
+
     content: bytes
     touched_ns: int
 
 
-def _seen(path: Path) -> _Seen | None:
+def seen(path: Path) -> Seen | None:
     """What is there; None where nothing is. Opening it makes NFS ask the server, which looking would not."""
     try:
         with path.open("rb") as file:
-            return _Seen(file.read(MOST_BYTES), os.fstat(file.fileno()).st_mtime_ns)
+            return Seen(file.read(MOST_BYTES), os.fstat(file.fileno()).st_mtime_ns)
     except FileNotFoundError:
         return None
 
@@ -138,23 +140,23 @@ def _made(path: Path, content: bytes) -> bool:
     return True
 
 
-def _is_stale(path: Path, found: _Seen) -> bool:
+def _is_stale(path: Path, found: Seen) -> bool:
     """Whether nobody touches the file within the time after which nobody will; also where it goes."""
     _log.info("%s is watched for up to %.0f s: is its owner alive?", path, SECONDS_UNTIL_STALE)
     end = time.monotonic() + SECONDS_UNTIL_STALE
-    while (now := _seen(path)) == found and time.monotonic() < end:
+    while (now := seen(path)) == found and time.monotonic() < end:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return now is None or now == found
 
 
-def _remove(path: Path, found: _Seen) -> None:
+def _remove(path: Path, found: Seen) -> None:
     """Take away a lock that was found, and not one that somebody has made meanwhile."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return
-    moved = _seen(aside)
+    moved = seen(aside)
     if moved is not None and moved.content != found.content:
         with suppress(OSError):  # there is another one by now: its owner sees that he has lost this
             os.link(aside, path)

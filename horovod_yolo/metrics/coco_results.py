@@ -147,10 +147,7 @@ def to_json(summary: DetectionSummary, names: Sequence[str] = ()) -> dict[str, A
     """The numbers as JSON takes them, with the names of ``results.json``; ``names`` by class are optional."""
     return {
         "coco": dict(summary.coco),
-        "precision": summary.precision,
-        "recall": summary.recall,
-        "mAP50": summary.map50,
-        "mAP50-95": summary.map50_95,
+        **summary.scores,
         "confidence": summary.confidence,
         "images": summary.images,
         "instances": summary.instances,

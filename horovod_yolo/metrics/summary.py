@@ -60,6 +60,16 @@ class DetectionSummary:
     per_class: tuple[ClassSummary, ...]
     curves: Curves
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """Those that a run is watched by, with the names of ``results.json``."""
+        return {
+            "precision": self.precision,
+            "recall": self.recall,
+            "mAP50": self.map50,
+            "mAP50-95": self.map50_95,
+        }
+
 
 @dataclass(frozen=True)
 class _Columns:

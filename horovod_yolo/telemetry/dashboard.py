@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
-import math
 import re
 import socket
 import threading
@@ -15,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from horovod_yolo.core.address import Address
+from horovod_yolo.io.plain_json import plain
 from horovod_yolo.report.live import live_page
 from horovod_yolo.telemetry.exposition import CONTENT_TYPE, exposition
 from horovod_yolo.telemetry.live import LiveRun, Now, Rank
@@ -28,6 +28,7 @@ _SAFE = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_SCORES = ("mAP50-95", "mAP50", "precision", "recall")  # as they stand on the page
 _HOST = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::\d+)?")  # and a port
 Answer = tuple[str, bytes, Mapping[str, str]]  # its type, its content, more headers
 
@@ -175,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def as_json(now: Now, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """A moment of a run for the page."""
-    last, validated = now.last, now.validated
+    last, scores = now.last, now.scores
     return {
         "facts": dict(now.facts),
         "phase": now.phase,
@@ -188,20 +189,11 @@ def as_json(now: Now, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "replaced": now.replaced,
         "images_per_s": now.images_per_s,
         "loss": dict(last.result.losses) if last else {},
-        "scores": _scores(validated.evaluation.summary) if validated and validated.evaluation else {},
+        "scores": {name: scores[name] for name in _SCORES} if scores else {},
         "ranks": [_rank(host, rank) for host, rank in zip(now.facts["hosts"], now.ranks, strict=False)],
         "checkpoint_at": now.checkpoint_at,
         "started_at": now.started_at,
         "log": lines,
-    }
-
-
-def _scores(summary: Any) -> dict[str, float]:
-    return {
-        "mAP50-95": summary.map50_95,
-        "mAP50": summary.map50,
-        "precision": summary.precision,
-        "recall": summary.recall,
     }
 
 
@@ -213,17 +205,5 @@ def _rank(host: str, rank: Rank) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Answer:
-    text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     return "application/json", text.encode(errors="replace"), {}
-
-
-def _finite(value: Any) -> Any:
-    """What JSON can hold: NaN and infinity become null, numbers of numpy plain ones."""
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    if isinstance(value, (str, bool, int)) or value is None:
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None

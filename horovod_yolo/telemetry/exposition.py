@@ -55,16 +55,7 @@ def _validation_losses(now: Now) -> Iterable[Sample]:
 
 
 def _scores(now: Now) -> Iterable[Sample]:
-    if now.validated is None or now.validated.evaluation is None:
-        return []
-    summary = now.validated.evaluation.summary
-    values = {
-        "precision": summary.precision,
-        "recall": summary.recall,
-        "mAP50": summary.map50,
-        "mAP50-95": summary.map50_95,
-    }
-    return [({"metric": name}, value) for name, value in values.items()]
+    return [({"metric": name}, value) for name, value in now.scores.items()]
 
 
 def _info(now: Now) -> Iterable[Sample]:

@@ -109,6 +109,12 @@ class Now:
     checkpoint_at: float | None  # seconds since 1970
     started_at: float
 
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """Of the last validation; empty before the first."""
+        evaluation = self.validated.evaluation if self.validated is not None else None
+        return evaluation.summary.scores if evaluation is not None else {}
+
 
 class LiveRun(Callback):
     """Takes in what happens; asked by other threads, it answers from memory.

@@ -151,6 +151,7 @@ class LateDivision(Division):
         matches: list[Any] = []
         terms: list[Tensor] = []
         totals: Totals = {}
+        ratios = torch.empty(0)
         if not share.follows:
             self._exchange.keep()
         for number, micro_batch in enumerate(share.micro_batches, start=1):
@@ -162,10 +163,11 @@ class LateDivision(Division):
                 totals_of = share.start_count(self._criterion, matches)
                 share.before_last()
                 totals = totals_of()
+                ratios = self._ratios(totals)
                 if not share.follows:
-                    self._exchange.multiply(self._multipliers(totals))
+                    self._exchange.multiply(self._multipliers(ratios))
             share.back(total)
-        of_passes = (torch.stack(terms) * self._ratios(totals)[:, None]).sum(dim=1)
+        of_passes = (torch.stack(terms) * ratios[:, None]).sum(dim=1)
         return in_parts(of_passes).sum(dim=1), totals
 
     def source(self, predictions: Any, matches: Any, totals: Totals) -> Tensor:
@@ -185,10 +187,10 @@ class LateDivision(Division):
         divisors = torch.stack([totals[name] for name in self._criterion.normalisers])
         return totals[IMAGES].clamp(min=1) / divisors.clamp(min=1)
 
-    def _multipliers(self, totals: Totals) -> list[Tensor]:
+    def _multipliers(self, ratios: Tensor) -> list[Tensor]:
         """() for each parameter's gradients."""
-        ratios = [*self._ratios(totals).to(self._parameters[0].dtype)]
-        return [ratios[which] for which in self._which]
+        each = [*ratios.to(self._parameters[0].dtype)]
+        return [each[which] for which in self._which]
 
 
 def _normalisers_of(parameters: Sequence[nn.Parameter], losses: Mapping[str, Loss]) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,10 @@ from horovod_yolo.assembly.auto_optimizer import KEPT, kept_choice, with_optimiz
 from horovod_yolo.assembly.resuming import settings_here
 from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.config.schema import TrainConfig
-from tests.helpers.tiny_free import add_tiny_free
 
 from .test_run import make_trainer, settings
 
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny_free(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def config_of(epochs: int, **flags: Any) -> TrainConfig:

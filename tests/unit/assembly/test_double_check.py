@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,16 @@ from horovod_yolo.training.double_check import drawn
 from horovod_yolo.training.step import Stepper
 from tests.helpers.flipped_bits import flipped_bit
 from tests.helpers.runs import checkpoint, same_bits, steps
-from tests.helpers.tiny_free import add_tiny_free
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import run_world, world_outcomes
 
 from .disturbed import OF_A_RUN, job
 from .test_run import settings
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 TENSOR = "backbone.fine.conv.weight"
 V = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        add_tiny_free(patch)
-        yield
 
 
 def config_of(data: Path, folder: Path, **changes: Any) -> Any:

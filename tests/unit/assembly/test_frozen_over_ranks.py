@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,15 @@ from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
 from tests.helpers.runs import checkpoint, largest_loss_difference, same_bits, weight_difference
-from tests.helpers.tiny_free import add_tiny_free
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import WorldCommunicator, run_world
 
 from .disturbed import job, lose_a_rank, require_stopped_as_whole
 from .test_run_over_ranks import config_of
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 MODELS = (NAME, "tiny26")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        add_tiny_free(patch)
-        yield
 
 
 def test_to_freeze_what_is_random_is_worth_a_line(

@@ -19,19 +19,14 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.telemetry.dashboard import Dashboard
 from tests.helpers.runs import sha256
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import WorldCommunicator, run_world
 
 from .test_run import settings
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 COMM = LocalCommunicator()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        yield
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,13 @@ from horovod_yolo.assembly.train import train
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.local import LocalCommunicator
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 
 from .test_run import settings
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 COMM = LocalCommunicator()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        yield
 
 
 def flags(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,15 @@ from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.communicator import Communicator
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import run_world
 
 from .disturbed import OF_A_RUN, require_same_bits
 from .test_run import COMM, Recorder, settings
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 IMAGES, BATCH = 28, 14
-
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        yield
 
 
 def position_met_by_rank_1_and_then_by_rank_0() -> int:

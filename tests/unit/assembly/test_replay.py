@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,16 @@ import pytest
 from horovod_yolo.assembly.replay import Replayed, ReplayOptions, replay
 from horovod_yolo.core.errors import UserError
 from tests.helpers.flipped_bits import flipped_bit
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import run_world
 from tests.parallel.test_vanishing_data import break_images
 
 from .disturbed import job
 from .test_run import settings
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 TENSOR = "backbone.fine.conv.weight"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        yield
 
 
 def run_of(data: Path, folder: Path, ranks: int = 2, fault: Any = None, **changes: Any) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,22 +38,17 @@ from tests.helpers.runs import (
     steps,
     weight_difference,
 )
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import run_world
 from tests.parallel.test_vanishing_data import break_images
 
 from .disturbed import job, lose_a_rank, require_resumed_as_whole, require_stopped_as_whole
 from .test_run import COMM, settings
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 NOTE = Balance.note
 AUGMENTED = "mosaic: 0.4\nmixup: 0.3\ndegrees: 5.0\nflipud: 0.2\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,15 @@ from horovod_yolo.data.stage import Staged
 from horovod_yolo.data.staging import Copier
 from tests.helpers.packs import pack
 from tests.helpers.runs import checkpoint, steps
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import run_world
 
 from .disturbed import job, lose_a_rank, require_same_bits
 from .test_run import settings
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 FROM_COPIES, FROM_SOURCE = "from copies", "from the source"
-
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ The teachers are random, and sure of what they say.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,15 @@ from tests.helpers.runs import (
     steps,
     weight_difference,
 )
-from tests.helpers.tiny_free import add_tiny_free
-from tests.helpers.tiny_zoo import NAME, add_tiny
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import run_world
 
 from .disturbed import job, require_resumed_as_whole
 from .test_run import COMM, make_trainer, settings
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 TERMS = ("teacher_box", "teacher_cls")
-
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        add_tiny_free(patch)
-        yield
 
 
 def write_teacher(

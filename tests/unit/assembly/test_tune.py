@@ -23,16 +23,12 @@ from horovod_yolo.families import zoo
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.tune.outcome import Outcome
 from tests.helpers.runs import checkpoint, sha256
-from tests.helpers.tiny_zoo import add_tiny
 from tests.helpers.world import WorldCommunicator, run_world
+
+pytestmark = pytest.mark.usefixtures("tiny")
 
 ALONE = LocalCommunicator()
 SPACE = "lr0: {low: 1.0e-3, high: 0.1, log: true}\nfliplr: {low: 0, high: 1}\n"
-
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    add_tiny(monkeypatch)
 
 
 @pytest.fixture

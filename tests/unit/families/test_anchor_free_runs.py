@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,16 @@ from horovod_yolo.models.detector import Detector
 from horovod_yolo.training.passes import Passes
 from tests.helpers.runs import checkpoint, largest_loss_difference, weight_difference
 from tests.helpers.tiny import tiny_batch
-from tests.helpers.tiny_free import KINDS, add_tiny_free, criterion_of
+from tests.helpers.tiny_free import KINDS, criterion_of
 from tests.helpers.world import run_world
 
 from ..assembly.disturbed import job, lose_a_rank, require_resumed_as_whole
 from ..assembly.test_run_over_ranks import config_of
 from ..training.test_step import frozen_norm, make_stepper
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 CLASSES = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny_free(patch)
-        yield
 
 
 def run_config(data: Path, folder: Path, name: str, **changes: Any) -> TrainConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import current_thread
 from typing import Any
@@ -18,19 +18,13 @@ from horovod_yolo.distributed.agreement import checksum
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.training import musgd, step
 from tests.helpers.runs import same_bits
-from tests.helpers.tiny_zoo import add_tiny
 from tests.helpers.world import run_world
 
 from ..assembly.test_run_over_ranks import config_of
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 WORDS = "weights on ranks 1 differ from rank 0's"
-
-
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        add_tiny(patch)
-        yield
 
 
 def trained(digits: Path, folder: Path, **changes: Any) -> list[dict[str, Any]]:
