@@ -15,7 +15,7 @@ import horovod_yolo
 from horovod_yolo.checkpoint.store import write
 from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.io.plain_json import plain
+from horovod_yolo.core.plain_json import plain
 from horovod_yolo.io.private import mode_below, own_folder
 
 MOST_RUNS = 10_000

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from horovod_yolo.core.address import Address
-from horovod_yolo.io.plain_json import plain
+from horovod_yolo.core.plain_json import plain
 from horovod_yolo.report.live import live_page
 from horovod_yolo.telemetry.exposition import CONTENT_TYPE, exposition
 from horovod_yolo.telemetry.live import LiveRun, Now, Rank
