@@ -45,13 +45,14 @@ def test_one_rank_has_no_sums() -> None:
         bench_comm(CommOptions(device="cpu"), LocalCommunicator())
 
 
-def test_a_step_is_measured_in_parts_with_its_groups() -> None:
+@pytest.mark.parametrize("name", ["yolov5n", "yolo11n"])
+def test_a_step_is_measured_in_parts_with_its_groups(name: str) -> None:
     def job(comm: Communicator) -> StepFile:
-        return bench_step(StepOptions(settings=dict(SETTINGS), steps=1, seconds=0.2), comm)
+        return bench_step(StepOptions(settings={**SETTINGS, "cfg": name}, steps=1, seconds=0.2), comm)
 
     found, other = run_world(2, job)
     assert found == other
-    counted = workload("yolov5n", 80, 64, 2.0)
+    counted = workload(name, 80, 64, 2.0)
     assert [group.size for group in found.groups] == [group.size for group in counted.groups]
     ready = [group.ready for group in found.groups]
     assert ready == sorted(ready) and 0 < ready[0] < ready[-1] <= 1

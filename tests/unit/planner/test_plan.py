@@ -11,6 +11,7 @@ import pytest
 
 from horovod_yolo import cli
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.families import zoo
 from horovod_yolo.planner import assume
 from horovod_yolo.planner.devices import device
 from horovod_yolo.planner.fit import Calibration
@@ -211,6 +212,15 @@ def test_a_workload_is_counted_on_the_model() -> None:
     ready = [group.ready for group in work.groups]
     assert ready == sorted(ready) and ready[-1] == pytest.approx(1.0)
     assert workload("yolo11n", 80, 640, 25.0).small_sums(False) == 2
+
+
+@pytest.mark.parametrize("name", ["yolov3-tiny", "yolov5n", "yolov8n", "yolo11n", "yolo26n"])
+def test_only_what_is_trained_has_gradients(name: str) -> None:
+    work = workload(name, 80, 640, 2.0)
+    model = zoo.build_model(name, 80)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    fixed = 16 if name in ("yolov8n", "yolo11n") else 0  # the weights that make a distance of 16 bins
+    assert work.gradient_bytes == 4 * trained and work.parameters == trained + fixed
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
