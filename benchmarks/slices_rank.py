@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 2 benchmarks/slices_rank.py sums|slices STEPS ...
 
 ``sums``: each rank has one slice, and gradients are added up as floats or as integers. ``slices``: one
-process has the batch in one pass, or in four slices. Rank 0 prints the images a second of each turn, as JSON.
+process has the batch in one pass, or in four slices, or goes through it in as many bare passes of PyTorch's.
+Rank 0 prints the images a second of each turn, as JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from horovod_yolo.distributed.communicator import Communicator, GradientExchange
 from horovod_yolo.distributed.gradient_groups import grouped
 from horovod_yolo.distributed.local import LocalCommunicator, NoExchange
 from horovod_yolo.families import zoo
+from horovod_yolo.losses.criterion import by_name, count
 from horovod_yolo.process.stop import StopRequest
+from horovod_yolo.training.optimizers import make_optimizer
 
 PARTS = 4  # of the batch of one process
+BARE = f"{PARTS} bare passes"
 FLOAT, EXACT = {"sums": "float"}, {"sums": "exact"}
 Ways = dict[str, dict[str, Any]]
 
@@ -53,6 +57,32 @@ def step_of(work: Work, comm: Communicator, settings: dict[str, Any]) -> Step:
     sizes = (work.images // here,) * here if here > 1 else ()
     batch = replace(work.batch_of(comm.rank), slices=sizes)
     return lambda: stepper.step(iter([batch]), [1.0]).result()
+
+
+def bare(work: Work) -> Step:
+    """Passes of a part of the batch each, with losses divided by its own normalisers: no step can cost less.
+
+    Nothing is rounded, kept or summed but the gradients, which PyTorch adds up, and no running statistics are
+    put together.
+    """
+    torch.manual_seed(0)
+    model = zoo.build_model(work.cfg, CLASSES).train()
+    criterion = build_criterion(model, work.config(1))
+    optimizer = make_optimizer("SGD", model, lr=0.01, momentum=0.9, decay=0.0005)
+    parts = [*work.batch_of(0).split(PARTS)]
+
+    def step() -> None:
+        for part in parts:
+            predictions = model(part.images.float() / 255)
+            with torch.no_grad():
+                matches = criterion.match(part.targets, (work.side, work.side), predictions)
+            totals = by_name(criterion, count(criterion, [matches], work.images))
+            criterion(predictions, matches, totals).total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 class Counting(LocalCommunicator):
@@ -116,6 +146,8 @@ def main() -> None:
     work = Work(args.cfg, args.img, args.images)
     comm = connect()
     steps = {way: step_of(work, comm, settings) for way, settings in ways_of(args.how, comm.size).items()}
+    if args.how == "slices":
+        steps[BARE] = bare(work)
     for step in steps.values():
         seconds_of(step, WARM_UP)
     rates: dict[str, list[float]] = {way: [] for way in steps}
