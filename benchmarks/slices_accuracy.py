@@ -1,12 +1,13 @@
 """What slices cost in accuracy: those of 2, 4 and 8 images against ``--sync-bn``, paired by seed.
 
-    python benchmarks/slices_accuracy.py [--only digits|bccd] [--table]
+    python benchmarks/slices_accuracy.py [--only digits|bccd] [--most N] [--table]
 
 Claim: none but the table itself. yolov5n from random weights, a batch of 16 in one process, which computes
 what as many ranks as slices compute: digits at 128 px (five seeds) and BCCD at 320 px (three). The last epoch
 counts. A thread, one training at a time: about 4 minutes each for digits and 20 for BCCD, 20 and 12 of them.
-Start the script again to go on: what has ended is kept, and what was broken off is resumed. BCCD is at
-../shared/data/bccd.
+Each training that has ended is in benchmarks/results, and in the table, at once. Start the script again to
+go on, also from a checkout elsewhere that has this file: what is in it is not trained again, and what was
+broken off here is resumed. BCCD is at ../shared/data/bccd.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, described, interval, machine, paired, parsed, parser, publish, runs, train
+from common import ROOT, described, earlier, interval, machine, paired, parsed, parser, publish, runs, train
 
 from horovod_yolo.data.digits import make_digits
 
@@ -32,6 +34,7 @@ WAYS = {
 }
 SHARED = f"--cfg yolov5n --batch {BATCH} --workers 0 --cache ram --device cpu --noval --noplots --resume auto"
 LEAST = -0.01  # a difference whose interval reaches below this is said
+Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,20 +67,42 @@ def main() -> None:
     p.add_argument("--only", choices=[task.name for task in TASKS])
     p.add_argument("--bccd", type=Path, default=ROOT.parent / "shared" / "data" / "bccd" / "data.yaml")
     p.add_argument("--folder", type=Path, help="keeps what is done")
+    p.add_argument("--most", type=int, default=1000, help="so many trainings, and no more for now")
     p.add_argument("--table", action="store_true", help="train nothing: publish what is there")
     args = parsed(p, only="digits")
-    args.folder = args.folder or runs("slices-accuracy")
+    args.folder = (args.folder or runs("slices-accuracy")).resolve()
     tasks = [replace(task, epochs=1, seeds=1) for task in TASKS[:1]] if args.quick else TASKS
+    found = kept(tasks)
     if not args.table:
         for task in tasks:
             if args.only in (None, task.name):
-                carry_out(task, args)
-    rows = [row for task in tasks for row in rows_of(task, args.folder)]
-    facts = machine()
-    publish("slices-accuracy", {"machine": facts, "rows": rows}, table_of(rows, facts))
+                carry_out(task, args, found)
+    tell(found)
 
 
-def carry_out(task: Task, args: argparse.Namespace) -> None:
+def kept(tasks: Sequence[Task]) -> Found:
+    """What is in benchmarks/results of these tasks: a row for each way, with trainings that have ended."""
+    before = {"machines": [], "rows": [], **earlier("slices-accuracy")}
+    ended = {(row["data"], row["epochs"], row["way"]): row["mAP50-95"] for row in before["rows"]}
+    rows = [
+        {
+            "data": task.name,
+            "epochs": task.epochs,
+            "way": way,
+            "mAP50-95": ended.get((task.name, task.epochs, way), {}),
+        }
+        for task in tasks
+        for way in WAYS
+    ]
+    return {"machines": before["machines"], "rows": rows}
+
+
+def tell(found: Found) -> None:
+    """Write the file and the table."""
+    publish("slices-accuracy", found, table_of(found["rows"], found["machines"]))
+
+
+def carry_out(task: Task, args: argparse.Namespace, found: Found) -> None:
     """Train what has not ended, all ways of a seed before the next seed."""
     data = args.bccd
     if task.name == "digits":
@@ -85,29 +110,25 @@ def carry_out(task: Task, args: argparse.Namespace) -> None:
         if not data.exists():
             data.parent.parent.mkdir(parents=True, exist_ok=True)
             make_digits(data.parent)
+    rows = [row for row in found["rows"] if row["data"] == task.name]
     for seed in range(task.seeds):
-        for way, flags in WAYS.items():
-            run = task.folder(args.folder.resolve(), way, seed)
+        for row in rows:
+            if str(seed) in row["mAP50-95"] or not args.most:
+                continue
+            args.most -= 1
+            run = task.folder(args.folder, row["way"], seed)
             if not (run / "results.json").exists():
-                words = f"{SHARED} {task.flags} --epochs {task.epochs} --seed {seed} {flags}"
+                words = f"{SHARED} {task.flags} --epochs {task.epochs} --seed {seed} {WAYS[row['way']]}"
                 place = ["--data", str(data.resolve()), "--project", str(run.parent), "--name", run.name]
                 train([*words.split(), *place], 1, run.with_suffix(".log"), OMP_NUM_THREADS="1")
+            results = json.loads((run / "results.json").read_text())
+            row["mAP50-95"][str(seed)] = results["metrics"]["mAP50-95"]
+            if (facts := machine()) not in found["machines"]:
+                found["machines"].append(facts)
+            tell(found)
 
 
-def rows_of(task: Task, root: Path) -> list[dict[str, Any]]:
-    """A row for each way of a task: mAP50-95 by seed, of the trainings that have ended."""
-    rows = []
-    for way in WAYS:
-        ended = {}
-        for seed in range(task.seeds):
-            results = task.folder(root, way, seed) / "results.json"
-            if results.exists():
-                ended[seed] = json.loads(results.read_text())["metrics"]["mAP50-95"]
-        rows.append({"data": task.name, "epochs": task.epochs, "way": way, "mAP50-95": ended})
-    return rows
-
-
-def table_of(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+def table_of(rows: list[Found], machines: list[Found]) -> str:
     references = {row["data"]: row["mAP50-95"] for row in rows if row["way"] == REFERENCE}
     lines = [
         "| data | batch norm over | mAP50-95, mean (seeds) | against `--sync-bn`, paired | pairs | "
@@ -129,7 +150,7 @@ def table_of(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         f"yolov5n from random weights, batch {BATCH}, one process; digits at 128 px with the demo's "
         "hyperparameters, BCCD at 320 px with the defaults; last epoch; intervals by the t distribution."
     )
-    return "\n".join([*lines, "", f"{about} {described(facts)}"])
+    return "\n".join([*lines, "", " ".join([about, *map(described, machines)])])
 
 
 if __name__ == "__main__":
