@@ -1,6 +1,6 @@
 """Two machines, of which one is three times slower: what --balance makes of them.
 
-    PYTHONPATH=. python benchmarks/balance.py [quota] [affinity] [--turns 3]
+    PYTHONPATH=. python benchmarks/balance.py [quota] [affinity] [--turns 3] [--more]
 
 Claim: `auto` reaches 0.9 of the pace of the best whole-slice shares, which follow from the time that a slice
 takes each machine alone; `off` goes at the slow one's pace; the digests of all runs are equal.
@@ -8,10 +8,12 @@ takes each machine alone; `off` goes at the slow one's pace; the digests of all 
 The machines are hosts in namespaces, with a hardware thread each (needs root and two of them). One is slowed
 by a quota of its control group (of version 1), or by two processes that spin on its thread. Eight slices,
 yolov5n on digits of 96 px. The pace is that of the second half of a run. About five minutes a way and turn.
+Each turn is in benchmarks/results when it has ended; with ``--more`` those that are there stay.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -24,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import described, machine, parsed, parser, publish, runs
+from common import described, machine, parsed, parser, publish, results_file, runs
 
 from horovod_yolo.data.digits import make_digits
 from horovod_yolo.training.balance import best_shares
@@ -37,6 +39,7 @@ STEPS = IMAGES * 4 // 5 // BATCH * EPOCHS
 CGROUP = Path("/sys/fs/cgroup/cpu/horovod_yolo-balance")
 PERIOD_US = 20_000
 SPIN = "while True: pass"
+WAYS = ("quota", "affinity")
 SLOW, FAST = "host2", "host3"
 ANEW = re.compile(r"after step (\d+) slices are shared anew")
 Found = dict[str, Any]
@@ -135,6 +138,7 @@ def row(how: str, turns: Sequence[Found]) -> str:
     last = max((found["anew"][-1] for found in turns if found["anew"]), default=0)
     cells = (
         how,
+        str(len(turns)),
         *(ms([found["alone_s"][rank] for found in turns]) for rank in (0, 1)),
         ms([found["alone_s"][0] * SLICES / 2 for found in turns]),
         ms([found["off_s"] for found in turns]),
@@ -151,31 +155,41 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("ways", nargs="*", metavar="WAY", help="of: quota, affinity")
     options.add_argument("--turns", type=int, default=3)
+    options.add_argument("--more", action="store_true", help="turns beside those that were made before")
     args = parsed(options, turns=1, ways=["quota"])
     runs("balance").mkdir(parents=True, exist_ok=True)
     (runs("balance") / "hyp.yaml").write_text(f"nbs: {BATCH}\n")
     if not (runs("balance") / "digits").exists():
         make_digits(runs("balance") / "digits", images=IMAGES, size=SIDE, seed=0)
     os.environ["XDG_CACHE_HOME"] = str(runs("balance") / "cache")  # of the ranks, who share the disk
-    found: dict[str, list[Found]] = {}
+    ways = args.ways or list(WAYS)
+    file, turns = results_file("balance"), {}
+    if file.exists():
+        kept = json.loads(file.read_text())["turns"]
+        turns = {how: kept[how] for how in WAYS if how in kept and (args.more or how not in ways)}
     with tempfile.TemporaryDirectory(prefix="b-") as name, Cluster(3, Path(name) / "c") as cluster:
         for host, core in zip((SLOW, FAST), sorted(os.sched_getaffinity(0)), strict=False):
             os.sched_setaffinity(cluster[host].pid, [core])
         for _ in range(args.turns):
-            for how in args.ways or ("quota", "affinity"):
-                found.setdefault(how, []).append(turn(cluster, how))
-                print(how, found[how][-1], flush=True)
+            for how in ways:
+                turns.setdefault(how, []).append(turn(cluster, how))
+                print(how, turns[how][-1], flush=True)
+                tell(turns)
+
+
+def tell(turns: dict[str, list[Found]]) -> None:
+    """Write the file and the table."""
     facts = machine()
     head = (
-        "| slowed to a third by | ms a slice alone: slow | fast | ms of four slow slices | ms a step: `off` "
-        "| `static`, by these times | `auto` | `static` / `auto` | last change after step | SHA-256 |\n"
-        "|---|---|---|---|---|---|---|---|---|---|\n"
+        "| slowed to a third by | turns | ms a slice alone: slow | fast | ms of four slow slices "
+        "| ms a step: `off` | `static`, by these times | `auto` | `static` / `auto` | last change after step "
+        "| SHA-256 |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     about = (
         f"yolov5n, {SIDE} px, {SLICES} slices of {BATCH // SLICES} images, {STEPS} steps in {EPOCHS} epochs."
     )
-    table = head + "\n".join(row(how, turns) for how, turns in found.items())
-    publish("balance", {**found, "machine": facts}, f"{table}\n\n{about} {described(facts)}")
+    table = head + "\n".join(row(how, turns[how]) for how in WAYS if how in turns)
+    publish("balance", {"turns": turns, "machine": facts}, f"{table}\n\n{about} {described(facts)}")
 
 
 if __name__ == "__main__":
