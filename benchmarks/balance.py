@@ -13,7 +13,6 @@ Each turn is in benchmarks/results when it has ended; with ``--more`` those that
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -26,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import described, machine, parsed, parser, publish, results_file, runs
+from common import described, earlier, machine, parsed, parser, publish, runs
 
 from horovod_yolo.data.digits import make_digits
 from horovod_yolo.training.balance import best_shares
@@ -163,10 +162,8 @@ def main() -> None:
         make_digits(runs("balance") / "digits", images=IMAGES, size=SIDE, seed=0)
     os.environ["XDG_CACHE_HOME"] = str(runs("balance") / "cache")  # of the ranks, who share the disk
     ways = args.ways or list(WAYS)
-    file, turns = results_file("balance"), {}
-    if file.exists():
-        kept = json.loads(file.read_text())["turns"]
-        turns = {how: kept[how] for how in WAYS if how in kept and (args.more or how not in ways)}
+    kept = earlier("balance").get("turns", {})
+    turns = {how: kept[how] for how in WAYS if how in kept and (args.more or how not in ways)}
     with tempfile.TemporaryDirectory(prefix="b-") as name, Cluster(3, Path(name) / "c") as cluster:
         for host, core in zip((SLOW, FAST), sorted(os.sched_getaffinity(0)), strict=False):
             os.sched_setaffinity(cluster[host].pid, [core])

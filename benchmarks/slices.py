@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, described, machine, parsed, parser, publish, results_file
+from common import ROOT, described, earlier, machine, parsed, parser, publish
 from engines import images_per_s, json_of, launched
 from shaped import environment
 from slices_rank import BARE, PARTS
@@ -56,8 +56,7 @@ def main() -> None:
 
 def rows_of_others(wanted: Sequence[tuple[str, str]]) -> list[Row]:
     """What was measured before, and is not to be measured now."""
-    file = results_file("slices")
-    rows: list[Row] = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows: list[Row] = earlier("slices").get("rows", [])
     return [row for row in rows if (model_of(row), row["how"]) not in wanted]
 
 
