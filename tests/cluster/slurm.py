@@ -26,12 +26,13 @@ class Slurm:
     Args:
         cluster: switched on, with a folder that all hosts see.
         cpus: of each node, whatever the machine has.
+        gpus: of each node likewise. Jobs that ask for them can be planned, but not started.
     """
 
-    def __init__(self, cluster: Cluster, cpus: int = 4) -> None:
+    def __init__(self, cluster: Cluster, cpus: int = 4, gpus: int = 0) -> None:
         self._cluster = cluster
         self._folder = cluster.folder / "slurm"
-        self._cpus = cpus
+        self._cpus, self._gpus = cpus, gpus
         self.hosts: list[Host] = list(cluster)
         self.head = self.hosts[0]
 
@@ -40,7 +41,10 @@ class Slurm:
         etc = folder / "etc"
         etc.mkdir(parents=True, exist_ok=True)
         nodes = f"host[1-{len(hosts)}]"
-        (etc / "slurm.conf").write_text(_CONF.format(folder=folder, nodes=nodes, cpus=self._cpus))
+        has = f"CPUs={self._cpus}" + (f" Gres=gpu:{self._gpus}" if self._gpus else "")
+        (etc / "slurm.conf").write_text(_CONF.format(folder=folder, nodes=nodes, has=has))
+        if self._gpus:
+            (etc / "gres.conf").write_text(f"NodeName={nodes} Name=gpu File=/dev/tty[1-{self._gpus}]\n")
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
@@ -120,12 +124,13 @@ MinJobAge=300
 OverTimeLimit=0
 SchedulerParameters=sched_interval=5
 JobRequeue=1
+GresTypes=gpu
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-NodeName={nodes} CPUs={cpus} State=UNKNOWN
+NodeName={nodes} {has} State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
