@@ -22,6 +22,8 @@ from horovod_yolo.training.loop import Trainer
 from horovod_yolo.training.rank_times import RankTimes
 
 log = logging.getLogger(__name__)
+_LOOPBACKS = (LOOPBACK, "localhost", "::1")
+_ALL_ADDRESSES = ("0.0.0.0", "::")
 
 
 @dataclass
@@ -98,13 +100,14 @@ def _opened(run: Run, watching: Watching, hosts: list[str]) -> Dashboard | None:
         log.warning("%s on %s; the run goes on without it", what, where)
         return None
     logging.getLogger(horovod_yolo.__name__).addHandler(watching.run.tail)
-    log.info(
-        "dashboard: %s%s",
-        server.address.url,
-        "" if _is_loopback(address) else " (whoever reaches it can read)",
-    )
+    log.info("dashboard: %s", _for_people(server.address))
     return server
 
 
-def _is_loopback(address: Address) -> bool:
-    return address.host in (LOOPBACK, "localhost", "::1")
+def _for_people(address: Address) -> str:
+    """Where the page is, with the host's name: in an elastic run rank 0 moves from host to host."""
+    here = socket.gethostname()
+    if address.host in _LOOPBACKS:
+        return f"{address.url} on {here}"
+    shown = Address(here, address.port) if address.host in _ALL_ADDRESSES else address
+    return f"{shown.url} (whoever reaches it can read)"

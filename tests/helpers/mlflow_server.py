@@ -1,4 +1,4 @@
-"""``python -m tests.helpers.mlflow_server FOLDER PORT``: MLflow's own server on loopback, over SQLite."""
+"""``python -m tests.helpers.mlflow_server FOLDER PORT [ADDRESS]``: MLflow's own server, over SQLite."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MlflowServer:
             return False
 
 
-def serve(folder: Path, port: int) -> None:
+def serve(folder: Path, port: int, address: str = "127.0.0.1") -> None:
     """Until killed. mlflow-skinny has the server; Flask and SQLAlchemy are there for other tests."""
     os.environ["_MLFLOW_SERVER_FILE_STORE"] = f"sqlite:///{folder}/mlflow.db"
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(folder / "artifacts")
@@ -56,8 +56,8 @@ def serve(folder: Path, port: int) -> None:
     from mlflow.server.handlers import _get_tracking_store
 
     _get_tracking_store()  # makes the database, which takes seconds: no client has to wait for it
-    app.run("127.0.0.1", port, threaded=True)
+    app.run(address, port, threaded=True)
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
