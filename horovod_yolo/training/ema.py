@@ -24,6 +24,7 @@ class Ema:
         self._updates = torch.zeros((), dtype=torch.int64, device=next(model.parameters()).device)
         self._decay = decay
         self._tau = tau
+        self._follow(model)
 
     @property
     def updates(self) -> int:
@@ -33,6 +34,16 @@ class Ema:
     @updates.setter
     def updates(self, count: int) -> None:
         self._updates.fill_(count)
+
+    def _follow(self, model: Detector) -> None:
+        """Keep which of its tensors is averaged where: to look for them takes as long as to average them.
+
+        They are the same ones for good. What loads weights writes into them.
+        """
+        current, self._followed = model.state_dict(), model
+        pairs = [(t, current[name]) for name, t in self.model.state_dict().items() if name not in self._held]
+        self._averaged = _columns([pair for pair in pairs if pair[0].is_floating_point()])
+        self._counted = _columns([pair for pair in pairs if not pair[0].is_floating_point()])
 
     @torch.no_grad()
     def update(self, model: Detector, made: bool | Tensor = True) -> None:
@@ -47,10 +58,10 @@ class Ema:
         if made is False:
             return
         self._updates += made
-        current = model.state_dict()
-        pairs = [(t, current[name]) for name, t in self.model.state_dict().items() if name not in self._held]
-        averaged, fresh = _columns([pair for pair in pairs if pair[0].is_floating_point()])
-        counted, counts = _columns([pair for pair in pairs if not pair[0].is_floating_point()])
+        if model is not self._followed:
+            self._follow(model)
+        averaged, fresh = self._averaged
+        counted, counts = self._counted
         if isinstance(made, Tensor) or self._updates.device.type != "cpu":  # the host does not know the count
             made = torch.ones_like(self._updates) * made
             kept = self._decay * (1 - torch.exp(-self._updates.double() / self._tau))

@@ -281,7 +281,7 @@ class Stepper:
                 together=self.passes.together,
             )
         )
-        self.model.train()
+        self._training(True)
         self._totals.append(totals)
         return terms
 
@@ -319,7 +319,7 @@ class Stepper:
             return None
         finally:
             self._statistics.restore()
-            self.model.train()
+            self._training(True)
 
     def _gradients_of(self, batch: Batch, check: DoubleCheck) -> list[Tensor | None]:
         """Those of all that is trained, of a slice by itself."""
@@ -341,14 +341,17 @@ class Stepper:
 
     def _forward(self, batch: Batch, scale: float, tracks: bool = True) -> Any:
         batch = scaled(batch, scale, max(self.model.strides))
-        self.model.train()
-        if len(batch) == 0 and not self._sync_bn:
-            self.model.eval()  # batch norm has no statistics of nothing; all gradients will be zero
+        self._training(len(batch) > 0 or self._sync_bn)  # batch norm has no statistics of nothing
         with self.precision.autocast():
             predictions = self.model(self.precision.images(batch))
         if tracks and len(batch):
             self._statistics.add(len(batch))
         return predictions
+
+    def _training(self, mode: bool) -> None:
+        """Have the model in training or evaluation mode; to go through all modules for nothing takes time."""
+        if self.model.training is not mode:
+            self.model.train(mode)
 
     def _clip_gradients(self) -> Tensor:
         """() the norm that the gradients had. It is the same on every rank."""
