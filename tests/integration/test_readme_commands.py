@@ -1,4 +1,4 @@
-"""The README's training command on real images, under each launcher."""
+"""The README's training commands on real images of somebody else, under each launcher."""
 
 from __future__ import annotations
 
