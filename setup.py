@@ -56,6 +56,8 @@ TENSORBOARD = ["tensorboard>=2.14"]
 
 MLFLOW = ["mlflow-skinny>=3.1"]  # --log-to mlflow: its client, without what servers and pictures need
 
+WANDB = ["wandb>=0.31"]  # --log-to wandb: its client, which also brings the program that uploads
+
 EXPORT = [
     "onnx>=1.16",
     "onnxscript>=0.5",  # what torch's exporter writes with
@@ -103,6 +105,7 @@ TEST = [
     *DEMO,
     *TENSORBOARD,
     *MLFLOW,  # it has the server too; what that needs comes with optuna and moto
+    *WANDB,
     *EXPORT,
     *OPENVINO,
     *CLOUD,
@@ -138,6 +141,7 @@ setup(
         "demo": DEMO,
         "tensorboard": TENSORBOARD,
         "mlflow": MLFLOW,
+        "wandb": WANDB,
         "export": EXPORT,
         "openvino": OPENVINO,
         "cloud": CLOUD,

@@ -13,7 +13,7 @@ from horovod_yolo.config.schema import NO_LOGGER, TrainConfig, to_dict
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
-from horovod_yolo.telemetry import mlflow_log, tensorboard
+from horovod_yolo.telemetry import mlflow_log, tensorboard, wandb_log
 from horovod_yolo.telemetry.delivery import Delivery
 from horovod_yolo.telemetry.logger import Logger
 from horovod_yolo.telemetry.redaction import redacted
@@ -21,6 +21,7 @@ from horovod_yolo.telemetry.redaction import redacted
 LOGGERS: Mapping[str, type[Logger]] = {
     tensorboard.NAME: tensorboard.TensorBoardLogger,
     mlflow_log.NAME: mlflow_log.MlflowLogger,
+    wandb_log.NAME: wandb_log.WandbLogger,
 }
 Ids = dict[str, str]
 UID = "uid"
@@ -65,17 +66,25 @@ def loggers_of(config: TrainConfig) -> Sequence[str]:
     """Those that were asked for, without repetition; where none were, TensorBoard if it is installed."""
     if config.log_to:
         return [name for name in dict.fromkeys(config.log_to) if name != NO_LOGGER]
-    return [tensorboard.NAME] if find_spec(tensorboard.NAME) is not None else []
+    return [tensorboard.NAME] if _is_installed(tensorboard.NAME) else []
+
+
+def _is_installed(package: str) -> bool:
+    """A folder without a module is none: wandb leaves one of its own name where it works."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def _require(config: TrainConfig) -> None:
     for name in loggers_of(config):
-        if find_spec(name) is None:
+        if not _is_installed(name):
             what = f"--log-to {name} needs the package {name}, which is not installed"
             raise UserError(what, fix=f"pip install 'horovod_yolo[{name}]', or leave it out")
     if mlflow_log.NAME in config.log_to and not os.environ.get(mlflow_log.SERVER):
         fix = f"set {mlflow_log.SERVER}, such as http://host:5000, where rank 0 runs"
         raise UserError("--log-to mlflow: it is not said where the server is", fix=fix)
+    if wandb_log.NAME in config.log_to:
+        wandb_log.require_key()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:

@@ -27,7 +27,7 @@ MicroBatch = int | Literal["auto"]
 Sums = Literal["auto", "exact", "float"]
 Balance = Literal["off", "static", "auto"]
 BestBy = Literal["fitness", "val_loss"]
-LoggerName = Literal["tensorboard", "mlflow", "none"]
+LoggerName = Literal["tensorboard", "mlflow", "wandb", "none"]
 
 AUTO: Literal["auto"] = "auto"
 NO_LOGGER: LoggerName = "none"

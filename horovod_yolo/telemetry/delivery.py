@@ -205,9 +205,13 @@ class Delivery(Callback):
             log.debug("%s: %s", self._logger.name, one_line(redacted(str(error))))
 
     def _say_missing(self) -> None:
+        name, why = self._logger.name, self._refused or "it does not answer in time"
+        if not self._logger.confirms:
+            words = "%s: not everything has arrived (%s); --resume %s sends what is missing"
+            log.warning(words, name, why, self._folder)
+            return
         steps = max(self._last["step"] - self._arrived.step, 0)
         epochs = max(self._last["epoch"] - self._arrived.epoch, 0)
         what = f"{steps} steps and {epochs} epochs" if steps or epochs else "the end of the run"
-        why = self._refused or "it does not answer in time"
         fix = f"--resume {self._folder} sends them" if steps or epochs else "its numbers are there"
-        log.warning("%s: %s did not arrive (%s); %s", self._logger.name, what, why, fix)
+        log.warning("%s: %s did not arrive (%s); %s", name, what, why, fix)

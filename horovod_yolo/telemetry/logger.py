@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Axis = Literal["step", "epoch"]
 End = Literal["finished", "stopped", "broken off"]
+_SCORES = ("precision", "recall", "mAP50", "mAP50-95")
+_NUMBERS = ("best_epoch", "images_per_s", "wall_s", "parameters", "world_size")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Logger(Protocol):
     """
 
     name: str  # as ``--log-to`` has it
+    confirms: bool  # whether what `send` took has arrived; otherwise `finish` tells
 
     def open(self, run: LoggedRun) -> Sent:
         """Begin with a run, or go on with it. What is sent next is what comes after the answer."""
@@ -61,3 +64,10 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """Let go of connections and files. Also after an error, and before the next `open`."""
+
+
+def final_numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of ``results.json`` that a table of runs shows, by their names in loggers."""
+    found = {name: results.get("metrics", {}).get(name) for name in _SCORES}
+    found |= {name: results.get(name) for name in _NUMBERS}
+    yield from ((f"results/{name}", float(value)) for name, value in found.items() if value is not None)

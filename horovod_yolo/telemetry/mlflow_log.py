@@ -6,10 +6,10 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from horovod_yolo.telemetry.logger import End, LoggedRun, Point, Sent
+from horovod_yolo.telemetry.logger import End, LoggedRun, Point, Sent, final_numbers
 
 NAME = "mlflow"
 SERVER = "MLFLOW_TRACKING_URI"
@@ -24,8 +24,7 @@ _CLIENT = {
 }
 MOST_METRICS, MOST_PARAMS, LONGEST_VALUE = 1000, 100, 500  # that all servers take at once
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED"}
-_SCORES = ("precision", "recall", "mAP50", "mAP50-95")
-_NUMBERS = ("best_epoch", "images_per_s", "wall_s", "parameters", "world_size")
+_RESULT = "results/best_epoch"  # which all results have
 
 
 class MlflowLogger:
@@ -36,6 +35,7 @@ class MlflowLogger:
     """
 
     name = NAME
+    confirms = True
 
     def __init__(self) -> None:
         self._client: Any = None
@@ -60,7 +60,7 @@ class MlflowLogger:
         self._add_params(run.settings, found.data.params)
         metrics = found.data.metrics
         self._last = int(metrics.get("step", 0))
-        self._has_results = key(f"results/{_NUMBERS[0]}") in metrics
+        self._has_results = key(_RESULT) in metrics
         return Sent(self._run_id, self._last, int(metrics.get("epoch", -1)))
 
     def send(self, points: Sequence[Point]) -> None:
@@ -85,7 +85,7 @@ class MlflowLogger:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        final = [Metric(key(f"results/{name}"), value, now, self._last) for name, value in _final(results)]
+        final = [Metric(key(name), value, now, self._last) for name, value in final_numbers(results)]
         if final and not self._has_results:
             self._client.log_batch(self._run_id, metrics=final)
         if end in _STATUS:
@@ -141,10 +141,3 @@ class MlflowLogger:
 def key(name: str) -> str:
     """A name as all servers take it: no colon, for one."""
     return re.sub(r"[^\w./ -]", "-", name)
-
-
-def _final(results: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers of ``results.json`` that a table of runs shows."""
-    found = {name: results.get("metrics", {}).get(name) for name in _SCORES}
-    found |= {name: results.get(name) for name in _NUMBERS}
-    yield from ((name, float(value)) for name, value in found.items() if value is not None)

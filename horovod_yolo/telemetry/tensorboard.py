@@ -25,6 +25,7 @@ class TensorBoardLogger:
     """
 
     name = NAME
+    confirms = True
 
     def __init__(self) -> None:
         self._file: AppendedFile | None = None

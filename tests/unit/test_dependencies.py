@@ -145,6 +145,19 @@ def test_without_the_pictures_the_built_in_data_set_names_its_extra(base_site: P
     ]
 
 
+def test_without_its_package_a_logger_names_its_extra(base_site: Path, digits: Path, tmp_path: Path) -> None:
+    """A folder that wandb has left is not its package."""
+    (base_site / "wandb").mkdir()
+    words = ["--data", digits, "--cfg", "yolov5n", "--project", tmp_path, "--device", "cpu"]
+    done = in_base(base_site, "-m", "horovod_yolo.cli", "train", *words, "--log-to", "wandb")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert line.endswith(
+        "--log-to wandb needs the package wandb, which is not installed. "
+        "pip install 'horovod_yolo[wandb]', or leave it out"
+    )
+
+
 def test_a_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     """Built out of the sources that ``python -m build`` would publish."""
     source = tmp_path / "source"

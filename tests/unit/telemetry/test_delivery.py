@@ -13,7 +13,7 @@ import pytest
 from horovod_yolo.telemetry import delivery
 from horovod_yolo.telemetry.csv_log import EpochLog, StepLog
 from horovod_yolo.telemetry.delivery import Delivery
-from horovod_yolo.telemetry.logger import End, LoggedRun, Point, Sent
+from horovod_yolo.telemetry.logger import End, LoggedRun, Logger, Point, Sent
 from horovod_yolo.telemetry.redaction import redacted
 from horovod_yolo.telemetry.tail import Tail
 from horovod_yolo.training.events import SharesReport
@@ -24,6 +24,7 @@ class Server:
     """Keeps rows in memory; is down, hangs, or takes rows without an answer."""
 
     name = "server"
+    confirms = True
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, int]] = []
@@ -64,11 +65,11 @@ class Server:
 
 
 class Watched:
-    """A run's tables and its delivery to a server."""
+    """A run's tables and its delivery to a logger."""
 
-    def __init__(self, folder: Path, server: Server, step: int = 0, epoch: int = 0) -> None:
-        self.server, self.ids = server, {"server": ""}
-        self.delivery = Delivery(server, folder, {}, "u", self.ids)
+    def __init__(self, folder: Path, logger: Logger, step: int = 0, epoch: int = 0) -> None:
+        self.ids = {logger.name: ""}
+        self.delivery = Delivery(logger, folder, {}, "u", self.ids)
         self._all = [StepLog(folder), EpochLog(folder), self.delivery]
         self.step, self.epoch = step, epoch
         for each in self._all:
