@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -144,18 +143,18 @@ class _Process:
 
     def __init__(self) -> None:
         # What it leaves there ends with it, also where it is killed.
-        self._folder = Path(tempfile.mkdtemp(prefix="wandb-"))
+        self._folder = folder = tempfile.mkdtemp(prefix="wandb-")
         variables = {name: value for name, value in os.environ.items() if name not in _NEVER}
         # A session of its own: what is meant for the rank, such as Ctrl-C, must not end it first.
         self._child = subprocess.Popen(
             [sys.executable, "-c", _BOOT],
-            env={**_DEFAULTS, **variables, **_ALWAYS, "TMPDIR": str(self._folder)},
+            env={**_DEFAULTS, "WANDB_CACHE_DIR": folder, **variables, **_ALWAYS, "TMPDIR": folder},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._write({"path": sys.path, "pid": os.getpid(), "folder": str(self._folder)})
+        self._write({"path": sys.path, "pid": os.getpid(), "folder": folder})
 
     def ask(self, what: str, seconds: float = SECONDS_TO_ANSWER, **details: Any) -> dict[str, Any]:
         """Let it do something, and wait for its answer.

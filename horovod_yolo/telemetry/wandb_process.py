@@ -31,7 +31,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class Stopped(Exception):
-    """The client has given up to upload, or somebody has pressed "stop" on the run's page."""
+    """The client has given up uploading, or somebody has pressed "stop" on the run's page."""
 
 
 class Client:
@@ -42,6 +42,8 @@ class Client:
         self._run: Any = None
         self._lock: IO[bytes] | None = None
         self._row = 0  # the next one's number: what wandb calls a step
+        self._sent: dict[str, int] = {}  # the last number of each axis
+        self._run_of: tuple[Path, str] | None = None  # in offline mode, where its files are and its id
         self._defined: set[str] = set()
         self._stopped = threading.Event()
 
@@ -64,6 +66,7 @@ class Client:
         is_offline = given.mode in ("offline", "dryrun")
         if given.mode != "disabled":
             self._wait_for_the_last(root / "wandb", uid)
+        self._run_of = (root, uid) if is_offline else None
         before = _rows_in_files(root, uid) if is_offline else {}
         self._run = run = wandb.init(
             dir=root,
@@ -92,10 +95,11 @@ class Client:
             row = {**values, axis: point["number"], "_timestamp": point["time"]}
             self._run.log(row, step=self._row, commit=True)  # not with the next one
             self._row += 1
+            self._sent[axis] = point["number"]
         if trouble := _trouble_of(self._run):
             raise ConnectionError(trouble)
         if self._stopped.is_set():
-            raise Stopped("it has stopped to upload, or 'stop' was pressed on the run's page")
+            raise Stopped("it has stopped uploading, or somebody has pressed 'stop' on the run's page")
         return {}
 
     def finish(self, end: str, results: dict[str, float]) -> dict[str, Any]:
@@ -105,6 +109,10 @@ class Client:
             self._run.mark_preempting()
         run, self._run = self._run, None
         run.finish(exit_code=int(end != "finished"))
+        if self._run_of is not None and end == "finished":  # who goes on with the run looks there anyway
+            kept = _last_in(_newest_first(*self._run_of)[0])
+            if any(kept.get(axis, -1) < last for axis, last in self._sent.items()):
+                raise OSError("its file lacks the last rows, as on a full disk")
         self.is_over = True
         return {}
 
@@ -132,24 +140,34 @@ class Client:
 
 
 def _rows_in_files(root: Path, uid: str) -> dict[str, int]:
-    """The last step, epoch and row in the files of this run, by wandb's own reader of them.
+    """The last step, epoch and row in the files of this run.
 
     The newest file that has any has the last: each job went on where its predecessor had ended.
     """
     found: dict[str, int] = {}
-    files = root.glob(f"*wandb/*run-*-{uid}/run-{uid}.wandb")
-    for path in sorted(files, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True):
-        last: dict[str, int] = {}
-        for row in _history(path):
-            last |= {name: int(row[name]) for name in ("step", "epoch", "_step") if name in row}
-        found = {**last, **found}
+    for path in _newest_first(root, uid):
+        found = {**_last_in(path), **found}
         if found.keys() >= {"step", "epoch"}:
             break
     return found
 
 
+def _newest_first(root: Path, uid: str) -> list[Path]:
+    """The files of this run; the time is part of their folders' names."""
+    files = root.glob(f"*wandb/*run-*-{uid}/run-{uid}.wandb")
+    return sorted(files, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True)
+
+
+def _last_in(path: Path) -> dict[str, int]:
+    """The last step, epoch and row in a file."""
+    last: dict[str, int] = {}
+    for row in _history(path):
+        last |= {name: int(row[name]) for name in ("step", "epoch", "_step") if name in row}
+    return last
+
+
 def _history(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file; a kill may have cut off the last ones."""
+    """The rows of a file, by wandb's own reader; a kill may have cut off the last ones."""
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     reader = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert reader.stdout is not None

@@ -51,6 +51,7 @@ def clients(job: ranks.subprocess.Popen[str]) -> list[int]:
     return found
 
 
+@pytest.mark.slow  # a minute: two jobs, and the client beside each; tests/unit has the client alone
 def test_every_step_is_logged_once_over_a_kill_and_a_resume(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

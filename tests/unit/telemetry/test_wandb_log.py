@@ -18,10 +18,12 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.telemetry import delivery
 from horovod_yolo.telemetry.logger import LoggedRun, Point, Sent
 from horovod_yolo.telemetry.wandb_log import WandbLogger, require_key
+from tests.helpers.disk import Disk, why_not
 from tests.helpers.wandb_files import files_of, rows_in
 from tests.helpers.wandb_server import WandbServer
 from tests.unit.telemetry.test_delivery import Watched, said
 
+no_disk = why_not()
 UID = "0123456789abcdef"
 KEY = "k3y" * 14
 SETTINGS: dict[str, str | int | float | bool] = {"hyp.lr0": 0.01, "data": "d", "quad": False}
@@ -102,7 +104,8 @@ def test_offline_each_job_goes_on_where_the_files_of_the_others_end(tmp_path: Pa
     killed, sent = opened(tmp_path)
     assert sent == Sent(UID, 3, 0)
     killed.send(points(4, 600))
-    for process in client_processes():
+    until(lambda: files_of(tmp_path, UID)[-1].stat().st_size > 1 << 15)  # a block; it writes no less
+    for process in reversed(client_processes()):  # first the one that writes
         process.kill()
     with pytest.raises(OSError, match="its client's process has ended"):
         killed.send(points(601, 601))
@@ -147,6 +150,34 @@ def test_online_the_server_says_what_it_has(tmp_path: Path, server: WandbServer)
     assert not client_processes()
 
 
+FULL = """
+import sys
+from pathlib import Path
+from horovod_yolo.telemetry.wandb_log import WandbLogger
+from horovod_yolo.telemetry.logger import LoggedRun, Point
+logger = WandbLogger()
+logger.open(LoggedRun(sys.argv[1], "", Path(sys.argv[2]), {}, 0, 0))
+logger.send([Point("step", n, 1e9, {"step/lr": 0.5}) for n in range(1, 601)])
+try:
+    logger.finish("finished", {})
+except Exception as error:
+    print(error)
+logger.close()
+"""
+
+
+@pytest.mark.skipif(bool(no_disk), reason=f"LOUD SKIP: {no_disk}")
+def test_offline_rows_that_a_full_disk_has_refused_are_not_taken_for_kept(
+    tmp_path: Path, offline: None
+) -> None:
+    """The client itself says nothing of it."""
+    with Disk(tmp_path / "disk", "100k") as disk:
+        told = tmp_path / "told"
+        job = disk.start([sys.executable, "-c", FULL, UID, disk.folder], told)
+        assert job.wait() == 0
+    assert told.read_text() == "its file lacks the last rows, as on a full disk\n"
+
+
 RANK = """
 import os, signal, sys
 from pathlib import Path
@@ -177,6 +208,7 @@ def test_a_rank_that_is_killed_leaves_no_process_and_loses_no_row(tmp_path: Path
     assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE], left
     (path,) = files_of(tmp_path, UID)
     assert [row["step"] for row in rows_in(path)] == [1]
+    assert not (tmp_path / "home").exists()  # nor a file in the user's
 
 
 def test_a_missing_key_is_said_before_anything_begins(
