@@ -147,8 +147,7 @@ class _Steps:
         if config.sync_bn:
             self.small_sums += 2 * sum(isinstance(one, nn.BatchNorm2d) for one in model.modules())
         wire = wire_type(config.compression, self._stepper.scaler, device, world)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._groups = [tuple(of) for of in grouped(trained, config.fusion_mb * MEBIBYTE)]
+        self._groups = [tuple(of) for of in grouped(model.trained, config.fusion_mb * MEBIBYTE)]
         self._sizes = [sum(p.numel() * (wire or p.dtype).itemsize for p in of) for of in self._groups]
         self._batch = _made_up(config.batch_size // world.size, config.imgsz, world.rank)
         self._marks: list[float] = []
@@ -156,7 +155,7 @@ class _Steps:
         self._ready: list[list[float]] = []
         self._brought: dict[nn.Parameter, float] = {}
         if comm.size == 1:
-            for parameter in trained:
+            for parameter in model.trained:
                 parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
 
     def run(self, steps: int) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import horovod_yolo
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
-from horovod_yolo.core.address import LOOPBACK, Address
+from horovod_yolo.core.address import Address
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.agreement import on_rank_0
 from horovod_yolo.distributed.communicator import Communicator
@@ -22,8 +22,6 @@ from horovod_yolo.training.loop import Trainer
 from horovod_yolo.training.rank_times import RankTimes
 
 log = logging.getLogger(__name__)
-_LOOPBACKS = (LOOPBACK, "localhost", "::1")
-_ALL_ADDRESSES = ("0.0.0.0", "::")
 
 
 @dataclass
@@ -107,7 +105,7 @@ def _opened(run: Run, watching: Watching, hosts: list[str]) -> Dashboard | None:
 def _for_people(address: Address) -> str:
     """Where the page is, with the host's name: in an elastic run rank 0 moves from host to host."""
     here = socket.gethostname()
-    if address.host in _LOOPBACKS:
+    if address.is_loopback:
         return f"{address.url} on {here}"
-    shown = Address(here, address.port) if address.host in _ALL_ADDRESSES else address
+    shown = Address(here, address.port) if address.is_all_addresses else address
     return f"{shown.url} (whoever reaches it can read)"

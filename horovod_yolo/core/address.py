@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from horovod_yolo.core.errors import UserError
 
 LOOPBACK = "127.0.0.1"
+_LOOPBACKS = (LOOPBACK, "localhost", "::1")
+_ALL_ADDRESSES = ("0.0.0.0", "::")
 _ADDRESS = re.compile(r"(?:(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+)):)?(\d{1,5})", re.ASCII)
 
 
@@ -30,6 +32,16 @@ class Address:
             fix = "give a port such as 8080, 0 for any free one, or an address and a port: 0.0.0.0:8080"
             raise UserError(f"{flag} {text!r:.60} is no port", fix=fix)
         return cls(found[1] or found[2] or LOOPBACK, int(found[3]))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is reached from its own host alone."""
+        return self.host in _LOOPBACKS
+
+    @property
+    def is_all_addresses(self) -> bool:
+        """Whether it stands for each address of the host, and is none."""
+        return self.host in _ALL_ADDRESSES
 
     @property
     def url(self) -> str:

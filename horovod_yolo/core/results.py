@@ -5,6 +5,7 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
+SCORES = ("mAP50-95", "mAP50", "precision", "recall")  # of `Metrics`, as they stand on pages
 # Keys that Python cannot have as names.
 _Scores = TypedDict("_Scores", {"mAP50-95": float})
 _Class = TypedDict("_Class", {"class": int, "mAP50-95": float})

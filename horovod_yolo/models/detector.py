@@ -109,6 +109,11 @@ class Detector(nn.Module):
         self.neck = neck
         self.head = head
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that training changes, in the order of ``state_dict()``."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     def forward(self, images: Tensor) -> Any:
         """(B, 3, H, W) in 0..1, H and W multiples of the coarsest stride -> the head's predictions."""
         return self.head(self.neck(self.backbone(images)))

@@ -136,8 +136,7 @@ def _groups(model: Detector, flops: Mapping[str, float], group_mb: float) -> tup
     }
     total = sum(of_parameter.values())
     done, groups = 0.0, []
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for group in grouped(trained, group_mb * MEBIBYTE):
+    for group in grouped(model.trained, group_mb * MEBIBYTE):
         done += sum(of_parameter.get(parameter, 0.0) for parameter in group)
         size = sum(parameter.numel() for parameter in group) * FLOAT32_BYTES
         groups.append(Group(float(size), done / total))

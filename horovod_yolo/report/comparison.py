@@ -10,8 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.core.results import SCORES
 from horovod_yolo.report.finished import FinishedRun
-from horovod_yolo.report.html import FACTS, METRICS
+from horovod_yolo.report.html import FACTS
 from horovod_yolo.report.page import figure, number, table, write_page
 from horovod_yolo.report.plots import plot_comparison
 
@@ -30,7 +31,7 @@ def write_comparison(runs: Sequence[FinishedRun], out: Path) -> None:
         curves = Path(folder) / "curves.png"
         plot_comparison({name: run.rows for name, run in zip(names, runs, strict=True)}, curves)
         sections = [
-            _side_by_side("Metrics", names, metrics, METRICS, highest=True),
+            _side_by_side("Metrics", names, metrics, SCORES, highest=True),
             figure("Training", curves, wide=True),
             _side_by_side("Runs", names, facts, list(dict.fromkeys(key for fact in facts for key in fact))),
             _side_by_side("Settings that differ", names, *_differing([_flat(run.config) for run in runs])),

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.core.results import SCORES
 from horovod_yolo.report.page import cards, figure, line, number, preformatted, table, write_page
 from horovod_yolo.report.ranks import rank_sections
 
@@ -27,7 +28,6 @@ FACTS = {
     "time_used_s": "time of --time",
     "exit": "exit",
 }
-METRICS = ("mAP50-95", "mAP50", "precision", "recall")
 _CLASS_COLUMNS = ("images", "instances", "precision", "recall", "mAP50", "mAP50-95")
 FIGURES = {
     "results.png": "Training",
@@ -59,7 +59,7 @@ def write_report(
     given = {**metrics, **results}
     config = run / "config.yaml"
     sections = [
-        cards({name: metrics[name] for name in METRICS if name in metrics}, "metrics"),
+        cards({name: metrics[name] for name in SCORES if name in metrics}, "metrics"),
         cards({title: given[key] for key, title in FACTS.items() if key in given}, "facts"),
         *(line(fault["words"]) for fault in results.get("faults") or ()),
         line(results.get("advice", "")),

@@ -15,6 +15,7 @@ from typing import Any
 
 from horovod_yolo.core.address import Address
 from horovod_yolo.core.plain_json import plain
+from horovod_yolo.core.results import SCORES
 from horovod_yolo.report.live import live_page
 from horovod_yolo.telemetry.exposition import CONTENT_TYPE, exposition
 from horovod_yolo.telemetry.live import LiveRun, Now, Rank
@@ -28,7 +29,6 @@ _SAFE = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_SCORES = ("mAP50-95", "mAP50", "precision", "recall")  # as they stand on the page
 _HOST = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::\d+)?")  # and a port
 Answer = tuple[str, bytes, Mapping[str, str]]  # its type, its content, more headers
 
@@ -189,7 +189,7 @@ def as_json(now: Now, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "replaced": now.replaced,
         "images_per_s": now.images_per_s,
         "loss": dict(last.result.losses) if last else {},
-        "scores": {name: scores[name] for name in _SCORES} if scores else {},
+        "scores": {name: scores[name] for name in SCORES} if scores else {},
         "ranks": [_rank(host, rank) for host, rank in zip(now.facts["hosts"], now.ranks, strict=False)],
         "checkpoint_at": now.checkpoint_at,
         "started_at": now.started_at,

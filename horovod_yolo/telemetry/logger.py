@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from horovod_yolo.core.results import SCORES
+
 Axis = Literal["step", "epoch"]
 End = Literal["finished", "stopped", "broken off"]
-_SCORES = ("precision", "recall", "mAP50", "mAP50-95")
 _NUMBERS = ("best_epoch", "images_per_s", "wall_s", "parameters", "world_size")
 
 
@@ -68,6 +69,6 @@ class Logger(Protocol):
 
 def final_numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers of ``results.json`` that a table of runs shows, by their names in loggers."""
-    found = {name: results.get("metrics", {}).get(name) for name in _SCORES}
+    found = {name: results.get("metrics", {}).get(name) for name in SCORES}
     found |= {name: results.get(name) for name in _NUMBERS}
     yield from ((f"results/{name}", float(value)) for name, value in found.items() if value is not None)

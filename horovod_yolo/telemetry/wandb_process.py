@@ -110,7 +110,7 @@ class Client:
         run, self._run = self._run, None
         run.finish(exit_code=int(end != "finished"))
         if self._run_of is not None and end == "finished":  # who goes on with the run looks there anyway
-            kept = _last_in(_newest_first(*self._run_of)[0])
+            kept = _rows_in_files(*self._run_of)
             if any(kept.get(axis, -1) < last for axis, last in self._sent.items()):
                 raise OSError("its file lacks the last rows, as on a full disk")
         self.is_over = True
@@ -145,25 +145,15 @@ def _rows_in_files(root: Path, uid: str) -> dict[str, int]:
     The newest file that has any has the last: each job went on where its predecessor had ended.
     """
     found: dict[str, int] = {}
-    for path in _newest_first(root, uid):
-        found = {**_last_in(path), **found}
+    files = root.glob(f"*wandb/*run-*-{uid}/run-{uid}.wandb")  # the time is part of their folders' names
+    for path in sorted(files, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True):
+        last: dict[str, int] = {}
+        for row in _history(path):
+            last |= {name: int(row[name]) for name in ("step", "epoch", "_step") if name in row}
+        found = {**last, **found}
         if found.keys() >= {"step", "epoch"}:
             break
     return found
-
-
-def _newest_first(root: Path, uid: str) -> list[Path]:
-    """The files of this run; the time is part of their folders' names."""
-    files = root.glob(f"*wandb/*run-*-{uid}/run-{uid}.wandb")
-    return sorted(files, key=lambda path: path.parent.name.removeprefix("offline-"), reverse=True)
-
-
-def _last_in(path: Path) -> dict[str, int]:
-    """The last step, epoch and row in a file."""
-    last: dict[str, int] = {}
-    for row in _history(path):
-        last |= {name: int(row[name]) for name in ("step", "epoch", "_step") if name in row}
-    return last
 
 
 def _history(path: Path) -> Iterator[Mapping[str, Any]]:

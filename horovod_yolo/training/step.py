@@ -94,7 +94,7 @@ class Stepper:
         self._comm = comm
         self._sync_bn = sync_bn
         self._stop = stop
-        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._trained = model.trained
         self._division = division_of(criterion, exchange, self._trained, scaler)
         self._sums = RejoiningSums(comm)  # of a batch, before the gradients are complete
         if sync_bn:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from horovod_yolo.data.digits import make_digits
+from tests.cluster.elastic import IMAGES
 from tests.cluster.hosts import Cluster, why_not
 
 
@@ -24,6 +26,14 @@ def four_hosts(hosts_can_be_made: None, tmp_path_factory: pytest.TempPathFactory
     """host1 to host4, healthy, for tests that leave them so."""
     with Cluster(4, tmp_path_factory.mktemp("hosts")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def digits_64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data.yaml of digits of 64 px, for elastic jobs."""
+    data = tmp_path_factory.mktemp("data") / "digits"
+    make_digits(data, images=IMAGES, size=64, seed=2)
+    return data / "data.yaml"
 
 
 @pytest.fixture

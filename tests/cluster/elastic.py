@@ -20,6 +20,8 @@ from tests.cluster.jobs import environment
 from tests.helpers.ranks import results
 from tests.helpers.runs import steps
 
+FOR_GOOD = ["--blacklist-cooldown-range", "600", "3600"]  # a host that has failed stays out
+IMAGES = 320  # of the tests' data set: an epoch is long enough for a host to come back
 GO_ON = re.compile(r"(\d+) ranks go on from step (\d+) of epoch (\d+)")
 J = TypeVar("J", bound="ElasticJob")
 _TMPDIR = "/run/scratch/job.42"

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from horovod_yolo.data.digits import make_digits
-from tests.cluster.elastic import TRAIN, ElasticJob, LaunchedJob
+from tests.cluster.elastic import FOR_GOOD, IMAGES, TRAIN, ElasticJob, LaunchedJob
 from tests.cluster.hosts import Cluster
 from tests.helpers import ranks
 from tests.helpers.runs import checkpoint, sha256
 
 COMMIT_EVERY = 3
-IMAGES, EPOCHS = 320, 12  # long enough for a host to come back
+EPOCHS = 12  # long enough for a host to come back
 LONGER_THAN_GLOO = 35
 TWO = {"host2": 1, "host3": 1}
-FOR_GOOD = ["--blacklist-cooldown-range", "600", "3600"]  # a host that has failed stays out
 
 
 @pytest.fixture
@@ -31,14 +29,9 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory: pytest.TempPathFactory) -> str:
+def flags(digits_64: Path) -> str:
     """Of a run that takes about half a minute where nothing happens to it."""
-    data = tmp_path_factory.mktemp("data") / "digits"
-    make_digits(data, images=IMAGES, size=64, seed=2)
-    return (
-        f"--data {data / 'data.yaml'} --img 64 --batch 16 --epochs {EPOCHS} --noval "
-        f"--commit-every {COMMIT_EVERY}"
-    )
+    return f"--data {digits_64} --img 64 --batch 16 --epochs {EPOCHS} --noval --commit-every {COMMIT_EVERY}"
 
 
 def assert_all_well(job: ElasticJob, ranks: int, epochs: int = EPOCHS) -> None:

@@ -14,17 +14,14 @@ from typing import Any
 
 import pytest
 
-from horovod_yolo.data.digits import make_digits
-from tests.cluster.elastic import ElasticJob
+from tests.cluster.elastic import FOR_GOOD, ElasticJob
 from tests.cluster.hosts import Cluster, Host
 from tests.cluster.jobs import environment
 from tests.helpers.ranks import BIN, REPOSITORY
 from tests.helpers.runs import steps
 
-IMAGES = 320
 THREE = {"host2": 1, "host3": 1, "host4": 1}
 PAGE = re.compile(r"dashboard: (http://\S+)")
-FOR_GOOD = ["--blacklist-cooldown-range", "600", "3600"]  # a host that has failed stays out
 READ = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
 HISTORY = """
 import json
@@ -44,10 +41,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory: pytest.TempPathFactory) -> str:
-    data = tmp_path_factory.mktemp("data") / "digits"
-    make_digits(data, images=IMAGES, size=64, seed=2)
-    return f"--data {data / 'data.yaml'} --img 64 --batch 12 --noval --commit-every 3"
+def flags(digits_64: Path) -> str:
+    return f"--data {digits_64} --img 64 --batch 12 --noval --commit-every 3"
 
 
 def asked(host: Host, address: str) -> dict[str, Any] | None:

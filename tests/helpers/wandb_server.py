@@ -5,13 +5,21 @@ It keeps what the client sends, and tells a client that goes on with a run what 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
+
+KEY = "k3y" * 14
 ENTITY = {"id": "E", "name": "team"}
 
 
@@ -41,6 +49,26 @@ class StoredRun:
         self.is_preempted |= bool(sent.get("preempting"))
         if sent.get("complete"):
             self.exit_codes.append(sent["exitcode"])
+
+
+def forget_the_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let wandb find nothing that the user of this machine has set; his home is in a folder."""
+    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.setenv("NETRC", str(folder / "netrc"))
+
+
+def clients(process: psutil.Process) -> list[psutil.Process]:
+    """Of a process: those in which wandb's client runs, and the programs that they run."""
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            words = child.cmdline()
+            is_program = "".join(words[:1]).endswith("wandb-core") or words[1:3] == ["-m", "wandb"]
+            if is_program or "wandb_process" in "".join(words[2:3]):
+                found.append(child)
+    return found
 
 
 class WandbServer(ThreadingHTTPServer):
@@ -131,3 +159,15 @@ class _Request(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+@contextlib.contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A server that wandb's client is told of."""
+    made = WandbServer()
+    monkeypatch.setenv("WANDB_BASE_URL", made.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    try:
+        yield made
+    finally:
+        made.end()

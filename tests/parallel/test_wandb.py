@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,42 +11,29 @@ import pytest
 from tests.helpers import ranks
 from tests.helpers.runs import checkpoint, steps
 from tests.helpers.wandb_files import files_of, rows_in
-from tests.helpers.wandb_server import WandbServer
+from tests.helpers.wandb_server import KEY, WandbServer, clients, forget_the_user, serving
 from tests.parallel.test_loggers import flags, kill_ranks, made, until
 
-KEY = "k3y" * 14
 STEPS = 80  # more than there are until the client is up
 
 
 @pytest.fixture(autouse=True)
 def nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    forget_the_user(monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    made = WandbServer()
-    monkeypatch.setenv("WANDB_BASE_URL", made.url)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    yield made
-    made.end()
+    with serving(monkeypatch) as made:
+        yield made
 
 
 def words(data: Path, folder: Path) -> list[str | Path]:
     return [*flags(data, folder)[:-1], "wandb"]
 
 
-def clients(job: ranks.subprocess.Popen[str]) -> list[int]:
-    """The job's processes of wandb's: its client, and the client's program."""
-    found = []
-    for process in psutil.Process(job.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            words = process.cmdline()
-            if "wandb_process" in "".join(words[2:3]) or "".join(words[:1]).endswith("wandb-core"):
-                found.append(process.pid)
-    return found
+def clients_of(job: ranks.subprocess.Popen[str]) -> list[int]:
+    return [process.pid for process in clients(psutil.Process(job.pid))]
 
 
 @pytest.mark.slow  # a minute: two jobs, and the client beside each; tests/unit has the client alone
@@ -58,8 +43,10 @@ def test_every_step_is_logged_once_over_a_kill_and_a_resume(
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "runs/exp"
     job = ranks.start([*words(digits, tmp_path / "runs"), "--max-steps", str(STEPS)], 2)
-    until(lambda: made(run) >= 12 and len(clients(job)) >= 2 and len(list(run.glob("wandb/off*"))) == 1, job)
-    started = clients(job)
+    until(
+        lambda: made(run) >= 12 and len(clients_of(job)) >= 2 and len(list(run.glob("wandb/off*"))) == 1, job
+    )
+    started = clients_of(job)
     assert len(started) == 2  # of rank 0 alone
     first = kill_ranks(job)
     ranks.wait_until_gone(started)

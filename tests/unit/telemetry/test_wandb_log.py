@@ -20,22 +20,18 @@ from horovod_yolo.telemetry.logger import LoggedRun, Point, Sent
 from horovod_yolo.telemetry.wandb_log import WandbLogger, require_key
 from tests.helpers.disk import Disk, why_not
 from tests.helpers.wandb_files import files_of, rows_in
-from tests.helpers.wandb_server import WandbServer
+from tests.helpers.wandb_server import KEY, WandbServer, clients, forget_the_user, serving
 from tests.unit.telemetry.test_delivery import Watched, said
 
 no_disk = why_not()
 UID = "0123456789abcdef"
-KEY = "k3y" * 14
 SETTINGS: dict[str, str | int | float | bool] = {"hyp.lr0": 0.01, "data": "d", "quad": False}
 RESULTS = {"metrics": {"mAP50": 0.5, "recall": None}, "best_epoch": 3, "name": "exp"}
 
 
 @pytest.fixture(autouse=True)
 def nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    forget_the_user(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -45,12 +41,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    made = WandbServer()
-    monkeypatch.setenv("WANDB_BASE_URL", made.url)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")
-    yield made
-    made.end()
+    with serving(monkeypatch) as made:
+        yield made
 
 
 _open: list[WandbLogger] = []
@@ -87,8 +80,8 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def client_processes() -> list[psutil.Process]:
-    """All that this test has started."""
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    """Of this process, which may have children from other tests."""
+    return clients(psutil.Process())
 
 
 def test_offline_each_job_goes_on_where_the_files_of_the_others_end(tmp_path: Path, offline: None) -> None:
