@@ -227,6 +227,28 @@ EDITS = (
         "        if self._driver.finished():\n            return self._rendezvous_id\n",
         "a worker that ended while horovodrun gave up was waited for without end",
     ),
+    Edit(
+        "horovod/runner/elastic/registration.py",
+        "        key = (host, slot)\n        with self._lock:\n",
+        "        key = (host, slot)\n        with self._lock:\n"
+        "            is_counted = key in self._states and state != FAILURE\n",
+        "a worker that said twice that it was ready, or did after it was lost, counted as another worker too",
+    ),
+    Edit(
+        "horovod/runner/elastic/registration.py",
+        "        rendezvous_id = self._wait(key, state, rendezvous_id)\n",
+        "        while is_counted and rendezvous_id == self._rendezvous_id and not self._driver.finished():\n"
+        "            time.sleep(0.1)\n"
+        "        if not is_counted:\n"
+        "            rendezvous_id = self._wait(key, state, rendezvous_id)\n",
+        "it waits for the others without: a job with healthy ranks was ended as if all were lost",
+    ),
+    Edit(
+        "horovod/runner/elastic/registration.py",
+        "import threading\n",
+        "import threading\nimport time\n",
+        "for that wait",
+    ),
     *(Edit(*one) for one in RENDEZVOUS),
 )
 
