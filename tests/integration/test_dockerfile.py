@@ -93,7 +93,7 @@ def test_the_layout(image: Stage, tmp_path: Path) -> None:
     shown = finish(*docker_run("docker run horovod-yolo:cpu horovodrun --check-build", image, tmp_path))
     for part in ("PyTorch", "MPI", "Gloo"):
         assert f"[X] {part}" in shown, shown
-    where = "import horovod_yolo; print(horovod_yolo.__file__)"
+    where = "import horovod_yolo, s3fs, gcsfs, aiohttp, tensorboard; print(horovod_yolo.__file__)"
     script = f"id -un; pwd; command -v python horovod-yolo; python -c '{where}'"
     assert bash(image, tmp_path, script).stdout.split() == [
         *("trainer", "/workspace", "/opt/venv/bin/python", "/opt/venv/bin/horovod-yolo"),

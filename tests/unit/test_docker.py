@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,18 @@ def test_the_build_arguments_are_documented_with_their_defaults() -> None:
     for name, default in arguments("Dockerfile.gpu").items() | arguments("Dockerfile.cpu").items():
         if "$" not in default and name != "TORCH_BUILD":
             assert documented_ones[name] == default
+
+
+def test_the_images_have_the_extras_that_jobs_of_clouds_need() -> None:
+    given = [arguments(name)["EXTRAS"] for name in FILES]
+    assert given[0] == given[1]
+    extras = set(given[0].split(","))
+    assert extras <= set(metadata.metadata("horovod_yolo").get_all("Provides-Extra") or ())
+    jobs = "".join(path.read_text() for path in (REPO / "launch/clouds").glob("*.yaml"))
+    assert "its path: gs://" in jobs and "cloud" in extras
+    assert {f"`{extra}`" for extra in extras} <= set(re.findall(r"`\w+`", README.read_text()))
+    for name in FILES:
+        assert [s for s in steps(name) if s.cmd.upper() == "RUN" and '".[${EXTRAS}]"' in s.value[0]]
 
 
 def test_the_build_sees_what_it_copies_and_nothing_private(tmp_path: Path) -> None:
