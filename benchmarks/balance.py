@@ -7,7 +7,7 @@ takes each machine alone; `off` goes at the slow one's pace; the digests of all 
 
 The machines are hosts in namespaces, with a hardware thread each (needs root and two of them). One is slowed
 by a quota of its control group (of version 1), or by two processes that spin on its thread. Eight slices,
-yolov5n on digits of 96 px. The pace is that of the second half of a run. About five minutes a way and turn.
+yolov5n on digits of 96 px. The pace is that of the second half of a run. About ten minutes a way and turn.
 Each turn is in benchmarks/results when it has ended; with ``--more`` those that are there stay.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from tests.cluster.hosts import Cluster, Host
 from tests.helpers.runs import sha256
 
 SLICES, IMAGES, SIDE, BATCH, EPOCHS, SHARE = 8, 200, 96, 16, 8, 3
-STEPS = IMAGES * 4 // 5 // BATCH * EPOCHS
+EPOCH = IMAGES * 4 // 5 // BATCH  # its steps
 CGROUP = Path("/sys/fs/cgroup/cpu/horovod_yolo-balance")
 PERIOD_US = 20_000
 SPIN = "while True: pass"
@@ -47,16 +48,20 @@ Found = dict[str, Any]
 class Job(StaticJob):
     """A job on hosts with weights; ``horovod-yolo launch`` reads them in the hostfile."""
 
-    def __init__(self, cluster: Cluster, name: str, hosts: dict[str, float], balance: str) -> None:
+    def __init__(
+        self, cluster: Cluster, name: str, hosts: dict[str, float], balance: str, epochs: int
+    ) -> None:
         self._weights = hosts
-        (runs("balance") / name).mkdir(parents=True, exist_ok=True)
+        folder = runs("balance") / name
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier job's steps would be taken for this one's
+        folder.mkdir(parents=True)
         train = (
             f"--data {runs('balance')}/digits/data.yaml --hyp {runs('balance')}/hyp.yaml "
             f"--img {SIDE} --batch {BATCH} "
-            f"--slices {SLICES} --balance {balance} --epochs {EPOCHS} --noval --exist-ok"
+            f"--slices {SLICES} --balance {balance} --epochs {epochs} --noval"
         )
         slots = dict.fromkeys(hosts, 1)
-        super().__init__(cluster, runs("balance") / name, slots, (len(hosts),) * 3, train)
+        super().__init__(cluster, folder, slots, (len(hosts),) * 3, train)
 
     def write_hosts(self) -> None:
         """With weights."""
@@ -92,12 +97,15 @@ def slowed(host: Host, how: str) -> Iterator[None]:
             process.wait()
 
 
-def trained(cluster: Cluster, name: str, hosts: dict[str, float], balance: str = "off") -> Found:
+def trained(
+    cluster: Cluster, name: str, hosts: dict[str, float], balance: str = "off", epochs: int = EPOCHS
+) -> Found:
     """Seconds of a step, results and digest of a run, and after which steps slices were shared anew."""
-    with Job(cluster, name, hosts, balance) as job:
-        job.until_step(STEPS // 2, 600)
+    steps = EPOCH * epochs
+    with Job(cluster, name, hosts, balance, epochs) as job:
+        job.until_step(steps // 2, 600)
         half, begun = job.step, time.perf_counter()
-        job.until_step(STEPS - 1, 600)
+        job.until_step(steps - 1, 600)
         seconds = (time.perf_counter() - begun) / (job.step - half)
         if code := job.finish(120):
             raise RuntimeError(f"{code}: {job.output}")
@@ -108,7 +116,7 @@ def trained(cluster: Cluster, name: str, hosts: dict[str, float], balance: str =
 def turn(cluster: Cluster, how: str) -> Found:
     """All runs of a way once."""
     with slowed(cluster[SLOW], how):
-        alone = [trained(cluster, host, {host: 1.0})["seconds"] / SLICES for host in (SLOW, FAST)]
+        alone = [trained(cluster, host, {host: 1.0}, epochs=2)["seconds"] / SLICES for host in (SLOW, FAST)]
         best = best_shares(SLICES, alone)
         both = dict(zip((SLOW, FAST), [1 / seconds for seconds in alone], strict=True))
         found = {balance: trained(cluster, balance, both, balance) for balance in ("off", "static", "auto")}
@@ -183,7 +191,8 @@ def tell(turns: dict[str, list[Found]]) -> None:
         "| SHA-256 |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     about = (
-        f"yolov5n, {SIDE} px, {SLICES} slices of {BATCH // SLICES} images, {STEPS} steps in {EPOCHS} epochs."
+        f"yolov5n, {SIDE} px, {SLICES} slices of {BATCH // SLICES} images, "
+        f"{EPOCH * EPOCHS} steps in {EPOCHS} epochs."
     )
     table = head + "\n".join(row(how, turns[how]) for how in WAYS if how in turns)
     publish("balance", {"turns": turns, "machine": facts}, f"{table}\n\n{about} {described(facts)}")
