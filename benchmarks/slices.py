@@ -24,7 +24,7 @@ from typing import Any
 from common import ROOT, described, earlier, machine, parsed, parser, publish
 from engines import images_per_s, json_of, launched
 from shaped import environment
-from slices_rank import BARE, PARTS
+from slices_rank import BARE, PARTS, SENT
 
 CLAIMS = {"sums": 1.05, "slices": 1.15}
 STEPS = 4  # of each turn
@@ -128,13 +128,26 @@ def table_of(rows: list[Row], turns: int, facts: dict[str, Any]) -> str:
         least = f"{statistics.median(ratios_of(usual, bare)):.2f}" if bare else ""
         cells = f"{statistics.median(ratios):.2f} | {span} | {CLAIMS[row['how']]:.2f} | {least} | {sent}"
         lines.append(f"| {row['case']} | {rates} | {cells} |")
+        if SENT in row["images_per_s"]:
+            lines.append(line_of_sent(row))
     about = (
         f"{IMAGES} images of {SIDE} px a rank, {IMAGES_ALONE} alone, a thread each; medians of {turns} "
         f"turns of {STEPS} steps each way. Bare passes: {PARTS} passes of a part of the batch through model "
-        "and loss, and a plain step. Bytes: what a rank gives to sums over links in a step, for each "
-        "gradient."
+        "and loss, and a plain step. Sent: through the engine, as between hosts; ranks of one host add up in "
+        "memory that they share. Bytes: what a rank gives to sums over links in a step, for each gradient."
     )
     return "\n".join([*lines, "", f"{about} {described(facts)}"])
+
+
+def line_of_sent(row: Row) -> str:
+    """The same with sums that go through the engine."""
+    usual, sent = row["images_per_s"]["float"], row["images_per_s"][SENT]
+    ratios = ratios_of(usual, sent)
+    return (
+        f"| {row['case']} | float: {statistics.median(usual):.1f} | {SENT}: {statistics.median(sent):.1f} "
+        f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} "
+        f"| {CLAIMS['sums']:.2f} |  |  |"
+    )
 
 
 def ratios_of(usual: list[float], other: list[float]) -> list[float]:

@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 benchmarks/slices_rank.py sums|slices STEPS ...
 
-``sums``: each rank has one slice, and gradients are added up as floats or as integers. ``slices``: one
-process has the batch in one pass, or in four slices, or goes through it in as many bare passes of PyTorch's.
+``sums``: each rank has one slice, and gradients are added up as floats or as integers, these in memory that
+the ranks share and through the engine, as between hosts. ``slices``: one process has the batch in one pass,
+or in four slices, or goes through it in as many bare passes of PyTorch's.
 Rank 0 prints the images a second of each turn, as JSON.
 """
 
@@ -14,6 +15,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from engines_rank import CLASSES, CPU, WARM_UP, Step, Work, seconds_of
@@ -23,6 +25,7 @@ from torch.optim import Optimizer
 from horovod_yolo.assembly.build import build_stepper
 from horovod_yolo.assembly.model import build_criterion
 from horovod_yolo.core.precision import Precision
+from horovod_yolo.distributed import host_memory
 from horovod_yolo.distributed.backends import connect
 from horovod_yolo.distributed.communicator import Communicator, GradientExchange, Pending
 from horovod_yolo.distributed.gradient_groups import grouped
@@ -34,6 +37,7 @@ from horovod_yolo.training.optimizers import make_optimizer
 
 PARTS = 4  # of the batch of one process
 BARE = f"{PARTS} bare passes"
+SENT = "exact, sent"
 FLOAT, EXACT = {"sums": "float"}, {"sums": "exact"}
 Ways = dict[str, dict[str, Any]]
 
@@ -145,9 +149,13 @@ def main() -> None:
     args = p.parse_args()
     work = Work(args.cfg, args.img, args.images)
     comm = connect()
-    steps = {way: step_of(work, comm, settings) for way, settings in ways_of(args.how, comm.size).items()}
+    ways = ways_of(args.how, comm.size)
+    steps = {way: step_of(work, comm, settings) for way, settings in ways.items()}
     if args.how == "slices":
         steps[BARE] = bare(work)
+    else:
+        with mock.patch.object(host_memory, "MOST_BYTES", 0):  # as if the ranks were on hosts of their own
+            steps[SENT] = step_of(work, comm, ways["exact"])
     for step in steps.values():
         seconds_of(step, WARM_UP)
     rates: dict[str, list[float]] = {way: [] for way in steps}
