@@ -43,6 +43,7 @@ TABLES = {  # and who makes them
     "slices": "slices.py",
     "slices-adamw": "slices_adamw.py",
     "distillation": "distillation.py",
+    "loggers": "loggers.py",
     "slices-accuracy": "slices_accuracy.py --only digits",
     "comm": "comm.py",
     "scaling-host": "scaling.py --only host",
