@@ -33,6 +33,26 @@ def test_the_place_may_change_and_the_run_may_not(tmp_path: Path, monkeypatch: p
         settings_here(state_of(), {"epochs": 5})
 
 
+@pytest.mark.parametrize(
+    ("ran_with", "given", "other"),
+    [
+        ({"slices": 4}, {"slices": 2}, "--slices 2 differs from the run's 4"),
+        ({"slices": 1}, {"slices": 2}, "--slices 2 differs from the run's 1"),
+        ({"threads": 1}, {"threads": 2}, "--threads 2 differs from the run's 1"),
+        ({"sums": "exact"}, {"sums": "float"}, "--sums float differs from the run's exact"),
+        (
+            {"portable_bits": True},
+            {"portable_bits": False},
+            "--portable-bits False differs from the run's True",
+        ),
+    ],
+)
+def test_what_bits_depend_on_stays(ran_with: dict[str, Any], given: dict[str, Any], other: str) -> None:
+    assert settings_here(state_of(**ran_with), ran_with).items() >= ran_with.items()
+    with pytest.raises(UserError, match=other):
+        settings_here(state_of(**ran_with), given)
+
+
 def test_a_class_map_may_be_added_to_where_the_data_has_other_names_now() -> None:
     state = state_of(class_map=(("a", "b"), ("c", "d")))
     assert settings_here(state, {})["class_map"] == {"a": "b", "c": "d"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,18 @@ import pytest
 import torch
 
 from horovod_yolo.assembly import slicing
-from horovod_yolo.assembly.slicing import balance_of
+from horovod_yolo.assembly.run import resumed_run
+from horovod_yolo.assembly.slicing import balance_of, with_slices
+from horovod_yolo.assembly.train import train
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.process.cores import Cores
 from horovod_yolo.training.balance import Balance
+from tests.helpers.runs import checkpoint
+from tests.helpers.short_runs import ALONE
+from tests.helpers.tiny_zoo import NAME
 from tests.helpers.world import run_world
 
-from .test_run import settings
+from .test_run import make_trainer, saved, settings
 
 CPU = torch.device("cpu")
 
@@ -88,6 +94,42 @@ def test_measured_time_is_that_of_cpus(digits: Path) -> None:
     assert [balance and balance.shares for balance in balances(2, digits, balance="auto")] == [(4, 4)] * 2
 
 
-def test_sync_bn_has_no_slices_to_share(digits: Path) -> None:
-    with pytest.raises(UserError, match="--balance auto and --sync-bn exclude each other"):
-        settings(digits, sync_bn=True, balance="auto")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"slices": 15}, "--slices is 15. it must be up to --batch-size, 14"),
+        ({"sync_bn": True, "slices": 2}, "--slices and --sync-bn exclude each other. leave one of them out"),
+        ({"sync_bn": True, "sums": "exact"}, "--sums exact and --sync-bn exclude each other"),
+        ({"sync_bn": True, "balance": "auto"}, "--balance auto and --sync-bn exclude each other"),
+        ({"sums": "exact", "compression": "fp16"}, "--sums exact and --compression fp16 exclude each other"),
+        ({"sums": "exact", "compression": "bf16"}, "--sums exact and --compression bf16 exclude each other"),
+    ],
+)
+def test_what_goes_against_slices_is_refused(digits: Path, flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        settings(digits, **flags)
+
+
+def test_compression_chooses_sums_of_floats(digits: Path) -> None:
+    """Where nobody has chosen sums; as many slices as images are allowed."""
+    for flags, sums in (({"compression": "fp16"}, "float"), ({}, "exact"), ({"sums": "float"}, "float")):
+        found = with_slices(settings(digits, slices=14, threads=1, **flags), 1, CPU, ALONE)
+        assert (found.sums, found.slices) == (sums, 14)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_checkpoint_without_slices_goes_on_with_as_many_as_it_has_ranks(
+    digits: Path, tmp_path: Path
+) -> None:
+    """As one of before there were any, which was resumed on any ranks."""
+    trainer, recorder = make_trainer(settings(digits, cfg=NAME, noplots=True, commit_every=1))
+    trainer.fit()
+    state = recorder.states[0]
+    for name in ("slices", "threads", "sums", "balance"):
+        del state["config"][name]
+    path = saved(tmp_path, state)
+    results = run_world(3, lambda comm: train(resumed_run(str(path), {}, comm), comm))
+    assert [result["slices"] for result in results] == [3] * 3
+    kept = checkpoint(path.parent.parent)
+    assert (kept["config"]["slices"], kept["config"]["sums"], kept["step"]) == (3, "exact", 4)
+    assert kept["exchange"]
