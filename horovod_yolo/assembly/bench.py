@@ -33,6 +33,7 @@ from horovod_yolo.assembly.device import (
 )
 from horovod_yolo.assembly.input_size import require_cells, round_to_stride
 from horovod_yolo.assembly.model import build_criterion
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.run_folder import versions
 from horovod_yolo.assembly.settings import settings_of
 from horovod_yolo.config.schema import TrainConfig
@@ -280,6 +281,7 @@ def _made_up(images: int, side: int, seed: int) -> Batch:
 
 def _loader_rate(config: TrainConfig, comm: Communicator) -> float:
     """Images a second that one core reads and augments for training, after a first batch. *Collective.*"""
+    config = replace(config, data=data_here(config.data, comm))
     spec = together(comm, lambda: load_data_yaml(Path(config.data)))
     data = build_data(spec, config, comm)
     model = zoo.build_model(config.cfg, len(spec.names))

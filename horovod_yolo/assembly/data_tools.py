@@ -15,6 +15,7 @@ import numpy as np
 
 from horovod_yolo.assembly.data import annotation_folder
 from horovod_yolo.assembly.meetings import together_meanwhile
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.core.class_names import listed
@@ -125,7 +126,8 @@ def _scanned(
     options: ConvertOptions | SplitOptions, comm: Communicator
 ) -> tuple[DataSpec, dict[str, Annotations]]:
     rules = LabelRules(options.class_map, options.skip_bad_classes)
-    spec = together(comm, lambda: load_data_yaml(Path(options.data), rules))
+    file = Path(data_here(options.data, comm))
+    spec = together(comm, lambda: load_data_yaml(file, rules))
     together(comm, lambda: require_mapped(spec))
     on_rank_0(comm, lambda: _require_empty(options.out))
     known = annotation_folder(options.cache_dir)

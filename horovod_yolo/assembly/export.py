@@ -19,6 +19,7 @@ from horovod_yolo.assembly.data import annotation_folder
 from horovod_yolo.assembly.given_weights import load_weights
 from horovod_yolo.assembly.input_size import round_to_stride
 from horovod_yolo.assembly.model import as_trained
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.config.ranges import check_ranges
@@ -122,6 +123,8 @@ def export(options: ExportOptions, comm: Communicator) -> list[Path]:
         UserError: on all ranks alike: a package or the weights are missing, a flag does not fit, a file
             cannot be written or does not compute what the model does.
     """
+    if options.int8:
+        options = replace(options, data=data_here(options.data, comm))
     paths = on_rank_0(comm, lambda: _exported(options))
     if options.int8:
         _say_what_is_lost(options, paths, comm)

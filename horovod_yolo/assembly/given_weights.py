@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.published import published_checkpoint, published_model
 from horovod_yolo.checkpoint import store
 from horovod_yolo.checkpoint.state import inference_state
@@ -93,6 +94,7 @@ def import_weights(
     Raises:
         UserError: as `load_weights`, or the target cannot be written.
     """
+    data = data_here(data, comm)
     return on_rank_0(comm, lambda: _imported(source, target, cfg, data))
 
 

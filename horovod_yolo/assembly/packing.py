@@ -16,6 +16,7 @@ from pathlib import Path
 
 from horovod_yolo.assembly.data import annotation_folder
 from horovod_yolo.assembly.meetings import together_meanwhile
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.scanning import SECONDS_BETWEEN_LINES
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
@@ -76,7 +77,8 @@ def pack_data(options: PackOptions, comm: Communicator) -> tuple[int, int]:
     """
     limit = int(together(comm, lambda: data_size(options.shard, "--shard")))
     rules = LabelRules(options.class_map, options.skip_bad_classes)
-    spec = together(comm, lambda: load_data_yaml(Path(options.data), rules))
+    file = Path(data_here(options.data, comm))
+    spec = together(comm, lambda: load_data_yaml(file, rules))
     together(comm, lambda: _require_loose(spec))
     on_rank_0(comm, lambda: _prepare(options.to))
     known = annotation_folder(options.cache_dir)

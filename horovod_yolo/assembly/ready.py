@@ -12,7 +12,9 @@ from horovod_yolo.assembly.given_weights import load_weights, shared_weights
 from horovod_yolo.assembly.input_size import round_to_stride
 from horovod_yolo.assembly.looking import Looking, Ready, make_ready, require_classes
 from horovod_yolo.assembly.model import as_trained
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.named import found
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.export.formats import read_exported
@@ -37,6 +39,7 @@ def shared_ready(
         UserError: on all ranks alike: the weights cannot be used, or not so.
     """
     if file := shared_exported(path, comm):
+        data = data_here(data, comm)
         chosen = agreed_device(device, comm)
         return together(comm, lambda: _exported(file, chosen, how, device, head, data))
     together(comm, lambda: _require_no_data(data, path))
@@ -51,7 +54,7 @@ def ready_here(
 ) -> Ready:
     """`shared_ready` of this process alone, which is one of its host's."""
     if file := read_exported(path):
-        return _exported(file, choose_device(device, local_rank), how, device, head, data)
+        return _exported(file, choose_device(device, local_rank), how, device, head, found(data))
     _require_no_data(data, path)
     return make_ready(as_trained(load_weights(path), head), choose_device(device, local_rank), how)
 

@@ -13,6 +13,7 @@ from horovod_yolo.assembly.build import build_trainer
 from horovod_yolo.assembly.data import Data, run_data
 from horovod_yolo.assembly.data_state import require_same_images
 from horovod_yolo.assembly.device import arithmetic
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.resuming import settings_here
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.assembly.run_folder import discard_if_empty, new_run_folder, write_config, write_json
@@ -140,6 +141,7 @@ def replay(options: ReplayOptions, comm: Communicator, stop: StopRequest | None 
     """
     stop = stop or StopRequest()
     stop.alone_from_here(f"before the first step; {options.run} is as it was")
+    options = replace(options, data=data_here(options.data, comm))
     found = on_rank_0(comm, lambda: find(options))
     config = together(comm, lambda: _settings(found, options))
     together(comm, lambda: config.check_world(comm.size))

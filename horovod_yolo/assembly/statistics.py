@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from horovod_yolo.assembly.data import annotation_folder
+from horovod_yolo.assembly.named_data import data_here
 from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.core.errors import UserError
@@ -54,7 +55,8 @@ def data_stats(options: StatsOptions, comm: Communicator) -> Path:
         UserError: on all ranks alike.
     """
     rules = LabelRules(options.class_map, options.skip_bad_classes)
-    spec = together(comm, lambda: load_data_yaml(Path(options.data), rules))
+    file = Path(data_here(options.data, comm))
+    spec = together(comm, lambda: load_data_yaml(file, rules))
     together(comm, lambda: require_mapped(spec))
     known = annotation_folder(options.cache_dir)
     splits = {split: shared_annotations(spec, split, comm, known) for split in spec.splits}

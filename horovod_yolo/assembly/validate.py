@@ -104,7 +104,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
     Raises:
         UserError: on all ranks alike.
     """
-    options = replace(options, data=data_here(options.data, comm)) if options.data else options
+    options = replace(options, data=data_here(options.data, comm))
     file = shared_exported(Path(options.weights), comm)
     subject = _of_file(options, file, comm) if file else _of_checkpoint(options, comm)
     spec = together(comm, lambda: _spec(options, subject))

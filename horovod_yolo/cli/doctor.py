@@ -17,12 +17,15 @@ def doctor_main(argv: Sequence[str]) -> int:
 
     def run() -> int:
         args = doctor_parser().parse_strictly(argv)
+        from horovod_yolo.data import named
         from horovod_yolo.doctor.collect import Questions, default_folders
         from horovod_yolo.doctor.examine import examine
         from horovod_yolo.launch import command, network, plan
 
         given, notes = network.merged(command.given_hosts(args))
         folders = default_folders(args.project, args.cache_dir)
+        if args.data and named.is_built_in(args.data):
+            named.make(args.data)  # before the hosts do, which may share this folder
         questions = Questions(args.data or "", folders, args.timeout)
         interface = plan.checked_interface(args.interface)
         if args.torch and len(given) > 1:

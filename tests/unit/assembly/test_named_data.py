@@ -7,18 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from horovod_yolo.assembly import named_data
-from horovod_yolo.assembly.named_data import OF_OTHERS, data_here
+from horovod_yolo.assembly.named_data import data_here
+from horovod_yolo.cli.commands import main
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data import named
 from horovod_yolo.data.digits import make_digits
+from horovod_yolo.data.named import OF_OTHERS
 from horovod_yolo.distributed.local import LocalCommunicator
+from horovod_yolo.doctor.data_key import describe
 from tests.helpers.world import run_world
+
+
+def not_here(name: str) -> str:
+    return (
+        f"{name} is not here, and nothing is downloaded. "
+        "put its images, labels and data.yaml there and name that file; data=digits is built in"
+    )
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(named_data.BUILT_IN, "digits", partial(make_digits, images=5, size=64))
+    monkeypatch.setitem(named.BUILT_IN, "digits", partial(make_digits, images=5, size=64))
 
 
 def test_all_ranks_find_the_set_that_one_has_made(tmp_path: Path) -> None:
@@ -41,7 +51,41 @@ def test_a_known_set_that_is_not_here_has_a_line(name: str) -> None:
     assert name.removesuffix(".yaml").lower() in OF_OTHERS
     with pytest.raises(UserError) as caught:
         data_here(name, LocalCommunicator())
-    assert str(caught.value) == (
-        f"{name} is not here, and nothing is downloaded. "
-        "put its images, labels and data.yaml there and name that file; data=digits is built in"
-    )
+    assert str(caught.value) == not_here(name)
+
+
+# What each command that takes a data file is called with beside it.
+COMMANDS = [
+    "train --cfg yolov5n --device cpu --data",
+    "tune --cfg yolov5n --device cpu --trials 1 --data",
+    "val --weights none.pt --data",
+    "export --weights none.pt --int8 --data",
+    "replay none --steps 1:2 --data",
+    "bench step --cfg yolov5n --device cpu --batch-size 1 --imgsz 64 --steps 1 --data",
+    "data check",
+    "data stats",
+    "data split --out new",
+    "data convert --to coco --out new",
+    "data pack --to new",
+    "data import-weights none.pt new.pt --data",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_commands_say_the_same_of_a_known_set(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "coco8.yaml"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert line.partition("error: ")[2] == not_here("coco8.yaml")
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "none" not in command][2:])
+def test_all_commands_make_the_built_in_set(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "digits"]) == 0, capsys.readouterr().err
+    assert Path("datasets/digits/data.yaml").is_file()
+
+
+def test_doctor_looks_at_the_set_that_a_job_would_have() -> None:
+    assert describe("coco8.yaml") == {"error": not_here("coco8.yaml")}
+    sizes = {split: found["images"] for split, found in describe("digits")["splits"].items()}
+    assert sizes == {"train": 4, "val": 1}

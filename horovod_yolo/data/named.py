@@ -1,0 +1,80 @@
+"""Data sets by name: those that are made on the spot, and those that people know from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.digits import make_digits
+
+FOLDER = Path("datasets")  # in the current folder, as `make demo` has it
+BUILT_IN = {"digits": make_digits}
+# Of Ultralytics' and YOLOv5's data files, which fetch them; with or without .yaml.
+OF_OTHERS = frozenset(
+    [
+        "african-wildlife",
+        "argoverse",
+        "brain-tumor",
+        "coco",
+        "coco8",
+        "coco8-grayscale",
+        "coco12-formats",
+        "coco128",
+        "construction-ppe",
+        "globalwheat2020",
+        "homeobjects-3k",
+        "kitti",
+        "lvis",
+        "medical-pills",
+        "objects365",
+        "open-images-v7",
+        "sku-110k",
+        "signature",
+        "visdrone",
+        "voc",
+        "xview",
+    ]
+)
+
+
+def is_built_in(data: str) -> bool:
+    """Whether the name of a built-in set is meant: a file or folder that is called so comes first."""
+    return data in BUILT_IN and not Path(data).exists()
+
+
+def file_of(name: str) -> Path:
+    """The data.yaml of a built-in set, made or not."""
+    return FOLDER / name / "data.yaml"
+
+
+def make(name: str) -> None:
+    """Make a built-in set where it is not there yet: the same name gives the same bytes everywhere.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if not (file := file_of(name)).is_file():
+        BUILT_IN[name](file.parent)
+
+
+def found(data: str) -> str:
+    """The data.yaml that is meant, for this process alone: a built-in set is made where it is not there yet.
+
+    Raises:
+        UserError: a set that is known and not here, or one that cannot be made.
+    """
+    if is_built_in(data):
+        make(data)
+        return str(file_of(data))
+    refuse_known(data)
+    return data
+
+
+def refuse_known(data: str) -> None:
+    """Raise `UserError` for a set that others' programs would fetch, and that is not here."""
+    name = data.removesuffix(".yaml").lower()
+    if name in OF_OTHERS and not Path(data).exists():
+        raise UserError(
+            f"{data} is not here, and nothing is downloaded",
+            fix="put its images, labels and data.yaml there and name that file; data=digits is built in",
+        )
