@@ -10,7 +10,8 @@ from typing import Any
 from horovod_yolo.assembly.job import on_ranks
 from horovod_yolo.cli.data_tools import check_main, convert_main, split_main, stats_main
 from horovod_yolo.cli.one_process import guarded
-from horovod_yolo.config.load import Parser, add_label_flags
+from horovod_yolo.config.load import Parser, add_label_flags, nearest
+from horovod_yolo.core.errors import UserError
 
 
 def data_main(argv: Sequence[str]) -> int:
@@ -39,9 +40,14 @@ def data_main(argv: Sequence[str]) -> int:
         kinds.add_parser("import-weights", help="write another trainer's weights as a checkpoint of ours")
         digits = kinds.add_parser("digits", help="handwritten digits on photographs, made on the spot")
         digits.add_argument("--out", required=True, type=Path, help="folder to make")
-        digits.add_argument("--images", type=int, default=600)
-        digits.add_argument("--size", type=int, default=320, help="pixels of a side")
-        digits.add_argument("--seed", type=int, default=0)
+        images = "of training and validation together; default: 600"
+        digits.add_argument("--images", type=int, default=600, metavar="N", help=images)
+        size = "of a side, in pixels; default: 320"
+        digits.add_argument("--size", type=int, default=320, metavar="N", help=size)
+        seed = "another one, other images; default: 0"
+        digits.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+        if argv and not argv[0].startswith("-") and argv[0] not in kinds.choices:
+            raise UserError(f"unknown data command {argv[0]!r}", fix=nearest(argv[0], kinds.choices))
         args = p.parse_strictly(argv)
         from horovod_yolo.data.digits import make_digits
 

@@ -63,7 +63,8 @@ def mistake(*arguments: str | Path, cwd: Path) -> str:
         ("data check --data none.yaml", "none.yaml: "),
         ("data check --data d --class-mab a=b", "unknown argument --class-mab. did you mean --class-map"),
         ("data pack none.yaml --to there --shard 1GB", "none.yaml: "),
-        ("data digitz --out x", "invalid choice: 'digitz'"),
+        ("data digitz --out x", "unknown data command 'digitz'. did you mean digits"),
+        ("data chekc data.yaml", "unknown data command 'chekc'. did you mean check"),
         ("data digits", "the following arguments are required: --out"),
         ("data digits --out x --imges 5", "unknown argument --imges. did you mean --images"),
         ("data digits --out x --images many", "invalid int value: 'many'"),
@@ -114,6 +115,8 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"horovod_yolo {horovod_yolo.__version__}\n")
     done, _ = call("eval", "--help", cwd=tmp_path)
     assert done.returncode == 0 and "--gt" in done.stdout
+    done, _ = call("data", "digits", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and all(f"default: {number}" in done.stdout for number in (600, 320, 0))
 
 
 def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
