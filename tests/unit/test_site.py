@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from horovod_yolo.assembly.export import ExportOptions
+from horovod_yolo.assembly.validate import ValOptions
 from tests.helpers import browser
 
 REPO = Path(__file__).resolve().parents[2]
@@ -92,3 +95,8 @@ def test_the_python_page_has_the_docstrings(site: Path) -> None:
     page = (site / "api.html").read_text(encoding="utf-8")
     for name in ("YOLO.train", "YOLO.val", "YOLO.predict", "YOLO.export", "Result.plot"):
         assert re.search(rf'id="horovod_yolo\.[\w.]*{name}"', page), name
+    text = re.sub(r"<[^>]*>", "", page)
+    for options in (ValOptions, ExportOptions):  # which the docstrings refer to
+        assert f'id="{options.__module__}.{options.__name__}"' in page
+        signature = text.partition(f"{options.__name__}(")[2].partition(")\n")[0]
+        assert all(f"{field.name}: " in signature for field in fields(options)), signature
