@@ -66,6 +66,8 @@ EXPORT = [
     "safetensors>=0.4",
 ]
 
+TORCHVISION = ["torchvision>=0.19"]  # benchmarks/nms.py compares with it; the package imports none
+
 TUNE = ["optuna>=4.5"]  # the search of horovod-yolo tune
 
 DOCS = [
@@ -146,6 +148,7 @@ setup(
         "openvino": OPENVINO,
         "cloud": CLOUD,
         "tune": TUNE,
+        "torchvision": TORCHVISION,
         "docs": DOCS,
         "test": TEST,
         "dev": [

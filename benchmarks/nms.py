@@ -7,8 +7,8 @@ detections of a plain loop in double precision, which is checked for every image
 CPU, 32 images of them, to at most 300 detections an image, several classes a box, IoU 0.6, one thread. They
 are made at random, much like a trained network's: 7 objects an image, each seen by some dozens of places, and
 low scores elsewhere. For the two libraries candidates are found by numpy, image by image, as fast as it can.
-torchvision's column needs a torchvision that fits the torch beside it. Seconds are CPU seconds of the
-process: other work may share the machine. Takes two minutes.
+torchvision's column needs a torchvision that fits the torch beside it (extra [torchvision]). Seconds are CPU
+seconds of the process: other work may share the machine. Takes two minutes.
 """
 
 from __future__ import annotations

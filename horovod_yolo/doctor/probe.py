@@ -36,6 +36,7 @@ Facts = dict[str, Any]
 _GET_FLAGS, _GET_ADDRESS, _GET_NETMASK = 0x8913, 0x8915, 0x891B
 _UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40
 _DRIVER_SECONDS = 15
+_IMPORT_SECONDS = 30
 # Packages whose version can change results, beside torch and horovod.
 _OTHERS = ("numpy", "opencv-python-headless", "albumentations", "pillow", "PyYAML")
 # As in `process.portable_bits`.
@@ -153,7 +154,7 @@ def _torch() -> Facts | None:
 
 
 def _torchvision() -> Facts | None:
-    """Its version, and the torch that it is for: with another one its import fails, in many ways."""
+    """Its version, and the torch that it is for: with another one its import may fail, see `imports`."""
     version = _version("torchvision")
     if version is None:
         return None
@@ -201,6 +202,36 @@ def _ours() -> Facts | None:
             found = re.search(rb'^__version__ = "([^"]+)"', content, re.MULTILINE)
             version = found[1].decode() if found else version
     return {"version": version, "digest": digest.hexdigest()[:12], "folder": str(folder)}
+
+
+def imports(asked: Facts) -> Facts:
+    """Why torchvision is not imported, empty where it is, None where it is not installed.
+
+    One of the right version fails too where it is for CUDA and torch is not.
+    """
+    if _version("torchvision") is None:
+        return {"torchvision": None}
+    try:
+        done = _own_python(asked, ["-c", "import torchvision"], _IMPORT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"torchvision": f"no answer within {_IMPORT_SECONDS} s"}
+    if done.returncode == 0:
+        return {"torchvision": ""}
+    last = done.stderr.strip().splitlines()[-1:]
+    return {"torchvision": last[0] if last else f"exit code {done.returncode}"}
+
+
+def _own_python(asked: Facts, words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Another process of this Python, with nothing of what lies in the folder that ssh starts in."""
+    safe = ["-P"] if sys.version_info >= (3, 11) else []
+    return subprocess.run(
+        [sys.executable, *safe, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": asked["pythonpath"]},
+        timeout=seconds,
+        check=False,
+    )
 
 
 def gpus(_: Facts) -> Facts:
@@ -256,15 +287,9 @@ def _space(path: str) -> Facts | None:
 
 def data(asked: Facts) -> Facts:
     """The keys of the data set's splits, by the package that is on this host."""
-    safe = (
-        ["-P"] if sys.version_info >= (3, 11) else []
-    )  # nothing of what lies in the folder that ssh starts in
-    code = [sys.executable, *safe, "-m", "horovod_yolo.doctor.data_key", asked["data"]]
-    environment = {**os.environ, "PYTHONPATH": asked["pythonpath"]}
+    words = ["-m", "horovod_yolo.doctor.data_key", asked["data"]]
     try:
-        done = subprocess.run(
-            code, capture_output=True, text=True, env=environment, timeout=asked["data_seconds"], check=False
-        )
+        done = _own_python(asked, words, asked["data_seconds"])
     except subprocess.TimeoutExpired:
         return {"error": f"its files were not listed within {asked['data_seconds']:.0f} s"}
     if done.returncode:
@@ -286,6 +311,7 @@ def main() -> None:
         packages,
         gpus,
         disks,
+        imports,
     ]
     if asked["data"]:
         sections.append(data)

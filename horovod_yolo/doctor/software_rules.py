@@ -35,14 +35,19 @@ def torch(reports: Sequence[Report]) -> Iterator[Finding]:
 
 
 def torchvision(reports: Sequence[Report]) -> Iterator[Finding]:
-    """One for this torch, where there is one: another does not load, and stops what tries to use it."""
+    """One that is imported, where there is one, and for this torch: another may stop what tries to use it."""
+    failed = {r.host: facts.get("torchvision") for r, facts in hosts_with(reports, "imports")}
     torches = {host: facts["version"] for host, facts in package_facts(reports, "torch").items()}
     for host, facts in package_facts(reports, "torchvision").items():
         wanted, here = facts["built_for"], str(torches.get(host)).partition("+")[0]
+        why, name = failed.get(host), f"torchvision {facts['version']}"
         if wanted is not None and here not in (wanted, "None"):
-            what = f"torchvision {facts['version']} is for torch {wanted}, and {here} is installed"
+            what = f"{name} is for torch {wanted}, and {here} is installed" + f" ({why})" * bool(why)
             fix = "it may not load; nothing here needs it: uninstall it, or install the one for this torch"
             yield Finding((host,), "torchvision", what, fix, blocks=False)
+        elif why:
+            fix = "nothing here needs it: uninstall it, or take it from where torch is from (CPUs, CUDA)"
+            yield Finding((host,), "torchvision", f"{name} cannot be imported ({why})", fix, blocks=False)
 
 
 def horovod(reports: Sequence[Report]) -> Iterator[Finding]:

@@ -41,6 +41,7 @@ FACTS: dict[str, Any] = {
         "cache": {**SPACE, "path": "/cache"},
         "tmp": {**SPACE, "path": "/tmp"},
     },
+    "imports": {"torchvision": None},
     "data": {"splits": {"train": {"key": "aa", "images": 28}, "val": {"key": "bb", "images": 7}}},
 }
 GPU = {"name": "H200", "driver": "580.1", "memory_mib": "143000"}

@@ -21,6 +21,7 @@ from horovod_yolo.doctor import agent, collect, probe, ssh
 from horovod_yolo.doctor.collect import Questions, Report, ask, default_folders
 from horovod_yolo.doctor.data_key import describe
 from horovod_yolo.doctor.links import AGENT, try_out
+from horovod_yolo.doctor.rules import findings
 from horovod_yolo.launch.hostfile import Host
 from tests.unit.doctor.hosts import FACTS
 
@@ -64,6 +65,58 @@ def test_horovod_is_read_as_it_describes_itself(answer: Report) -> None:
     built = {"MPI": hvd.mpi_built(), "Gloo": hvd.gloo_built(), "NCCL": bool(hvd.nccl_built())}
     assert facts["backends"] == [name for name, there in built.items() if there]
     assert facts["extension"] and facts["built_for"] == answer.facts["packages"]["torch"]["version"]
+
+
+@pytest.fixture
+def broken_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Installed, of the version that fits, and as one for CUDA ends beside a torch for CPUs."""
+    import torch
+
+    folder = tmp_path / "site"
+    (folder / "torchvision").mkdir(parents=True)
+    line = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    (folder / "torchvision/__init__.py").write_text(line)
+    (folder / "torchvision-0.28.0.dist-info").mkdir()
+    needed = f"Requires-Dist: torch (=={torch.__version__.partition('+')[0]})"
+    about = f"Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n{needed}\n"
+    (folder / "torchvision-0.28.0.dist-info/METADATA").write_text(about)
+    package = Path(collect.__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{package}")
+    return folder
+
+
+@pytest.mark.usefixtures("broken_torchvision")
+def test_a_torchvision_that_fails_when_it_is_imported() -> None:
+    reports = ask(HERE, Questions())
+    assert reports[0].complete
+    assert [str(one) for one in findings(reports) if one.kind == "torchvision"] == [
+        "localhost: torchvision 0.28.0 cannot be imported (RuntimeError: operator torchvision::nms does not "
+        "exist). nothing here needs it: uninstall it, or take it from where torch is from (CPUs, CUDA)"
+    ]
+
+
+@pytest.mark.usefixtures("broken_torchvision")
+def test_a_run_beside_a_torchvision_that_fails_trains(digits: Path, tmp_path: Path) -> None:
+    flags = [
+        "--cfg",
+        "yolov8n",
+        "--img",
+        "64",
+        "--batch",
+        "14",
+        "--max-steps",
+        "2",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    words = ["-m", "horovod_yolo.cli", "train", "--data", digits, "--project", tmp_path / "runs", *flags]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs/exp/weights/best.pt").is_file()
+    done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, check=False)
+    assert b"torchvision::nms" in done.stderr, "the run was beside another one"
 
 
 def test_a_backend_is_told_by_its_symbols(tmp_path: Path) -> None:

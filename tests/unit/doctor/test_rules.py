@@ -76,6 +76,20 @@ CHANGES: list[tuple[str, Any, str, str]] = [
 ]
 
 
+def test_a_torchvision_that_fits_and_is_not_imported() -> None:
+    """As one for CUDA beside a torch for CPUs."""
+    reports, why = cluster(), "RuntimeError: operator torchvision::nms does not exist"
+    for one in reports:
+        change(one, "packages.torchvision", {"version": "0.28.0", "built_for": "2.13.0"})
+        change(one, "imports.torchvision", "")
+    assert findings(reports) == []
+    change(reports[2], "imports.torchvision", why)
+    (finding,) = findings(reports)
+    assert (finding.hosts, finding.kind, finding.blocks) == (("host3",), "torchvision", False)
+    assert finding.what == f"torchvision 0.28.0 cannot be imported ({why})"
+    assert "uninstall it" in finding.fix and "\n" not in str(finding)
+
+
 @pytest.mark.parametrize(("path", "value", "kind", "what"), CHANGES)
 def test_one_change(path: str, value: Any, kind: str, what: str) -> None:
     reports = cluster()
