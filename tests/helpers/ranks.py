@@ -16,10 +16,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-bind-to", "none")
 LAUNCHERS = {
     "gloo": ("horovodrun", "--gloo"),
     "mpi": ("horovodrun", "--mpi", "--mpi-args=--oversubscribe"),
-    "mpirun": ("mpirun", "--allow-run-as-root", "--oversubscribe", "-bind-to", "none"),
+    "mpirun": MPIRUN,
+    "recovering": (*MPIRUN, "--enable-recovery"),
     "torchrun": ("torchrun", "--standalone", "--no-python"),
 }
 
@@ -43,7 +45,9 @@ def command(arguments: Sequence[str | Path], ranks: int, launcher: str = "gloo")
     head = [str(BIN / LAUNCHERS[launcher][0]), *LAUNCHERS[launcher][1:]]
     if launcher == "torchrun":
         return [*head, "--nproc-per-node", str(ranks), *python]
-    hosts = [] if launcher == "mpirun" else ["-H", f"localhost:{ranks}"]  # Gloo fills all slots it is given
+    hosts = (
+        [] if LAUNCHERS[launcher][0] == "mpirun" else ["-H", f"localhost:{ranks}"]
+    )  # Gloo fills all slots it is given
     return [*head, "-np", str(ranks), *hosts, *python]
 
 

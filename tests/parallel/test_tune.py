@@ -39,7 +39,6 @@ if __name__ == "__main__":
     leave(main(["tune", *sys.argv[4:]]))
 """
 NOBODY = "-1"
-RECOVERS = {"OMPI_MCA_orte_enable_recovery": "1"}  # what mpirun --enable-recovery sets
 
 
 @pytest.fixture
@@ -75,12 +74,10 @@ def drawn(row: dict[str, str]) -> tuple[str, str]:
 
 @pytest.mark.parametrize("victim", ["3", pytest.param("0", marks=pytest.mark.slow)])
 def test_other_groups_go_on_and_repeat_the_trial_of_a_rank_that_is_killed(
-    script: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+    script: Path, flags: list[str], tmp_path: Path, victim: str
 ) -> None:
-    for name, value in RECOVERS.items():
-        monkeypatch.setenv(name, value)
     flags = [*flags, "--trials", "8", "--ranks-per-trial", "2"]
-    found = job(script, victim, 9, flags, 4, "mpirun")
+    found = job(script, victim, 9, flags, 4, "recovering")
     assert (tmp_path / "moment").exists(), found.output
     rows = trials(tmp_path / "search")
     lost = [row for row in rows if row["state"] == "lost"]
