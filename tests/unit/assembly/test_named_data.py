@@ -5,9 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
+from horovod_yolo.assembly.looking import Looking
 from horovod_yolo.assembly.named_data import data_here
+from horovod_yolo.assembly.ready import ready_here
 from horovod_yolo.cli.commands import main
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data import named
@@ -15,6 +18,9 @@ from horovod_yolo.data.digits import make_digits
 from horovod_yolo.data.named import OF_OTHERS
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.doctor.data_key import describe
+from horovod_yolo.models.suppression import Thresholds
+from tests.helpers.exporting import filled_model
+from tests.helpers.files_of_others import write_theirs
 from tests.helpers.world import run_world
 
 
@@ -76,13 +82,25 @@ def test_all_commands_say_the_same_of_a_known_set(command: str, capsys: pytest.C
     assert main([*command.split(), "coco8.yaml"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert line.partition("error: ")[2] == not_here("coco8.yaml")
-    assert not list(Path.cwd().iterdir())
+    assert not [path for path in Path.cwd().rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "none" not in command][2:])
 def test_all_commands_make_the_built_in_set(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "digits"]) == 0, capsys.readouterr().err
     assert Path("datasets/digits/data.yaml").is_file()
+
+
+def test_a_file_that_does_not_name_its_classes_gets_those_of_a_set(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_theirs(Path("best.onnx"), filled_model("yolov8n"), "v8", {})
+    PIL.Image.new("RGB", (64, 64)).save("a.png")
+    words = ["predict", "--weights", "best.onnx", "--source", "a.png", "--device", "cpu"]
+    assert main([*words, "--data", "coco8.yaml"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {not_here('coco8.yaml')}"
+    with pytest.raises(UserError, match=r"coco8\.yaml is not here"):
+        ready_here(Path("best.onnx"), Looking(thresholds=Thresholds()), 0, "cpu", data="coco8.yaml")
 
 
 def test_doctor_looks_at_the_set_that_a_job_would_have() -> None:
