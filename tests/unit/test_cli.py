@@ -64,7 +64,7 @@ def mistake(*arguments: str | Path, cwd: Path) -> str:
         ("data check --data d --class-mab a=b", "unknown argument --class-mab. did you mean --class-map"),
         ("data pack none.yaml --to there --shard 1GB", "none.yaml: "),
         ("data digitz --out x", "unknown data command 'digitz'. did you mean digits"),
-        ("data chekc data.yaml", "unknown data command 'chekc'. did you mean check"),
+        ("data checc data.yaml", "unknown data command 'checc'. did you mean check"),
         ("data digits", "the following arguments are required: --out"),
         ("data digits --out x --imges 5", "unknown argument --imges. did you mean --images"),
         ("data digits --out x --images many", "invalid int value: 'many'"),
