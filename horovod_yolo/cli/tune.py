@@ -9,6 +9,7 @@ from typing import Any
 from horovod_yolo.assembly.job import log_to_files, on_ranks_until_stopped
 from horovod_yolo.cli.own_ranks import on_own_ranks, without_wish
 from horovod_yolo.cli.train import without_local_rank
+from horovod_yolo.config.foreign import OF_TUNING
 from horovod_yolo.config.load import Parser, train_parser
 from horovod_yolo.config.words import spelled, with_words
 from horovod_yolo.core.errors import UserError
@@ -77,6 +78,7 @@ def _options(argv: Sequence[str]) -> Any:
 def tune_parser() -> Parser:
     """The flags of training, and those of the search. Defaults stay absent: they are `TuneOptions`'."""
     p = train_parser("horovod-yolo tune")
+    p.foreign = OF_TUNING
     p.usage = "%(prog)s --data FILE --cfg MODEL [--trials N] [flags of train]"
     p.epilog = "Each trial trains with these flags, and with hyperparameters of its own: docs/tune.md."
     for action in p._actions:

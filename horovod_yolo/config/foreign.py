@@ -12,6 +12,7 @@ from horovod_yolo.core.errors import UserError
 _LOGGERS = "leave it out: results.csv, steps.csv and TensorBoard events are written without it"
 _LAUNCH = "start several ranks with --np N, horovod-yolo launch, horovodrun, mpirun or torchrun"
 _HALF = "use --precision fp16"
+_TUNE = "use horovod-yolo tune, which takes the other flags too: it searches hyperparameters"
 _SHARE = re.compile(r"0?\.\d+")  # of the GPU's memory
 _CHOSEN = ("-1", "auto")  # by memory
 _DEFAULT = "leave it out: it is how this trains anyway"
@@ -27,8 +28,8 @@ OF_TRAINING: Mapping[str, str] = {
     "--classes": "leave the other classes out of names in data.yaml, which must be a COCO or VOC set",
     "--dropout": "leave it out: the models here have no dropout",
     "--entity": "set WANDB_ENTITY, with --log-to wandb",
-    "--evolve": "leave it out: choose hyperparameters with --hyp",
-    "--evolve-population": "leave it out: choose hyperparameters with --hyp",
+    "--evolve": _TUNE,
+    "--evolve-population": _TUNE,
     "--half": _HALF,
     "--linear-lr": f"{_DEFAULT}; --cos-lr is the other way",
     "--local-rank": _LAUNCH,
@@ -47,13 +48,19 @@ OF_TRAINING: Mapping[str, str] = {
     "--pretrained": "name the checkpoint: --weights best.pt",
     "--profile": "leave it out: steps.csv and results.csv have the times",
     "--quad": "leave it out, or use --multi-scale",
-    "--resume-evolve": "leave it out: choose hyperparameters with --hyp",
+    "--resume-evolve": _TUNE,
     "--save": _DEFAULT,
     "--task": "leave it out: this trains detectors",
     "--upload-dataset": _LOGGERS,
     "--val": f"{_DEFAULT}; --noval is the other way",
     "--verbose": "use --log-dir for all messages",
     "--world-size": _LAUNCH,
+}
+OF_TUNING: Mapping[str, str] = {
+    **OF_TRAINING,
+    "--evolve": "leave it out: this searches hyperparameters, and --trials says how often",
+    "--evolve-population": "leave it out: a search goes on with --resume",
+    "--resume-evolve": "use --resume",
 }
 OF_VALIDATION: Mapping[str, str] = {
     "--agnostic-nms": "leave it out: boxes of one class only suppress each other",

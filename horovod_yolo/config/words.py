@@ -117,6 +117,11 @@ _NOT_HERE: Mapping[str, str] = {
 }
 
 
+def words_of(command: str) -> Collection[str]:
+    """What may stand before ``=`` beside the names of the flags."""
+    return {*_TABLES[command], *(HYPERPARAMETERS if command in ("train", "tune") else ())}
+
+
 def with_words(parser: Parser, command: str) -> Parser:
     """The parser of a command that has a table of words, which takes them too from now on."""
     parser.spell = partial(_as_flags, parser, command)

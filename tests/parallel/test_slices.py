@@ -8,6 +8,7 @@ arithmetic on more ranks and other shares is in tests/unit/training/test_slices.
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,25 @@ def test_cores_of_ranks_change_no_bit(digits: Path, tmp_path: Path, threads: int
         assert ranks.results(tmp_path / name)["threads"] == threads
         found[cores] = sha256(tmp_path / name)
     assert len(set(found.values())) == 1, found
+
+
+def recipe() -> list[list[str]]:
+    """The two commands of docs/recipes.md, as words."""
+    text = (ranks.REPOSITORY / "docs/recipes.md").read_text(encoding="utf-8")
+    block = text.partition("## The very bits of eight ranks on one machine")[2].split("```")[1]
+    return [shlex.split(line) for line in block.splitlines()[1:]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_recipe_of_eight_ranks_on_one_machine(digits: Path, tmp_path: Path) -> None:
+    """Its flags, on a small data set and for one step; the desk's rank has more cores than the cluster's."""
+    small = f"--data {digits} --img 64 --epochs 1 --max-steps 1 --noplots --workers 0 --project {tmp_path}"
+    cluster, desk = recipe()
+    assert cluster[:5] == ["horovodrun", "-np", "8", "python", "train.py"] and desk[:2] == cluster[3:5]
+    for command, size, launcher, cores in ((cluster[4:], 8, "gloo", "1"), (desk[1:], 1, "plain", "2")):
+        job = ranks.run([*command, *small.split()], size, launcher, timeout=600, OMP_NUM_THREADS=cores)
+        assert job.code == 0, job.output
+        assert "the same results with --slices 8 --threads 2 on any number of ranks" in job.output
+    assert ranks.results(tmp_path / "cluster")["world_size"] == 8
+    assert sha256(tmp_path / "cluster") == sha256(tmp_path / "desk")

@@ -169,7 +169,7 @@ def test_wrong_flags_are_named(argv: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--evolve 300", "--evolve is not supported. leave it out: choose hyperparameters with --hyp"),
+        ("--evolve 300", "--evolve is not supported. use horovod-yolo tune, which takes the other flags too"),
         ("--upload_dataset", "--upload_dataset is not supported"),
         ("--local_rank=0", "--local_rank is not supported. start several ranks with --np N"),
         ("--adam", "--adam is not supported. use --optimizer Adam"),
