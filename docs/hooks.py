@@ -18,6 +18,9 @@ START = "README.md"
 ELSEWHERE = "repository/"  # on the site, what is outside docs/
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 
+# What is English on translated pages too.
+THEMES = ("<header", '<div class="md-sidebar md-sidebar--primary"', "<footer")
+
 
 def place(path: str) -> str:
     """Where a file of the repository lies on the site; its path from the top folder."""
@@ -61,6 +64,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """What the theme leaves to the mouse gets a name and a place for the keyboard."""
+    """What the theme leaves to the mouse gets a name and a place for the keyboard; a page, its language."""
+    if translated := re.search(r"\.([a-z]{2})\.md$", page.file.src_uri):
+        output = output.replace('<html lang="en"', f'<html lang="{translated[1]}"', 1)
+        for part in THEMES:
+            output = output.replace(part, f'{part} lang="en"', 1)
     output = output.replace('<div class="md-search"', '<div class="md-search" aria-label="Search"')
     return output.replace("<pre>", '<pre tabindex="0">')

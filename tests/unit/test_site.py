@@ -84,8 +84,27 @@ def address(site: Path) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-@pytest.mark.parametrize("page", ["index.html", "config.html", "api.html"])
+def test_a_translated_page_has_its_language(site: Path) -> None:
+    page = (site / "quickstart.zh.html").read_text(encoding="utf-8")
+    assert re.findall(r"<html[^>]*>", page) == ['<html lang="zh" class="no-js">']
+    assert (
+        len(re.findall(r'<(?:header|footer|div class="md-sidebar md-sidebar--primary") lang="en"', page)) == 3
+    )
+    others = [(site / f"{name}.html").read_text(encoding="utf-8") for name in ("index", "quickstart")]
+    assert all('<html lang="en"' in other for other in others)
+
+
+def looks() -> Iterator[Any]:
+    """Each kind of page on a wide and a narrow window, light and dark; most of it is slow."""
+    often = ("index", "config", "api")
+    for name in (*often, "quickstart.zh", "benchmarks", "recipes", "tune", "monitoring"):
+        for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
+            at_once = (width > 390) != dark if name in often else (width, dark) == (390, False)
+            marks = () if at_once else (pytest.mark.slow,)
+            yield pytest.param(f"{name}.html", width, dark, marks=marks)
+
+
+@pytest.mark.parametrize(("page", "width", "dark"), looks())
 def test_everybody_can_read_it(address: str, tmp_path: Path, page: str, width: int, dark: bool) -> None:
     found = browser.look_at(address, tmp_path, width=width, dark=dark, path=page)
     assert found == {"wide": 0, "broken": 0, "violations": []}
