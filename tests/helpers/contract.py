@@ -25,6 +25,7 @@ def check_contract(comm: Communicator) -> None:
     _check_sums(comm)
     _check_maxima(comm)
     _check_small_sums(comm)
+    _check_sums_of_integers(comm)
     check_objects(comm)
     tensors = {"b": torch.full((2,), float(comm.rank)), "a": torch.tensor(comm.rank)}
     comm.broadcast_tensors(tensors)
@@ -122,6 +123,23 @@ def _check_small_sums(comm: Communicator) -> None:
     found = comm.allgather_object((one.tolist(), two.tolist()))
     assert all(of_rank == found[0] for of_rank in found)
     assert torch.equal(again.wait(), one)
+
+
+def _check_sums_of_integers(comm: Communicator) -> None:
+    """As of exact gradients: of 32 bits, some under way, each in its place; no float holds them all."""
+    counts, most = (1, 1000, 300_000), 2**31 // comm.size
+
+    def of(rank: int, count: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(1000 * rank + count)
+        return torch.randint(1 - most, most, (count,), generator=rng, dtype=torch.int32)
+
+    own = [of(comm.rank, count) for count in counts]
+    pending = [comm.messages.sum_in_place(message, f"integers.{len(message)}") for message in own]
+    for message, one in zip(own, pending, strict=True):
+        assert one.wait() is message
+        expected = torch.stack([of(rank, len(message)) for rank in range(comm.size)]).sum(0)
+        assert message.dtype == torch.int32 and torch.equal(message.long(), expected)
+        assert len(message) == 1 or not torch.equal(message.float().double(), expected.double())
 
 
 def _check_maxima(comm: Communicator) -> None:
