@@ -62,6 +62,7 @@ TABLES = {  # and who makes them
     "bitwise-faults": "bitwise_faults.py",
     "balance": "balance.py",
     "promises": "promises.py",
+    "first-ten-minutes": "first_ten_minutes.py",
 }
 LIMIT_S = 2 * 3600  # of a script; nothing that has gone astray keeps the others
 
