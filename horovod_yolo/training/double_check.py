@@ -1,8 +1,9 @@
 """One slice of a step done a second time by another rank: a rank that computes wrongly is found in training.
 
 Slices have the same bits on any rank of the same kind. So two ranks that have different ones for a slice
-cannot both be right; a third says who is not. Where there are only two, each does it once more: who then has
-something else than before is wrong, and where both repeat theirs it cannot be told which of them.
+cannot both be right; a third says who is not. Where no third can, each does it once more: who then has
+something else than before is wrong, and where both repeat theirs it cannot be told which of them. A rank that
+lacks memory or an image for the slice is no judge, and is not named for that.
 
 Nothing of the training changes by it. What is found ends the run before the step is made: what it had
 computed before may be wrong as well, and its checkpoint is not made worse.
@@ -126,16 +127,21 @@ class DoubleCheck:
         one, other = told[owner][0], told[second][1]
         if one is None or other is None or one == other:
             return
-        judges = others[1:2] or [owner, *others]
-        more = self.comm.allgather_object(again(self.batch()) if self.comm.rank in judges else None)
         different = [name for name, a, b in zip(tensors, one, other, strict=True) if a != b]
-        if len(others) > 1:
-            raise self._found(different, *self._by_majority(one, other, more[others[1]]))
+        for judge in others[1:]:
+            third = self._done_again_by([judge], again)[judge]
+            if third is not None:
+                raise self._found(different, *self._by_majority(one, other, judge, third))
+        more = self._done_again_by([owner, *others[:1]], again)
         raise self._found(different, *self._by_repetition(one, other, more))
 
-    def _by_majority(self, one: Digests, other: Digests, third: Digests) -> tuple[list[int], str]:
+    def _done_again_by(self, ranks: Sequence[int], again: Callable[[Batch], Digests]) -> list[Digests]:
+        """What these have for the slice, by rank. *Collective.*"""
+        return self.comm.allgather_object(again(self.batch()) if self.comm.rank in ranks else None)
+
+    def _by_majority(self, one: Digests, other: Digests, judge: int, third: Digests) -> tuple[list[int], str]:
         """Who is wrong, and why."""
-        owner, second, judge = self.ranks[:3]
+        owner, second = self.ranks[:2]
         if third == one:
             return [second], f"ranks {owner} and {judge} have the same, and it another"
         if third == other:
@@ -147,11 +153,16 @@ class DoubleCheck:
         owner, *others = self.ranks
         if not others:
             return [owner], "done again, it has something else"
-        wrong = [rank for rank, before in ((owner, one), (others[0], other)) if more[rank] != before]
+        pair = (owner, one), (others[0], other)
+        wrong = [rank for rank, before in pair if more[rank] not in (None, before)]
+        unable = [str(rank) for rank, _ in pair if more[rank] is None]
         if len(wrong) == 1:
             return wrong, "done again, it has something else than before"
         said = "neither repeats what it had" if wrong else "each repeats what it had"
-        return [owner, *others[:1]], f"{said}, and there is no third rank of the same kind"
+        if unable:
+            said = f"rank {' and rank '.join(unable)} cannot do it again"
+        third = "no third rank can do it" if others[1:] else "there is no third rank of the same kind"
+        return [owner, others[0]], f"{said}, and {third}"
 
     def _found(self, tensors: Sequence[str], wrong: Sequence[int], why: str) -> FaultyRankError:
         batch, number = self.at
