@@ -20,7 +20,7 @@ from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
 from horovod_yolo.assembly.input_size import require_cells, round_to_stride
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
-from horovod_yolo.assembly.same_bits import compared
+from horovod_yolo.assembly.same_bits import compared, lack_of_memory
 from horovod_yolo.assembly.slicing import balance_of, slices_of, with_slices
 from horovod_yolo.assembly.teaching import teach
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
@@ -322,7 +322,8 @@ def _about(
     They go on saying it of weights that others published, and of ranks that computed wrongly or unlike.
     """
     kept = {key: value for key, value in (resumed or weights or {}).items() if key in ("license", "faults")}
-    return {**kept, **compared(config, device, resumed, comm), "positions_in": data.train.digest}
+    positions = {"positions_in": data.train.digest, "validated_in": data.val.digest}  # of lost images
+    return {**kept, **compared(config, device, resumed, comm), **positions}
 
 
 def _model(
@@ -382,6 +383,7 @@ def build_trainer(
         early_stopping=EarlyStopping(),
         stop=stop,
         about=_about(config, data, device, resumed, weights, comm) | kept_choice(config, tuned) | teaching,
+        watch=lack_of_memory(device, comm),
     )
     trainer.plan = TimePlan.of(config.time, config.epochs)
     trainer.follow(balance_of(config, device, comm))

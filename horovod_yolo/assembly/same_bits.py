@@ -10,8 +10,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -29,7 +28,6 @@ from horovod_yolo.process.portable_bits import (
     require_portable_bits,
     variables,
 )
-from horovod_yolo.training.loop import Trainer
 
 log = logging.getLogger(__name__)
 MOST_NAMED = 3
@@ -114,21 +112,19 @@ def compared(
     return {"arithmetic": {"kind": dict(kind), "unlike": before.get("unlike") or unlike}}
 
 
-@contextmanager
-def noting_lack_of_memory(trainer: Trainer) -> Iterator[None]:
-    """Inside, a GPU that is full is noted: cuDNN then takes a kernel that needs less, and adds otherwise.
+def lack_of_memory(device: torch.device, comm: Communicator) -> Callable[[], str | None] | None:
+    """What says, when it is called, that a GPU has been full since now; *collective*. None on CPUs.
 
-    *Collective* at its end, where nothing is raised.
+    Then cuDNN has perhaps taken a kernel that needs less, and adds otherwise.
     """
-    device = trainer.stepper.precision.device
-    before = _refusals(device)
-    yield
+    if device.type == "cpu":
+        return None
+    before = refusals(device)
     full = "a GPU was full, and cuDNN may have taken other kernels"
-    if words := agree(trainer.comm, full if _refusals(device) > before else None):
-        trainer.note_unlike(words)
+    return lambda: agree(comm, full if refusals(device) > before else None)
 
 
-def _refusals(device: torch.device) -> int:
+def refusals(device: torch.device) -> int:
     """How often PyTorch could not have memory of this device; only of CUDA's it is counted."""
     return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
 

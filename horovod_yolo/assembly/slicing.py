@@ -56,12 +56,9 @@ def with_slices(
         log.warning("%d slices on %d ranks: some have none, and wait for the others", count, comm.size)
     config = replace(config, slices=count, threads=_threads(config, comm))
     torch.set_num_threads(config.threads)
-    if count > 1:
-        where = (
-            "any number of ranks" if config.sums == "exact" else f"{comm.size} ranks, to rounding on others"
-        )
-        how = "%d slices a batch: the same results with --slices %d --threads %d on %s"
-        log.info(how, count, count, config.threads, where)
+    where = "any number of ranks" if config.sums == "exact" else "as many ranks, to rounding on others"
+    how = "slices a batch: %d; the same results with --slices %d --threads %d on %s"
+    log.info(how, count, count, config.threads, where)
     if config.sums != "exact" and count > 1:
         _require_slices(config)
     if config.check_every and count == 1:

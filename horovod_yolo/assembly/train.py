@@ -20,7 +20,6 @@ from horovod_yolo.assembly.loggers import Ids, deliveries, logger_ids_of
 from horovod_yolo.assembly.results import finish, results_of, time_spent
 from horovod_yolo.assembly.run import Run
 from horovod_yolo.assembly.run_folder import discard_if_empty, write_config
-from horovod_yolo.assembly.same_bits import noting_lack_of_memory
 from horovod_yolo.assembly.staging import staged
 from horovod_yolo.checkpoint import resume
 from horovod_yolo.checkpoint.checkpointer import Checkpointer
@@ -110,7 +109,7 @@ def _trained(run: Run, comm: Communicator, stop: StopRequest, watching: Watching
         callbacks += _of_trainer(run, trainer, data, logger_ids)
         _try_config(run.folder, begun_with)
     try:
-        with exactly(), noting_lack_of_memory(trainer):
+        with exactly():
             trainer.fit()
         spent = time_spent(trainer)
         checkpointer.wait()

@@ -27,6 +27,7 @@ from horovod_yolo.data.geometry import Matrix, clip_boxes, row_of, still_visible
 from horovod_yolo.data.layout import mosaic, single
 from horovod_yolo.data.letterbox import GREY, boxes_to_input, letterbox
 from horovod_yolo.data.own_pipeline import OwnPipeline
+from horovod_yolo.data.read import ImageError
 from horovod_yolo.data.sampler import Stream, epoch_order, keyed_generator
 from horovod_yolo.data.substitutes import Pictures
 from horovod_yolo.data.tiles import draw, is_upright, reaches
@@ -126,8 +127,14 @@ class EvaluationTransform:
     longest_side: int | None = None
     antialias: bool = True
 
-    def __call__(self, key: SampleKey) -> Sample:
-        """Make the validation sample that the key names."""
+    def __call__(self, key: SampleKey, left_out: Collection[int] = ()) -> Sample:
+        """Make the validation sample that the key names.
+
+        Raises:
+            ImageError: its image cannot be read, or is one of those that are left out.
+        """
+        if key.index in left_out:
+            raise ImageError(self.annotations.image_path(key.index), "lost earlier, so it is left out")
         return evaluation_sample(key, self.annotations, self.load, self.longest_side, self.antialias)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,10 +45,14 @@ class Evaluator:
     stop: StopRequest = field(default_factory=StopRequest)
     fitness_weights: tuple[float, float] = (0.1, 0.9)  # of mAP50 and mAP50-95
     micro_batches: int = 1  # in which a slice is scored: more of them need less memory
+    left_out: set[int] = field(default_factory=set)  # positions of images that any rank has lost
 
     @torch.no_grad()
     def run(self, model: Detector, collected: dict[int, Detections] | None = None) -> Evaluation:
         """Score a model. *Collective.* Images that cannot be read any more are left out.
+
+        In a pass one rank is asked for an image. What it has lost is missing, whatever others can read; from
+        the next pass on all do without, so that it does not count who has which slice.
 
         Args:
             model: weights equal on all ranks; left in evaluation mode.
@@ -75,7 +79,10 @@ class Evaluator:
                     scores.add(index, found)
                     if collected is not None:
                         collected[index] = found
-        summary, mistakes = scores.merged(self.comm.allgather_object(scores.state()))
+        seen = [image.position for image in self.loader.lost.values()]
+        states, lost_on = zip(*self.comm.allgather_object((scores.state(), seen)), strict=True)
+        self.leave_out(position for positions in lost_on for position in positions)
+        summary, mistakes = scores.merged(states)
         *sums, images = of_parts(self.comm.allreduce_sum(losses, "validation.losses").wait()).tolist()
         lost = len(self.annotations) - int(images)
         require_images(
@@ -91,6 +98,13 @@ class Evaluator:
     def share(self, slices: Slices) -> None:
         """Score other slices of each batch from the next pass on."""
         self.loader.share(slices)
+
+    def leave_out(self, positions: Iterable[int]) -> None:
+        """Do without these images of the set from the next pass on; all ranks must."""
+        new = set(positions) - self.left_out
+        if new:
+            self.left_out.update(new)
+            self.loader.leave_out(new)
 
     def close(self) -> None:
         """End the data workers."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress, training_state
 from horovod_yolo.config.schema import TrainConfig, to_dict
 from horovod_yolo.core.errors import FaultyRankError, MemoryShortError, PrunedError, StoppedError
-from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Batch, SampleKey
 from horovod_yolo.data.augment import Sample
 from horovod_yolo.data.loader import Loader
@@ -20,11 +19,11 @@ from horovod_yolo.data.sampler import StepSampler
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.lost_images import most_lost, require_images
 from horovod_yolo.metrics.scores import Evaluation, metrics_of
-from horovod_yolo.models.detector import Detector
 from horovod_yolo.process.stop import StopRequest
 from horovod_yolo.training.balance import Balance
 from horovod_yolo.training.double_check import DoubleChecks
 from horovod_yolo.training.ema import Ema
+from horovod_yolo.training.evaluator import Evaluator
 from horovod_yolo.training.events import Callback, EpochReport, PlanReport, RunStart, SharesReport, StepReport
 from horovod_yolo.training.optimizers import apply_rates
 from horovod_yolo.training.pace import Spent
@@ -36,22 +35,6 @@ from horovod_yolo.training.underway import LostImagesError, Step
 from horovod_yolo.training.unlike_ranks import with_weights_of_rank_0
 
 log = logging.getLogger(__name__)
-
-
-class Evaluator(Protocol):
-    """Scores the model after an epoch."""
-
-    def run(self, model: Detector) -> Evaluation:
-        """The numbers of one pass over the validation set. *Collective.*"""
-
-    def prepare(self) -> None:
-        """Let the data workers begin with the next pass."""
-
-    def share(self, slices: Slices) -> None:
-        """Score other slices of each batch on this rank."""
-
-    def close(self) -> None:
-        """End its data workers."""
 
 
 @dataclass(kw_only=True)
@@ -86,7 +69,10 @@ class Trainer:
     plan: TimePlan | None = None  # of how many epochs, with --time
     checks: DoubleChecks | None = None  # of slices that are done twice
     lost_images: dict[int, int] = field(default_factory=dict)  # by position, the step since when
+    lost_in_validation: dict[int, int] = field(default_factory=dict)  # the same, the step after which
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
+    # Collective, before each commit: why a device may have computed otherwise since it was last asked.
+    watch: Callable[[], str | None] | None = None
     # Of a search, collective: gets number (from 1) and score of an epoch, and says whether to end here.
     judge: Callable[[int, float], bool] | None = None
 
@@ -214,10 +200,14 @@ class Trainer:
         lost, everyones = self.lost_images, set[int]()
         for positions in self.comm.allgather_object([one.position for one in self.loader.lost.values()]):
             everyones.update(positions)
-        lost.update(dict.fromkeys(sorted(everyones - lost.keys()), self.progress.step + 1))
-        require_images(self.comm, len(lost), self.sampler.count, self.loader.lost.values(), self.config.data)
+        new, step = sorted(everyones - lost.keys()), self.progress.step + 1
+        lost.update(dict.fromkeys(new, step))
+        # Where none is new no other could take the place of those that are known: then nothing can be read.
+        missing = len(lost) if new else self.sampler.count
+        require_images(self.comm, missing, self.sampler.count, self.loader.lost.values(), self.config.data)
         self.loader.leave_out(lost)
-        log.info("lost images: all ranks do without %d from step %d on", len(lost), self.progress.step + 1)
+        self.note_unlike(f"images were lost while it ran, from step {step} on")
+        log.info("lost images: all ranks do without %d from step %d on", len(lost), step)
 
     def commit(self, best: bool, stopped: bool = False) -> None:
         """Hand everything a resumed run needs to the callbacks; the last time where it is ``stopped``.
@@ -225,6 +215,8 @@ class Trainer:
         *Collective*: an elastic run may leave from here, and begin anew in another world.
         """
         self._read_all_but(0)
+        if self.watch is not None and (why := self.watch()):
+            self.note_unlike(why)
         if self.callbacks or self.keep:
             state = {**self.state(), "stopped": stopped}
             for callback in self.callbacks:
@@ -252,7 +244,8 @@ class Trainer:
         here = {**balance, "passes": self.passes, "exchange": self.stepper.exchange.state_dict()}
         if self.plan is not None:
             here["time_plan"] = self.plan.state_dict()
-        return {**state, **self.about, **here, "lost_images": dict(self.lost_images)}
+        lost = {"lost_images": dict(self.lost_images), "lost_in_validation": dict(self.lost_in_validation)}
+        return {**state, **self.about, **here, **lost}
 
     def note_unlike(self, why: str) -> None:
         """Keep why the run's bits are not those of another one with these settings; the first time counts."""
@@ -340,9 +333,10 @@ class Trainer:
 
     def _close_epoch(self, **measured: Any) -> None:
         """Validate, report and commit what `train_epoch` did."""
-        self.mended_epochs += with_weights_of_rank_0(
-            self.comm, self.stepper, self.ema, again=self.mended_epochs > 0
-        )
+        again = self.mended_epochs > 0
+        if with_weights_of_rank_0(self.comm, self.stepper, self.ema, again=again):
+            self.mended_epochs += 1
+            self.note_unlike(f"after step {self.progress.step} ranks had other weights than rank 0")
         progress, epoch = self.progress, self.progress.epoch
         finished = progress.batch >= self.schedule.batches_per_epoch
         evaluation = None if self.config.noval else self._evaluated()  # first, for its time counts
@@ -384,8 +378,17 @@ class Trainer:
             return None
         begun = time.perf_counter()
         evaluation = self.evaluator.run(self.ema.model)
+        self._note_lost_in_validation(self.evaluator.left_out)
         self.spent += Spent(validation=time.perf_counter() - begun)
         return evaluation
+
+    def _note_lost_in_validation(self, left_out: Collection[int]) -> None:
+        """Keep since when what any rank has lost is left out."""
+        known, step = self.lost_in_validation, self.progress.step
+        if new := sorted(set(left_out) - known.keys()):
+            known.update(dict.fromkeys(new, step))
+            self.note_unlike(f"validation images were lost while it ran, after step {step}")
+            log.info("lost images: all ranks validate without %d from step %d on", len(known), step)
 
     def _plan(self, over: int) -> None:
         """With ``--time``, decide anew how many epochs there are, after so many. *Collective.*"""

@@ -37,9 +37,14 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
         trainer.plan.load_state_dict(state["time_plan"])
         trainer.follow_plan()
     trainer.passes = state.get("passes", trainer.passes)
+    if trainer.passes != trainer.stepper.passes.count and not trainer.config.sync_bn:  # which keeps them
+        trainer.note_unlike(f"another --micro-batch from step {trainer.progress.step + 1} on")
     if trainer.about.get("positions_in") == state.get("positions_in"):  # else an image has another number
         trainer.lost_images = dict(state.get("lost_images", {}))
         trainer.loader.leave_out(trainer.lost_images)
+    if trainer.evaluator and trainer.about.get("validated_in") == state.get("validated_in"):
+        trainer.lost_in_validation = dict(state.get("lost_in_validation", {}))
+        trainer.evaluator.leave_out(trainer.lost_in_validation)
     torch.set_rng_state(state["rng"]["torch"])
 
 

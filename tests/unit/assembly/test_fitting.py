@@ -108,3 +108,14 @@ def test_a_run_that_did_a_step_again_resumes_to_the_bit(
         if part == "progress":
             mine, theirs = ({**each, "wall_s": 0} for each in (mine, theirs))
         assert same_bits(mine, theirs), part
+
+
+@pytest.mark.parametrize(("micro_batch", "said"), [(7, ""), (3, "another --micro-batch from step 2 on")])
+def test_a_run_that_goes_on_in_other_passes_says_so(digits: Path, micro_batch: int, said: str) -> None:
+    """Batch norm sees other parts of its slices then."""
+    trainer, record = make_trainer(settings(digits, commit_every=1, micro_batch=7, noval=True))
+    trainer.train_epoch()
+    state = record.states[0]
+    resumed, again = make_trainer(replace(settings_of_state(state), micro_batch=micro_batch), state=state)
+    resumed.train_epoch()
+    assert again.states[-1]["arithmetic"]["unlike"] == said

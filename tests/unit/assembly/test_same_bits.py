@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import pytest
 import torch
 
 from horovod_yolo.assembly import same_bits
-from horovod_yolo.assembly.same_bits import Kind, compared, differences, kind_of, require_promise
+from horovod_yolo.assembly.build import build_trainer
+from horovod_yolo.assembly.data import build_data
+from horovod_yolo.assembly.same_bits import (
+    Kind,
+    compared,
+    differences,
+    kind_of,
+    lack_of_memory,
+    require_promise,
+)
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.data.spec import load_data_yaml
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.training.events import Callback, StepReport
 from tests.helpers.pretend_device import NAME, pretend_device
 from tests.helpers.short_runs import ALONE
+from tests.helpers.short_runs import settings as short_settings
 from tests.helpers.world import run_world
+
+from .test_run import Recorder
 
 CPU = torch.device("cpu")
 
@@ -60,6 +76,32 @@ def test_a_run_that_goes_on_elsewhere_says_so_for_good(caplog: pytest.LogCapture
         config(sums="exact"), CPU, {"arithmetic": {**found["arithmetic"], "kind": begun["kind"]}}, ALONE
     )
     assert back["arithmetic"]["unlike"] == unlike and len(caplog.records) == 1
+
+
+def test_a_full_gpu_is_known_to_the_checkpoint_that_is_written_next(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever then becomes of the job."""
+    assert lack_of_memory(CPU, ALONE) is None
+    refused = {"rank 0": 1, "rank 1": 1}  # while the ranks began; only CUDA counts, which is not here
+    monkeypatch.setattr(same_bits, "refusals", lambda device: refused[current_thread().name])
+    full = "a GPU was full, and cuDNN may have taken other kernels (on rank 1 of 2)"
+
+    class Fills(Callback):
+        def on_step(self, report: StepReport) -> None:
+            refused["rank 1"] += report.step == 2
+
+    def job(comm: Communicator) -> list[str]:
+        settings = short_settings(digits, "cpu", commit_every=1, noval=True, epochs=1)
+        recorder = Recorder()
+        data = build_data(load_data_yaml(digits), settings, comm)
+        trainer = build_trainer(settings, data, comm, [Fills(), recorder], None)
+        trainer.watch = lack_of_memory(torch.device("cuda"), comm)
+        trainer.fit()
+        trainer.close()
+        return [state["arithmetic"]["unlike"] for state in recorder.states]
+
+    assert run_world(2, job) == [["", full, full]] * 2
 
 
 def test_many_hosts_are_not_all_named() -> None:

@@ -78,6 +78,9 @@ def test_all_go_on_with_the_weights_of_rank_0(
     for part in ("model", "ema", "optimizer"):
         assert all(same_bits(state[part], states[0][part]) for state in states), part
     said = [record for record in caplog.records if WORDS in record.getMessage()]
+    assert {state["arithmetic"]["unlike"] for state in states} == {
+        f"after step {states[0]['step'] // 2} ranks had other weights than rank 0"
+    }
     levels = [logging.INFO, logging.DEBUG]
     assert [record.levelno for record in said if record.threadName == "rank 0"] == levels
 
@@ -87,3 +90,4 @@ def test_like_ranks_hear_nothing(digits: Path, tmp_path: Path, caplog: pytest.Lo
     states = trained(digits, tmp_path, optimizer="MuSGD", epochs=1)
     assert len({checksum(state["model"]) for state in states}) == 1
     assert "differ from rank 0's" not in caplog.text
+    assert not states[0]["arithmetic"]["unlike"]
