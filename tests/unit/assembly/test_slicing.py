@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable
@@ -86,6 +87,19 @@ def test_where_ranks_have_one_slice_each_there_is_nothing_to_choose(
     assert "2 slices leave nothing to choose on 2 ranks; begin the run with --slices 8" in caplog.text
     assert balances(1, digits, balance="auto") == [None]
     assert balances(2, digits, balance="off") == [None, None]
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_first_lines_say_slices_and_threads(
+    digits: Path, caplog: pytest.LogCaptureFixture, slices: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    threads = torch.get_num_threads()
+    with_slices(settings(digits), slices, CPU, ALONE)
+    assert (
+        f"slices a batch: {slices}; the same results with --slices {slices} --threads {threads} "
+        "on any number of ranks"
+    ) in caplog.text
 
 
 def test_measured_time_is_that_of_cpus(digits: Path) -> None:
