@@ -1,8 +1,9 @@
 """Promise 1 to the bit, with real processes and networks: fixed slices on any number of ranks.
 
-YOLOv5's own rates and augmentation, without synchronised batch norm. 28 images in batches of 13 and three
-slices: their sizes differ, two ranks hold one and two of them, and the last batch leaves one empty. The
-arithmetic on more ranks and other shares is in tests/unit/training/test_slices.py.
+YOLOv5's own rates and augmentation, without synchronised batch norm. 28 images in batches of 13 and five
+slices: two ranks hold two and three of them, three ranks one, two and two, and the last batch leaves three
+empty. More ranks and other shares are in tests/unit/training/test_slices.py, for single steps, and in
+tests/unit/assembly/test_matrix_of_ranks.py, for whole runs.
 """
 
 from __future__ import annotations
@@ -10,39 +11,54 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from horovod_yolo.distributed.agreement import checksum
+from horovod_yolo.distributed import host_memory
 from tests.helpers import ranks
-from tests.helpers.runs import sha256, steps
+from tests.helpers.runs import sha256
 
-FLAGS = "--img 128 --batch 13 --slices 3 --epochs 20 --max-steps 6 --noplots --workers 0"
+V = 5
+RUN = "--img 128 --batch 13 --epochs 20 --max-steps 6 --noplots --workers 0"
+
+# A rank that says how its gradients reach the others, who may have no more memory together than so much.
+WITH_MEMORY = """
+import sys
+
+from horovod_yolo.assembly.ending import leave
+from horovod_yolo.cli import train_main
+from horovod_yolo.distributed import host_memory
+
+host_memory.MOST_BYTES = {most}
+among = host_memory.HostMemory.among
 
 
-def trained(data: Path, folder: Path, cfg: str, launcher: str, size: int, *flags: object) -> dict[str, Any]:
-    """Everything of a run that may not depend on who made it."""
-    name = f"{cfg}-{launcher}{size}"
-    given = flags or ("--data", data, "--cfg", cfg, "--project", folder, "--name", name, *FLAGS.split())
-    job = ranks.run(["train.py", *given], size, launcher)
+def telling(comm, count, dtype):
+    memory = among(comm, count, dtype)
+    print(f"gradients: {dtype} over {'messages' if memory is None else 'memory'}", flush=True)
+    return memory
+
+
+host_memory.HostMemory.among = telling
+
+if __name__ == "__main__":
+    leave(train_main(sys.argv[1:]))
+"""
+
+
+def trained(data: Path, folder: Path, cfg: str, launcher: str, size: int, over: str = "messages") -> str:
+    """A digest of all that may not depend on who made a run."""
+    script = folder / f"{over}.py"
+    most = host_memory.MOST_BYTES if over == "memory" else 0
+    script.write_text(WITH_MEMORY.replace("{most}", str(most)))
+    name = f"{cfg}-{launcher}{size}-{over}"
+    place = ("--data", data, "--cfg", cfg, "--project", folder, "--name", name, "--slices", str(V))
+    job = ranks.run([script, *map(str, place), *RUN.split()], size, launcher)
     assert job.code == 0, job.output
-    run = folder / name
-    results = ranks.results(run)
-    assert (results["world_size"], results["slices"], results["bitwise"]) == (size, 3, "yes")
-    state = torch.load(run / "weights" / "last.pt", weights_only=True)
-    moments = state["optimizer"]["state"]
-    tensors = {
-        f"{n}.{k}": v for n, own in moments.items() for k, v in own.items() if isinstance(v, torch.Tensor)
-    }
-    keys = ("box_loss", "cls_loss", "grad_norm")
-    return {
-        "weights": checksum({**state["model"], **tensors, **state["exchange"]}),
-        "average": checksum(state["ema"]["weights"]),
-        "losses": [[row[key] for key in keys if key in row] for row in steps(run)],
-        "metrics": results["metrics"],
-    }
+    assert job.output.count(f"gradients: torch.int32 over {over}") == size, job.output
+    results = ranks.results(folder / name)
+    assert (results["world_size"], results["slices"], results["bitwise"]) == (size, V, "yes")
+    return sha256(folder / name)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +70,11 @@ def trained(data: Path, folder: Path, cfg: str, launcher: str, size: int, *flags
     ],
 )
 def test_engines_and_shares_change_no_bit(digits: Path, tmp_path: Path, cfg: str) -> None:
-    alone = trained(digits, tmp_path, cfg, "plain", 1)
-    for launcher, size in (("gloo", 2), ("mpi", 3), ("torchrun", 2)):
-        assert trained(digits, tmp_path, cfg, launcher, size) == alone, (launcher, size)
+    """Ranks of one host add up in its memory; then through each back end, as between hosts."""
+    found = {("alone",): trained(digits, tmp_path, cfg, "plain", 1)}
+    for way in (("gloo", 2, "memory"), ("gloo", 3), ("mpirun", 3), ("torchrun", 2)):
+        found[way] = trained(digits, tmp_path, cfg, *way)  # type: ignore[arg-type]
+    assert len(set(found.values())) == 1, found
 
 
 # A rank on cores of its own choice, whose launcher has not set its threads.
@@ -72,24 +90,29 @@ from horovod_yolo.cli import train_main
 if __name__ == "__main__":
     leave(train_main(sys.argv[1:]))
 """
+two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+
+
+def on_cores(data: Path, folder: Path, cores: tuple[int, ...], flags: str, threads: int) -> str:
+    """The digest of a run on as many ranks, each on so many cores, that computes on so many threads."""
+    name = "-".join(map(str, cores))
+    script = folder / f"on{name}.py"
+    script.write_text(ON_CORES.replace("{cores}", str(cores)))
+    place = ["--data", data, "--cfg", "yolov5n", "--slices", "2", "--project", folder, "--name", name]
+    job = ranks.run([script, *place, *flags.split()], len(cores), "gloo" if cores[1:] else "plain")
+    assert job.code == 0, job.output
+    assert ranks.results(folder / name)["threads"] == threads
+    return sha256(folder / name)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@two_cores
 @pytest.mark.parametrize("threads", [1, 2])
 def test_cores_of_ranks_change_no_bit(digits: Path, tmp_path: Path, threads: int) -> None:
     """Of one rank, of two that share the cores, and of two that have one and two."""
     found = {}
     for cores in ((2,), (2, 2), (1, 2), (1,)):
-        name = "-".join(map(str, cores))
-        script = tmp_path / f"on{name}.py"
-        script.write_text(ON_CORES.replace("{cores}", str(cores)))
-        flags = f"--cfg yolov5n --slices 2 --threads {threads} {FLAGS.replace('--slices 3', '')}"
-        place = ["--data", digits, "--project", tmp_path, "--name", name]
-        job = ranks.run([script, *place, *flags.split()], len(cores), "gloo" if cores[1:] else "plain")
-        assert job.code == 0, job.output
-        assert ranks.results(tmp_path / name)["threads"] == threads
-        found[cores] = sha256(tmp_path / name)
+        found[cores] = on_cores(digits, tmp_path, cores, f"{RUN} --threads {threads}", threads)
     assert len(set(found.values())) == 1, found
 
 
