@@ -105,6 +105,14 @@ def on_cores(data: Path, folder: Path, cores: tuple[int, ...], flags: str, threa
     return sha256(folder / name)
 
 
+@two_cores
+def test_threads_that_nobody_has_chosen_are_a_rank_s_share_of_the_cores(digits: Path, tmp_path: Path) -> None:
+    """Without OMP_NUM_THREADS and --threads: two ranks on two cores have one thread each, as one on one."""
+    short = RUN.replace("--max-steps 6", "--max-steps 3")
+    found = {cores: on_cores(digits, tmp_path, cores, short, 1) for cores in ((2, 2), (1,))}
+    assert len(set(found.values())) == 1, found
+
+
 @pytest.mark.slow
 @two_cores
 @pytest.mark.parametrize("threads", [1, 2])
