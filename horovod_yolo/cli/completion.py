@@ -131,7 +131,7 @@ def _case(name: str, parser: Parser) -> str:
     flags = [flag for action in every for flag in action.option_strings if flag.startswith("--")]
     if name in _WITH_WORDS:
         named = {flag.lstrip("-").replace("-", "_") for flag in flags if flag != "--help"}
-        flags += sorted(f"{word}=" for word in named | words_of(name))
+        flags += sorted(f"{word}=" for word in named.union(words_of(name)))
     lines = [
         f"          {'|'.join(action.option_strings)}) {_all(map(str, _choices(action)))} ;;"
         for action in every
