@@ -165,7 +165,7 @@ def test_every_combination_of_them(
 def test_real_models(
     half_empty: Path, alone: Alone, tmp_path: Path, name: str, optimizer: str, precision: str
 ) -> None:
-    flags = {"cfg": name, "optimizer": optimizer, "precision": precision}
+    flags = {"cfg": name, "optimizer": optimizer, "precision": precision, "imgsz": 96}
     for shares in ((1,) * 8, (1, 7), (2, 2, 4)):
         found = digest(half_empty, tmp_path / "-".join(map(str, shares)), shares, **flags)
         assert found == alone(**flags), shares
