@@ -3,8 +3,8 @@
     python benchmarks/slices_accuracy.py [--only digits|bccd] [--most N] [--table]
 
 Claim: none but the table itself. yolov5n from random weights, a batch of 16 in one process, which computes
-what as many ranks as slices compute: digits at 128 px (five seeds) and BCCD at 320 px (three). The last epoch
-counts. A thread, one training at a time: about 4 minutes each for digits and 20 for BCCD, 20 and 12 of them.
+what as many ranks as slices compute: digits at 128 px (five seeds) and BCCD at 160 px (three). The last epoch
+counts. A thread, one training at a time: about 5 minutes each, 20 for digits and 12 for BCCD.
 Each training that has ended is in benchmarks/results, and in the table, at once. Start the script again to
 go on, also from a checkout elsewhere that has this file: what is in it is not trained again, and what was
 broken off here is resumed. BCCD is at ../shared/data/bccd.
@@ -58,7 +58,7 @@ TASKS = (
         epochs=24,
         seeds=5,
     ),
-    Task("bccd", "--img 320", epochs=60, seeds=3),
+    Task("bccd", "--img 160", epochs=60, seeds=3),
 )
 
 
@@ -148,7 +148,7 @@ def table_of(rows: list[Found], machines: list[Found]) -> str:
         lines.append(f"| {row['data']}, {row['epochs']} epochs | {row['way']} | {mean} | {cells} |")
     about = (
         f"yolov5n from random weights, batch {BATCH}, one process; digits at 128 px with the demo's "
-        "hyperparameters, BCCD at 320 px with the defaults; last epoch; intervals by the t distribution."
+        "hyperparameters, BCCD at 160 px with the defaults; last epoch; intervals by the t distribution."
     )
     return "\n".join([*lines, "", " ".join([about, *map(described, machines)])])
 
