@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,37 @@ def train(flags: Sequence[str], ranks: int, log: Path, **variables: str) -> None
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         subprocess.run(command, cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT, check=True)
+
+
+def finished(
+    command: Sequence[str], out: int, variables: Mapping[str, str], limit_s: float, cwd: Path | None = None
+) -> int | None:
+    """The exit code of a command, with which all that it started ends; None where it takes longer.
+
+    Args:
+        command: its words.
+        out: descriptor of the file that it prints to.
+        variables: of its environment.
+        limit_s: seconds that it may take.
+        cwd: where it runs; by default here.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def machine() -> dict[str, Any]:

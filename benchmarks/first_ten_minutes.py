@@ -11,7 +11,6 @@ packages that are here, and makes one step of each training.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -23,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import BIN, ROOT, described, environment, machine, parsed, parser, publish
+from common import BIN, ROOT, described, environment, finished, machine, parsed, parser, publish
 
 from horovod_yolo.data.digits import make_digits
 from tests.helpers.command_lines import FENCE
@@ -112,9 +111,10 @@ class Newcomer:
         keep = f"{{ declare -px; printf 'cd %q\\n' \"$PWD\"; }} > {self._state}"
         log, begun = self.home / ".said", time.monotonic()
         with log.open("w") as out:
-            code = finished(
-                f". {self._state}\n{text}\ncode=$?; {keep}; exit $code", out.fileno(), self._variables
-            )
+            script = f". {self._state}\n{text}\ncode=$?; {keep}; exit $code"
+            code = finished(["bash", "-c", script], out.fileno(), self._variables, LIMIT_S)
+        if code is None:
+            code = TOO_LONG
         seconds = time.monotonic() - begun
         return Done(command.heading, command.text, seconds, code, self._last_lines(log))
 
@@ -124,26 +124,6 @@ class Newcomer:
         lines = [line.rpartition("\r")[2].rstrip().replace(str(self.home), "~") for line in text.split("\n")]
         kept = [line for line in lines if line.strip() and "file://" not in line][-SAID_LINES:]
         return [line if len(line) <= SAID_WIDTH else line[: SAID_WIDTH - 3] + "..." for line in kept]
-
-
-def finished(script: str, out: int, variables: Mapping[str, str]) -> int:
-    """The exit code of a shell's script, with which all that it started ends."""
-    process = subprocess.Popen(
-        ["bash", "-c", script],
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return TOO_LONG
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def of_a_newcomer(quick: bool) -> dict[str, str]:

@@ -9,15 +9,12 @@ named in the end, and the exit code is 1. What the scripts print is kept in runs
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 
-from common import BIN, ROOT, parsed, parser, results_file, runs
+from common import ROOT, environment, finished, parsed, parser, results_file, runs
 
 TABLES = {  # and who makes them
     "world-size-invariance": "world_size.py",
@@ -88,7 +85,9 @@ def made(name: str, quick: bool) -> bool:
     log, begun = runs("bench") / f"{name}.log", time.time()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as out:
-        code = finished(command, out.fileno())
+        code = finished(command, out.fileno(), environment(ROOT), LIMIT_S, cwd=ROOT)
+    if code is None:
+        code = -signal.SIGKILL
     file = results_file(name)
     found = code == 0 and file.exists() and file.stat().st_mtime >= begun
     said = log.read_text(errors="replace").strip().splitlines()
@@ -98,29 +97,6 @@ def made(name: str, quick: bool) -> bool:
     if not found and said:
         print(f"  {said[-1]}", flush=True)
     return found
-
-
-def finished(command: list[str], out: int) -> int:
-    """The exit code of a command, with which all that it started ends."""
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment["OMP_NUM_THREADS"] = "1"
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return -signal.SIGKILL
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 if __name__ == "__main__":
