@@ -20,6 +20,7 @@ from horovod_yolo.assembly.shared_annotations import shared_annotations
 from horovod_yolo.config.class_map import ClassMap
 from horovod_yolo.config.ranges import check_ranges
 from horovod_yolo.core.errors import UserError
+from horovod_yolo.core.slices import Slices
 from horovod_yolo.core.types import Detections
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.data.formats import LabelRules
@@ -50,6 +51,7 @@ class ValOptions:
     imgsz: int = 0
     rect: bool = True
     batch_size: int = 32
+    slices: int = 0  # of each batch; 0: as many as ranks
     conf_thres: float = 0.001
     iou_thres: float | None = None  # as the model's family has it
     max_det: int = 300
@@ -62,8 +64,12 @@ class ValOptions:
     save_json: str = ""
 
     def __post_init__(self) -> None:
-        least = {"imgsz": 0, "batch_size": 1, "max_det": 1, "workers": 0}
+        least = {"imgsz": 0, "batch_size": 1, "max_det": 1, "workers": 0, "slices": 0}
         check_ranges(self, least, ("conf_thres", "iou_thres"))
+        if self.slices > self.batch_size:
+            raise UserError(
+                f"--slices is {self.slices}", fix=f"it must be up to --batch-size, {self.batch_size}"
+            )
         if self.task not in SPLITS:
             raise UserError(f"task is {self.task!r}", fix=f"take one of {', '.join(SPLITS)}")
 
@@ -123,6 +129,7 @@ def validate(options: ValOptions, comm: Communicator) -> tuple[Evaluation, tuple
         rect=options.rect,
         antialias=subject.averages_areas,
         shape=subject.shape,
+        slices=Slices.even(options.slices or comm.size, comm.rank, comm.size),
     )
     collected: dict[int, Detections] | None = {} if options.save_json else None
     try:

@@ -79,6 +79,9 @@ def val_parser() -> Parser:
     p.foreign = foreign.OF_VALIDATION
     add_shared_flags(p)
     add_ranks_flags(p)
+    p.add_argument(
+        "--slices", type=int, metavar="V", help="parts of a batch with a pass each; the ranks' number"
+    )
     p.add_argument("--rect", action=argparse.BooleanOptionalAction, help="rectangular inputs, the default")
     p.add_argument("--conf-thres", dest="conf_thres", type=float, help="least score of a detection, 0 to 1")
     p.add_argument(

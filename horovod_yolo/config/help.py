@@ -42,7 +42,7 @@ OF_VALIDATION: Mapping[str, Sequence[str]] = {
         "precision",
         "workers",
     ),
-    "ranks": ("np", "hosts", "engine", "device"),
+    "ranks": ("np", "hosts", "engine", "device", "slices"),
     "what is written": ("project", "name", "exist_ok", "noplots", "save_json"),
 }
 OF_PREDICTION: Mapping[str, Sequence[str]] = {

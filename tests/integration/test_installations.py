@@ -1,4 +1,4 @@
-"""Fresh environments of other Pythons and of other versions train. Each downloads gigabytes."""
+"""Fresh environments of other Pythons and versions train, and take Horovod. Each downloads gigabytes."""
 
 from __future__ import annotations
 
@@ -81,6 +81,21 @@ def test_beside_torchvision(digits: Path, tmp_path: Path, torch: str, torchvisio
     fresh.install(f"torch=={torch}", f"torchvision=={torchvision}")
     fresh.run(fresh.python, "-c", "import torchvision")
     trains(fresh, digits)
+
+
+def test_horovod_from_what_was_installed(digits: Path, tmp_path: Path) -> None:
+    """``install-horovod`` without a checkout: its scripts are those of the package."""
+    fresh = Fresh.make(tmp_path)
+    fresh.install("-c", tmp_path / "source/constraints.txt")
+    shutil.rmtree(tmp_path / "source")
+    shutil.rmtree(tmp_path / "tools")  # this needs the compilers
+    assert fresh.lacks("horovod")
+    command = tmp_path / "venv/bin/horovod-yolo"
+    fresh.run(command, "install-horovod", seconds=3600)
+    flags = ["imgsz=64", "batch=14", "epochs=1", "workers=0", "device=cpu", "np=2", "engine=horovod"]
+    fresh.run(command, "train", f"data={digits}", "model=yolov5n", f"project={tmp_path}", "name=two", *flags)
+    results = json.loads((tmp_path / "two/results.json").read_text())
+    assert (results["exit"], results["world_size"]) == (0, 2)
 
 
 def test_a_python_that_is_not_here_gets_wheels() -> None:

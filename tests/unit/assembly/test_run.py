@@ -348,6 +348,8 @@ def test_going_on_with_a_run_that_is_over_keeps_its_rows_and_asks_for_its_data(
         ("workers", -1),
         ("conf_thres", 1.5),
         ("iou_thres", -0.1),
+        ("slices", -1),
+        ("slices", 33),
     ],
 )
 def test_impossible_options_of_val(name: str, value: float) -> None:
