@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from horovod_yolo.data import named
-from horovod_yolo.distributed.agreement import together
+from horovod_yolo.distributed.agreement import on_rank_0, together
 from horovod_yolo.distributed.communicator import Communicator
 
 
@@ -18,7 +18,7 @@ def data_here(data: str, comm: Communicator) -> str:
     Raises:
         UserError: a set that is known and not here, or one that cannot be made.
     """
-    if named.is_built_in(data):
+    if on_rank_0(comm, partial(named.is_built_in, data)):  # another host may have a folder of this name
         for makes in (comm.rank == 0, comm.local_rank == 0):
             together(comm, partial(named.make if makes else named.file_of, data))
         return str(named.file_of(data))

@@ -16,6 +16,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.data import named
 from horovod_yolo.data.digits import make_digits
 from horovod_yolo.data.named import OF_OTHERS
+from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.distributed.local import LocalCommunicator
 from horovod_yolo.doctor.data_key import describe
 from horovod_yolo.models.suppression import Thresholds
@@ -43,6 +44,22 @@ def test_all_ranks_find_the_set_that_one_has_made(tmp_path: Path) -> None:
     written = (tmp_path / found[0]).stat().st_mtime_ns
     assert data_here("digits", LocalCommunicator()) == found[0]
     assert (tmp_path / found[0]).stat().st_mtime_ns == written, "it was made anew"
+
+
+@pytest.mark.parametrize("having", [0, 1])
+def test_where_one_host_has_a_folder_of_this_name_rank_0s_host_decides(having: int) -> None:
+    """Ranks take turns: rank 0 has looked before rank 1, whose folder is another one then."""
+
+    def job(comm: Communicator) -> str:
+        folder = Path("digits")
+        if comm.rank == having:
+            folder.mkdir()
+        elif folder.exists():
+            folder.rmdir()
+        return data_here("digits", comm)
+
+    meant = "digits" if having == 0 else "datasets/digits/data.yaml"
+    assert run_world(2, job) == [meant] * 2
 
 
 def test_a_file_of_this_name_is_meant_first(tmp_path: Path) -> None:
