@@ -73,7 +73,8 @@ def export_parser() -> Parser:
     add("--opset", type=int, help="version of ONNX's operators (17)")
     add("--nms", action="store_true", help="suppression is part of the graph")
     add("--conf-thres", "--conf", dest="conf_thres", type=float, help="with --nms: least score (0.25)")
-    add("--iou-thres", "--iou", dest="iou_thres", type=float, help="with --nms: boxes may overlap so")
+    overlap = "with --nms: boxes may overlap so (0.45; models without anchors: 0.7)"
+    add("--iou-thres", "--iou", dest="iou_thres", type=float, help=overlap)
     add("--max-det", dest="max_det", type=int, help="with --nms: detections of an image (300)")
     add(
         "--multi-label",

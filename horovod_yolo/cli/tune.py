@@ -10,6 +10,7 @@ from horovod_yolo.assembly.job import log_to_files, on_ranks_until_stopped
 from horovod_yolo.cli.own_ranks import on_own_ranks, without_wish
 from horovod_yolo.cli.train import without_local_rank
 from horovod_yolo.config.foreign import OF_TUNING
+from horovod_yolo.config.help import group_first
 from horovod_yolo.config.load import Parser, train_parser
 from horovod_yolo.config.words import spelled, with_words
 from horovod_yolo.core.errors import UserError
@@ -84,7 +85,9 @@ def tune_parser() -> Parser:
     for action in p._actions:
         if action.dest == "resume":
             action.help = "go on with a search, or join it: its folder; alone: the newest"
-    group = p.add_argument_group("search")
+        if action.dest == "project":
+            action.help = "folder of the searches (runs/tune)"
+    group = group_first(p, "search")
     group.add_argument("--trials", type=int, metavar="N", help="how many settings are tried (30)")
     ranges = "YAML with the ranges: 'lr0: {low: 0.001, high: 0.1, log: true}'; default: the usual ones"
     several = "under mpirun: that many do a trial, and several trials are done at a time"

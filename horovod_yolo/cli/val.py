@@ -17,6 +17,8 @@ from horovod_yolo.config.words import spelled, with_words
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.distributed.backends import note_engine
 
+USUAL_OVERLAP = "0.6; models without anchors: 0.7"
+
 
 def val_main(argv: Sequence[str]) -> int:
     """Score a checkpoint on a data set, on as many ranks as were launched."""
@@ -80,7 +82,7 @@ def val_parser() -> Parser:
     add_shared_flags(p)
     add_ranks_flags(p)
     p.add_argument(
-        "--slices", type=int, metavar="V", help="parts of a batch with a pass each; the ranks' number"
+        "--slices", type=int, metavar="V", help="parts of a batch with a pass each; 0: as many as ranks"
     )
     p.add_argument("--rect", action=argparse.BooleanOptionalAction, help="rectangular inputs, the default")
     p.add_argument("--conf-thres", dest="conf_thres", type=float, help="least score of a detection, 0 to 1")
@@ -88,14 +90,20 @@ def val_parser() -> Parser:
         "--iou-thres", dest="iou_thres", type=float, help="boxes that overlap more are one, 0 to 1"
     )
     p.add_argument("--max-det", dest="max_det", type=int, help="detections of an image that count")
-    p.add_argument("--workers", type=int, help="data-loading processes of each rank")
+    p.add_argument("--workers", type=int, help="data-loading processes of each rank; 0: the rank itself")
     p.add_argument("--precision", choices=get_args(Precision), help="of the forward pass")
     add_label_flags(p)
-    p.add_argument("--cache-dir", dest="cache_dir", metavar="DIR", help="folder of the data index")
+    p.add_argument(
+        "--cache-dir",
+        dest="cache_dir",
+        metavar="DIR",
+        help="folder of the data index; default: below ~/.cache",
+    )
     p.add_argument("--save-json", dest="save_json", metavar="FILE", help="write COCO-format results")
     _add_place_flags(p)
     flags = (*fields(ValOptions), *fields(ValPlace))
-    in_groups(p, OF_VALIDATION, {f.name: f.default for f in flags if f.default is not MISSING})
+    defaults = {f.name: f.default for f in flags if f.default is not MISSING}
+    in_groups(p, OF_VALIDATION, {**defaults, "imgsz": "as trained", "iou_thres": USUAL_OVERLAP})
     return with_words(p, "val")
 
 

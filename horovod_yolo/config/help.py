@@ -9,7 +9,6 @@ from typing import Any
 
 from horovod_yolo.config.schema import TrainConfig
 
-_MORE = "more"
 OF_TRAINING: Mapping[str, Sequence[str]] = {
     "data and model": ("data", "cfg", "weights", "teacher", "head", "hyp"),
     "length and size": (
@@ -18,8 +17,9 @@ OF_TRAINING: Mapping[str, Sequence[str]] = {
     ),
     "optimizer": ("optimizer", "cos_lr", "scale_lr", "label_smoothing", "freeze", "noautoanchor", "seed"),
     "ranks": (
-        *("np", "hosts", "engine", "device", "sync_bn", "slices", "sums", "compression", "fusion_mb"),
-        *("precision", "deterministic", "portable_bits", "check_every", "elastic", "elastic_wait"),
+        *("np", "hosts", "engine", "device", "sync_bn", "slices", "sums", "balance", "threads"),
+        *("compression", "fusion_mb", "precision", "deterministic", "portable_bits", "check_every"),
+        *("elastic", "elastic_wait"),
     ),
     "images and labels": (
         *("workers", "cache", "cache_dir", "stage", "class_map", "skip_bad_classes", "single_cls"),
@@ -76,16 +76,16 @@ def training_help(p: argparse.ArgumentParser) -> None:
 def in_groups(
     p: argparse.ArgumentParser, groups: Mapping[str, Sequence[str]], defaults: Mapping[str, Any]
 ) -> None:
-    """Show the flags of a parser in groups, and behind each its default where that is no plain "off".
+    """Show the flags of a parser in groups, and behind each its default where that is no plain "on" or "off".
 
     Args:
         p: the parser, with all of its flags.
-        groups: titles, and the flags by `dest` in their order; the others come last.
+        groups: titles, and the flags by `dest` in their order: all that the parser has.
         defaults: by `dest`.
     """
     actions = {action.dest: action for action in p._actions if action.dest != "help"}
-    named = [dest for dests in groups.values() for dest in dests]
-    groups = {**groups, _MORE: [dest for dest in actions if dest not in named]}
+    named = {dest for dests in groups.values() for dest in dests}
+    assert named >= set(actions), f"in no group of the help: {sorted(set(actions) - named)}"
     p._optionals._group_actions[:] = [action for action in p._actions if action.dest == "help"]
     for title, dests in groups.items():
         if found := [actions[dest] for dest in dests if dest in actions]:
@@ -94,10 +94,18 @@ def in_groups(
         _complete(action, defaults.get(action.dest))
 
 
+def group_first(p: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """A new group that the help shows before the others, where they are those of another command."""
+    group = p.add_argument_group(title)
+    p._action_groups.remove(group)
+    p._action_groups.insert(p._action_groups.index(p._optionals) + 1, group)
+    return group
+
+
 def _complete(action: argparse.Action, default: Any) -> None:
     if action.metavar is None and not action.choices and action.nargs != 0:
         action.metavar = "N" if action.type is int else "X" if action.type is float else None
-    if default is True or default in (None, "", False, ()):
+    if default is None or isinstance(default, bool) or default in ("", ()):  # 0 is a default like others
         return
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
     action.help = f"{action.help or ''} ({shown})".lstrip()

@@ -81,9 +81,7 @@ def nearest(word: str, known: Collection[str]) -> str:
 
 HEAD_HELP = "that detects: YOLO26 has one2one (usual, without suppression) and one2many (with)"
 DEVICE_HELP = "cpu, or GPU numbers such as 0 or 0,1 of each host"
-FREEZE_HELP = (
-    "train no more: the first N layers, the layers listed (0 1 2), or what has these names (model.0)"
-)
+FREEZE_HELP = "train no more: the first N layers, several numbers: these, or what has names such as model.0"
 
 
 def train_parser(prog: str = "train.py") -> Parser:
@@ -108,7 +106,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     add("--multi-scale", dest="multi_scale", action="store_true", help="vary the input size by 50%%")
     add("--optimizer", choices=get_args(OptimizerName), help="auto: by the length of the run")
     add("--sync-bn", dest="sync_bn", action="store_true", help="batch norm over the whole global batch")
-    add("--workers", type=int, help="data-loading processes of each rank")
+    add("--workers", type=int, help="data-loading processes of each rank; 0: the rank itself")
     _add_folder_flags(p)
     add("--cos-lr", dest="cos_lr", action="store_true", help="cosine instead of linear decay")
     smoothing = "share of a target that goes to the other classes, 0 to 1"
@@ -128,7 +126,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     _add_elastic_flags(p)
     _add_arithmetic_flags(p)
     add("--scale-lr", dest="scale_lr", choices=get_args(ScaleLr), help="lr0 by the images of a step / nbs")
-    add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps")
+    add("--max-steps", dest="max_steps", type=int, help="stop after so many optimizer steps; 0: no limit")
     add_label_flags(p)
     _add_place_flags(p)
     _add_proof_flags(p)
@@ -157,7 +155,7 @@ def _add_choice_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fraction", type=float, metavar="SHARE", help="about that share of the training images")
     taught = "learn from the answers of a trained model too, of whatever family"
     p.add_argument("--teacher", metavar="FILE", help=taught)
-    hours = "train as many epochs as fit; --epochs is the guess of the first one"
+    hours = "train as many epochs as fit; --epochs is the guess of the first one; 0: no limit"
     p.add_argument("--time", type=float, metavar="HOURS", help=hours)
     best = "what best.pt and --patience go by: mAP, or the sum of the validation's losses"
     p.add_argument("--best-by", dest="best_by", choices=get_args(BestBy), help=best)
@@ -170,15 +168,15 @@ def _add_batch_flags(p: argparse.ArgumentParser) -> None:
         dest="micro_batch",
         type=foreign.number_or_auto,
         metavar="N",
-        help="images of a slice that go through the network at once; auto: as many as fit each rank's memory",
+        help="images of a slice that go through the network at once; 0: all; auto: as fit each rank's memory",
     )
     p.add_argument(
-        "--slices", type=int, metavar="V", help="parts of a batch with a pass each; the ranks' number"
+        "--slices", type=int, metavar="V", help="parts of a batch with a pass each; 0: as many as ranks"
     )
     p.add_argument("--sums", choices=get_args(Sums), help="of gradients; exact: equal bits on any ranks")
     balance = "of slices over ranks; static: by weights of hosts, or cores; auto: by measured time"
     p.add_argument("--balance", choices=get_args(Balance), help=balance)
-    threads = "that each rank computes on, as bits depend on it; default: the smallest share of cores"
+    threads = "that each rank computes on, as bits depend on it; 0: the smallest share of cores"
     p.add_argument("--threads", type=int, metavar="N", help=threads)
 
 
@@ -198,7 +196,7 @@ def _add_folder_flags(p: argparse.ArgumentParser) -> None:
     add("--save-period", dest="save_period", type=int, help="keep a checkpoint each N epochs; -1: none")
     add("--noval", action="store_true", help="validate after the last epoch only")
     add("--noplots", action="store_true", help="no plots and no report at the end")
-    add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too")
+    add("--commit-every", dest="commit_every", type=int, help="write last.pt every so many steps too; 0: no")
 
 
 def _add_elastic_flags(p: argparse.ArgumentParser) -> None:
@@ -208,8 +206,8 @@ def _add_elastic_flags(p: argparse.ArgumentParser) -> None:
 
 
 def _add_place_flags(p: argparse.ArgumentParser) -> None:
-    folder = "folder of the data index and the image cache"
-    p.add_argument("--cache-dir", dest="cache_dir", help=folder)
+    folder = "folder of the data index and the image cache; default: below ~/.cache"
+    p.add_argument("--cache-dir", dest="cache_dir", metavar="DIR", help=folder)
     copied = "copy the images to this folder, on a disk of each host, while training goes on"
     p.add_argument("--stage", metavar="DIR", help=copied)
     log = "a log file of each rank in this folder, with all messages"
@@ -221,9 +219,11 @@ def _add_place_flags(p: argparse.ArgumentParser) -> None:
 
 
 def _add_proof_flags(p: argparse.ArgumentParser) -> None:
-    record = "keep digests of each slice's gradients in the last N steps, for horovod-yolo replay"
+    record = "keep digests of each slice's gradients in the last N steps, for replay; 0: none"
     p.add_argument("--record", nargs="?", type=int, const=RECORDED_STEPS, metavar="N", help=record)
-    check = "in every N-th step two ranks do the same slice, and a rank that computes wrongly is named"
+    check = (
+        "in every N-th step two ranks do the same slice, and a rank that computes wrongly is named; 0: never"
+    )
     p.add_argument("--check-every", dest="check_every", type=int, metavar="N", help=check)
 
 

@@ -86,9 +86,15 @@ def _add_search_flags(p: argparse.ArgumentParser) -> None:
         help="look in three sizes, once mirrored: slower",
     )
     add("--device", type=foreign.device, help=DEVICE_HELP)
-    add("--precision", choices=get_args(Precision), help="of the forward pass")
+    add("--precision", choices=get_args(Precision), help="of the forward pass (auto)")
     add("--half", action="store_true", help="--precision fp16, for GPUs")
-    add("--vid-stride", dest="vid_stride", type=int, metavar="N", help="of N images of a video, look at one")
+    add(
+        "--vid-stride",
+        dest="vid_stride",
+        type=int,
+        metavar="N",
+        help="of N images of a video, look at one (1)",
+    )
     add(
         "--reconnect",
         type=float,
