@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.data.digits import make_digits
 
+LEAST_LIKENESS = 0.75  # digts, digit, Digits.yaml; not widgets
 FOLDER = Path("datasets")  # in the current folder, as `make demo` has it
 BUILT_IN = {"digits": make_digits}
 # Of Ultralytics' and YOLOv5's data files, which fetch them; with or without .yaml.
@@ -71,10 +73,14 @@ def found(data: str) -> str:
 
 
 def refuse_known(data: str) -> None:
-    """Raise `UserError` for a set that others' programs would fetch, and that is not here."""
+    """Raise `UserError` for a set that is not here: others' programs would fetch it, or ours is misspelt."""
     name = data.removesuffix(".yaml").lower()
-    if name in OF_OTHERS and not Path(data).exists():
+    if data in BUILT_IN or Path(data).exists():
+        return
+    if name in OF_OTHERS:
         raise UserError(
             f"{data} is not here, and nothing is downloaded",
             fix="put its images, labels and data.yaml there and name that file; data=digits is built in",
         )
+    if close := difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=LEAST_LIKENESS):
+        raise UserError(f"{data}: no such file", fix=f"did you mean {close[0]}, which is built in?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def test_where_one_host_has_a_folder_of_this_name_rank_0s_host_decides(having: i
 
 def test_a_file_of_this_name_is_meant_first(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
-    (tmp_path / "coco8.yaml").touch()
-    for name in ("digits", "coco8.yaml", "mine.yaml"):
+    for name in ("coco8.yaml", "digts"):
+        (tmp_path / name).touch()
+    for name in ("digits", "coco8.yaml", "digts", "mine.yaml"):
         assert data_here(name, LocalCommunicator()) == name
 
 
@@ -75,6 +77,25 @@ def test_a_known_set_that_is_not_here_has_a_line(name: str) -> None:
     with pytest.raises(UserError) as caught:
         data_here(name, LocalCommunicator())
     assert str(caught.value) == not_here(name)
+
+
+def misspelt(name: str) -> str:
+    return f"{name}: no such file. did you mean digits, which is built in?"
+
+
+@pytest.mark.parametrize("name", ["digts", "digitss", "digit", "Digits", "digits.yaml"])
+def test_a_misspelt_name_of_the_built_in_set_has_a_line_on_all_ranks(name: str) -> None:
+    def said(comm: Communicator) -> str:
+        with pytest.raises(UserError) as caught:
+            data_here(name, comm)
+        return str(caught.value)
+
+    assert run_world(2, said) == [misspelt(name)] * 2
+
+
+@pytest.mark.parametrize("name", ["widgets", "mine.yaml", "data/digts", "s3://bucket/digts", ""])
+def test_other_names_are_left_to_what_reads_them(name: str) -> None:
+    assert data_here(name, LocalCommunicator()) == name
 
 
 # What each command that takes a data file is called with beside it.
@@ -94,11 +115,14 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.parametrize(("name", "said"), [("coco8.yaml", not_here), ("digts", misspelt)])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_all_commands_say_the_same_of_a_known_set(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command.split(), "coco8.yaml"]) == 2
+def test_all_commands_say_the_same_of_a_set_that_is_not_here(
+    command: str, name: str, said: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), name]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert line.partition("error: ")[2] == not_here("coco8.yaml")
+    assert line.partition("error: ")[2] == said(name)
     assert not [path for path in Path.cwd().rglob("*") if path.is_file()]
 
 
