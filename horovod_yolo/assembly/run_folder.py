@@ -81,7 +81,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def versions() -> dict[str, str]:
     """Versions of what computed a result."""
     found = {"horovod_yolo": horovod_yolo.__version__, "python": platform.python_version()}
-    for package in ("torch", "horovod", "numpy", "opencv-python-headless", "albumentations", "mpi4py"):
+    libraries = ("numpy", "opencv-python-headless", "albumentations", "pillow", "scipy")
+    for package in ("torch", "horovod", *libraries, "mpi4py"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

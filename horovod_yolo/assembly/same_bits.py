@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import cv2
 import torch
 
 from horovod_yolo.assembly.device import CUBLAS_SPACE, CUBLAS_WORKSPACE, device_name
@@ -31,6 +32,7 @@ from horovod_yolo.process.portable_bits import (
 
 log = logging.getLogger(__name__)
 MOST_NAMED = 3
+CPU = "cpu"
 Kind = Mapping[str, str]
 # With which anybody may have told the libraries to compute in fewer bits.
 _SHORTER = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
@@ -78,10 +80,15 @@ def kind_of(device: torch.device, *, portable: bool) -> Kind:
         "torch": str(torch.__version__),
         "oneDNN": (re.findall(r"MKL-DNN v([\d.]+)", torch.__config__.show()) or ["none"])[0],
         "NumPy": _version("numpy"),
-        "OpenCV": _version("opencv-python-headless"),
+        # Of any of its packages. What comes from PyPI has the number of its build too, with its own libjpeg.
+        "OpenCV": getattr(getattr(cv2, "version", None), "opencv_version", cv2.__version__),
+        "albumentations": _version("albumentations"),
+        "Pillow": _version("pillow"),
+        "SciPy": _version("scipy"),
+        "device": CPU if device.type == CPU else device_name(device),
     }
-    if device.type != "cpu":
-        kind["device"] = device_name(device)
+    if device.type == "cuda":
+        kind["cuDNN"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return kind
 
 
@@ -90,6 +97,12 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "none"
+
+
+def _where_it_began(kept: Kind, here: Kind) -> Kind:
+    """What a checkpoint says of that; what an older one leaves out is taken to be as it is ``here``."""
+    known = {what: value for what, value in kept.items() if (what, value) != ("OpenCV", "none")}
+    return {**here, "device": CPU, **known}  # an older one names a GPU alone, and one package of OpenCV
 
 
 def compared(
@@ -101,9 +114,11 @@ def compared(
         For the checkpoints: ``kind``, and ``unlike``, which is empty where all are alike and always were.
     """
     before = (resumed or {}).get("arithmetic", {})
-    here = kind_of(device, portable=config.portable_bits)
+    here = dict(kind_of(device, portable=config.portable_bits))
+    if resumed:
+        here.pop("SciPy", None)  # it fits anchors when a run begins, and the checkpoint has them
     seen = comm.allgather_object((f"on {socket.gethostname()}", here))
-    kind = before.get("kind") or seen[0][1]
+    kind = _where_it_began(before["kind"], seen[0][1]) if before.get("kind") else seen[0][1]
     unlike = differences([("where the run began", kind), *seen])
     if unlike and unlike != before.get("unlike"):
         level = logging.WARNING if config.sums == "exact" else logging.INFO
@@ -130,12 +145,16 @@ def refusals(device: torch.device) -> int:
 
 
 def differences(seen: Sequence[tuple[str, Kind]]) -> str:
-    """Where these kinds differ, each with who has it; empty where they are alike."""
+    """Where these kinds differ, each with who has it; empty where they are alike.
+
+    What one of them does not say of itself is not compared with it.
+    """
     words = []
     for what in dict.fromkeys(key for _, kind in seen for key in kind):
         having: dict[str, list[str]] = {}
         for who, kind in seen:
-            having.setdefault(kind.get(what) or "none", []).append(who)
+            if what in kind:
+                having.setdefault(kind[what] or "none", []).append(who)
         if len(having) > 1:
             words.append(f"{what} " + ", ".join(f"{value} {_named(who)}" for value, who in having.items()))
     return "; ".join(words)

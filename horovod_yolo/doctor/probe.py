@@ -38,7 +38,7 @@ _UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40
 _DRIVER_SECONDS = 15
 _IMPORT_SECONDS = 30
 # Packages whose version can change results, beside torch and horovod.
-_OTHERS = ("numpy", "opencv-python-headless", "albumentations", "pillow", "PyYAML")
+_OTHERS = ("numpy", "opencv-python-headless", "albumentations", "pillow", "scipy", "PyYAML")
 # As in `process.portable_bits`.
 _INSTRUCTION_SETS = ("amx_tile", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512bw", "avx_vnni", "avx2")
 # Names that Horovod's extension has in it only where it was built with the backend.

@@ -88,4 +88,4 @@ def test_json_that_any_reader_takes(tmp_path: Path) -> None:
 def test_versions_of_what_computed_a_result() -> None:
     found = versions()
     assert found["horovod_yolo"] == horovod_yolo.__version__
-    assert {"python", "torch", "horovod", "numpy"} <= set(found)
+    assert {"python", "torch", "horovod", "numpy", "pillow", "scipy"} <= set(found)

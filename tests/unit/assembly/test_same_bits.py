@@ -78,6 +78,35 @@ def test_a_run_that_goes_on_elsewhere_says_so_for_good(caplog: pytest.LogCapture
     assert back["arithmetic"]["unlike"] == unlike and len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("package", ["OpenCV", "albumentations", "Pillow", "SciPy"])
+def test_ranks_with_another_version_are_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = kind_of(CPU, portable=False)
+    assert here[package][0].isdigit()
+    kinds = iter([here, {**here, package: "0.1"}])
+    monkeypatch.setattr(same_bits, "kind_of", lambda device, portable: next(kinds))  # one environment is here
+    found = run_world(2, lambda comm: compared(config(), CPU, None, comm)["arithmetic"]["unlike"])
+    assert found[0] == found[1] and found[0].startswith(f"{package} ") and "0.1 on " in found[0]
+
+
+def test_what_an_older_checkpoint_does_not_say_is_not_unlike(caplog: pytest.LogCaptureFixture) -> None:
+    here = kind_of(CPU, portable=False)
+    older = {what: here[what] for what in here if what not in ("device", "albumentations", "Pillow", "SciPy")}
+    for opencv in (here["OpenCV"], "none"):  # it knew one package of it
+        begun = {"kind": {**older, "OpenCV": opencv}, "unlike": ""}
+        found = compared(config(sums="exact"), CPU, {"arithmetic": begun}, ALONE)["arithmetic"]
+        assert found["unlike"] == "" and not caplog.records
+        assert found["kind"] == {what: here[what] for what in here if what != "SciPy"}, "compared from now on"
+    with pretend_device():
+        found = compared(config(), torch.device(NAME), {"arithmetic": {"kind": older, "unlike": ""}}, ALONE)
+    assert found["arithmetic"]["unlike"].startswith("device cpu where the run began, ")
+
+
+def test_anchors_are_in_the_checkpoint() -> None:
+    """What fitted them may have become another."""
+    begun = {"kind": {**kind_of(CPU, portable=False), "SciPy": "1.10.0"}, "unlike": ""}
+    assert compared(config(), CPU, {"arithmetic": begun}, ALONE) == {"arithmetic": begun}
+
+
 def test_a_full_gpu_is_known_to_the_checkpoint_that_is_written_next(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
