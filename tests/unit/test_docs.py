@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import subprocess
@@ -54,6 +55,13 @@ def as_cell(value: Any) -> str:
     return NO_DEFAULT if value is None else text or NO_DEFAULT
 
 
+def long_names(parser: argparse.ArgumentParser) -> set[str]:
+    """The name of each flag that the documents use: the first one."""
+    return {
+        next(flag for flag in action.option_strings if flag.startswith("--")) for action in parser._actions
+    }
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """All command lines of all documents as (document, words)."""
     return [(line.document, list(line.words)) for line in WHOLE]
@@ -74,6 +82,15 @@ VAL_TABLE = "Flags of `horovod-yolo val`"
 def test_every_flag_of_training_is_documented_and_no_other() -> None:
     flags = {flag for action in train_parser()._actions for flag in action.option_strings}
     assert {flag for row in table(TRAIN_TABLE) for flag in row} == flags - {"-h", "--help"}
+
+
+def test_the_readme_names_every_flag_of_training_once() -> None:
+    section = (REPO / "README.md").read_text(encoding="utf-8").split("\n### Flags\n")[1].split("\n### ")[0]
+    cells = [
+        row.split("|")[2 if "`" not in row.split("|")[1] else 1] for row in section.splitlines() if "|" in row
+    ]
+    named = re.findall(r"--[a-z][a-z-]+", " ".join(cells))
+    assert sorted(named) == sorted(long_names(train_parser()) - {"--help"})
 
 
 def test_defaults_of_training_are_those_of_the_code() -> None:
