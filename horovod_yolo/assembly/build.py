@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from horovod_yolo.assembly.auto_optimizer import kept_choice, with_optimizer
 from horovod_yolo.assembly.data import Data
 from horovod_yolo.assembly.device import agreed_device, choose_precision, device_kind, pinned
-from horovod_yolo.assembly.fitting import fitted, passes_of, passes_of_evaluation
+from horovod_yolo.assembly.fitting import fitted, note_search, passes_of, passes_of_evaluation
 from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
 from horovod_yolo.assembly.input_size import require_cells, round_to_stride
@@ -365,7 +365,7 @@ def build_trainer(
     passes = passes_of(config, comm.size, first_size, resumed)
     stepper = build_stepper(tuned, model, criterion, comm, precision, stop, passes)
     teaching = teach(stepper, config, data.spec.names, resumed, comm)
-    config = fitted(config, stepper, comm, data.train)
+    asked, config = config, fitted(config, stepper, comm, data.train)
     transform, sampler = build_training_data(config, data.train, comm, model)
     trainer = Trainer(
         config=config,
@@ -390,5 +390,7 @@ def build_trainer(
     if config.check_every:
         kind = device_kind(device, deterministic=config.deterministic)
         trainer.checks = DoubleChecks(config.check_every, config.seed, comm, kind, trainer.loader.made)
+    if resumed is None:
+        note_search(trainer, asked)
     set_state(trainer, resumed)
     return trainer

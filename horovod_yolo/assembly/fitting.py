@@ -18,6 +18,7 @@ from horovod_yolo.core.types import Batch, Targets
 from horovod_yolo.data.annotations import Annotations
 from horovod_yolo.distributed.agreement import raise_together
 from horovod_yolo.distributed.communicator import Communicator
+from horovod_yolo.training.loop import Trainer
 from horovod_yolo.training.passes import Passes, give_back, what_batch_norm_sees
 from horovod_yolo.training.step import Stepper
 
@@ -89,6 +90,21 @@ def fitted(
             what_batch_norm_sees(stepper.passes, config.sync_bn),
         )
     return config
+
+
+def note_search(trainer: Trainer, asked: TrainConfig) -> None:
+    """Keep that free memory decided what batch norm sees in a new run; one that goes on has its passes.
+
+    Args:
+        trainer: before the first step.
+        asked: the settings before `fitted`.
+    """
+    if asked.micro_batch == AUTO and trainer.stepper.passes.count > 1:
+        images = trainer.config.micro_batch
+        trainer.note_unlike(
+            f"--micro-batch auto found memory for {images} images in a pass, and may find other memory "
+            f"elsewhere; --micro-batch {images} gives these bits anywhere"
+        )
 
 
 def largest_pass(lack: Callable[[int], str | None], share: int) -> int:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from horovod_yolo.assembly.device import choose_precision, pinned
 from horovod_yolo.assembly.model import build_criterion, trained_model
 from horovod_yolo.assembly.run import new_run, resumed_run
+from horovod_yolo.assembly.settings import settings_of_state
 from horovod_yolo.assembly.train import train
 from horovod_yolo.assembly.validate import ValOptions, validate
 from horovod_yolo.checkpoint.state import copied
@@ -233,6 +234,13 @@ def test_passes_are_found_that_fit_the_devices_memory_and_a_run_keeps_them(
     state = copied(found.state())
     assert same_bits(state["model"], copied(told.state())["model"])
     assert (state["config"]["micro_batch"], state["passes"]) == (4, 2)
+    assert told.about["arithmetic"]["unlike"] == ""
+    said = state["arithmetic"]["unlike"]
+    assert said.endswith("--micro-batch 4 gives these bits anywhere"), "another GPU may have other memory"
+    again = make_trainer(settings_of_state(state), state=state)
+    assert again.stepper.passes == Passes(6, 2) and again.about["arithmetic"]["unlike"] == said
+    whole_slice = make_trainer(settings(digits, NAME, micro_batch="auto", batch_size=4, precision="fp32"))
+    assert whole_slice.stepper.passes == Passes(4) and not whole_slice.about["arithmetic"]["unlike"]
 
 
 def test_no_page_is_locked_for_what_is_no_gpu(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
