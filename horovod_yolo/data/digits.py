@@ -8,12 +8,12 @@ of every photograph are kept for validation.
 
 from __future__ import annotations
 
+import errno
 import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
-from os import getpid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from horovod_yolo.core.boxes import xyxy_to_xywh
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.types import Floats, Image, Ints
 from horovod_yolo.data.sampler import Stream, keyed_generator
+from horovod_yolo.io.atomic import unfinished_name
 
 TITLE = "Handwritten digits on photographs, made by horovod_yolo"
 VALIDATION_SHARE = 0.2  # of the images and of the digits
@@ -78,16 +79,20 @@ class _Picture(NamedTuple):
     boxes_xyxy: Floats  # (n, 4)
 
 
-def make_digits(out: Path, images: int = 600, size: int = 320, seed: int = 0) -> None:
+def make_digits(
+    out: Path, images: int = 600, size: int = 320, seed: int = 0, *, replace: bool = True
+) -> None:
     """Write the data set as a folder in YOLO's layout, ready for ``--data out/data.yaml``.
 
     The folder appears complete or not at all. The same arguments give the same bytes.
 
     Args:
-        out: folder to create. An earlier data set of this function is replaced.
+        out: folder to create.
         images: of training and validation together; a fifth is for validation.
         size: height and width of an image, pixels.
         seed: of everything random.
+        replace: an earlier data set of this function, also one that another process makes meanwhile; else
+            that one stays.
 
     Raises:
         UserError: ``out`` holds something else or cannot be written, a number is out of range, or the
@@ -99,17 +104,26 @@ def make_digits(out: Path, images: int = 600, size: int = 320, seed: int = 0) ->
             f"cannot make {images} images of {size} px", fix="Ask for 5 or more, of 64 px or more"
         )
     _refuse_foreign(out)
-    unfinished = out.absolute().parent / f".{out.name}.{getpid()}.unfinished"
+    unfinished = unfinished_name(out.absolute())
     try:
         unfinished.mkdir(parents=True)
         _write_all(unfinished, images, size, seed)
-        if out.exists():
+        if replace and out.exists():
             shutil.rmtree(out)
-        unfinished.rename(out)
+        _rename(unfinished, out, keep=not replace)
     except OSError as error:
         raise UserError(f"cannot write: {error.strerror}", where=out, fix="Name another folder") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _rename(unfinished: Path, out: Path, *, keep: bool) -> None:
+    """Put it in its place, where an earlier one is kept or an error."""
+    try:
+        unfinished.rename(out)
+    except OSError as error:
+        if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def require_pictures() -> None:

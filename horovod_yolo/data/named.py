@@ -52,11 +52,17 @@ def file_of(name: str) -> Path:
 def make(name: str) -> None:
     """Make a built-in set where it is not there yet: the same name gives the same bytes everywhere.
 
+    Several jobs, or groups of ranks, may do so at once: what the first to end has made stays, for it may be
+    read by then.
+
     Raises:
         UserError: it cannot be made.
     """
-    if not (file := file_of(name)).is_file():
-        BUILT_IN[name](file.parent)
+    if (file := file_of(name)).is_file():
+        return
+    BUILT_IN[name](file.parent, replace=False)
+    if not file.is_file():
+        raise UserError("a part of it is missing", where=file.parent, fix="remove it: it is made anew then")
 
 
 def found(data: str) -> str:

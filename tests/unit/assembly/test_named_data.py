@@ -47,6 +47,32 @@ def test_all_ranks_find_the_set_that_one_has_made(tmp_path: Path) -> None:
     assert (tmp_path / found[0]).stat().st_mtime_ns == written, "it was made anew"
 
 
+def test_of_two_that_make_the_set_at_once_the_first_has_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever it is reads it by the time the second ends."""
+    first = None
+
+    def late(out: Path, *, replace: bool) -> None:
+        nonlocal first
+        make = partial(make_digits, images=5, size=64)
+        with monkeypatch.context() as other:
+            other.setitem(named.BUILT_IN, "digits", make)
+            named.make("digits")
+        first = out.stat().st_ino
+        make(out, replace=replace)
+
+    monkeypatch.setitem(named.BUILT_IN, "digits", late)
+    named.make("digits")
+    assert Path("datasets/digits").stat().st_ino == first
+    assert [path.name for path in Path("datasets").iterdir()] == ["digits"]
+
+
+def test_a_set_of_which_a_part_is_missing_is_named() -> None:
+    named.make("digits")
+    named.file_of("digits").unlink()
+    with pytest.raises(UserError, match=r"datasets/digits: a part of it is missing\. remove it"):
+        named.make("digits")
+
+
 @pytest.mark.parametrize("having", [0, 1])
 def test_where_one_host_has_a_folder_of_this_name_rank_0s_host_decides(having: int) -> None:
     """Ranks take turns: rank 0 has looked before rank 1, whose folder is another one then."""
