@@ -121,6 +121,29 @@ def test_ranks_search_together(flags: dict[str, Any], space: str) -> None:
     assert tells and told(one) == told(two) and [t.state for t in one.trials] == ["done", "done"]
 
 
+def test_a_trial_that_falls_behind_ends_on_all_ranks(flags: dict[str, Any], tmp_path: Path) -> None:
+    """Rank 0 alone has the journal, with five trials that were better than this model can be."""
+    (tmp_path / "short.yaml").write_text(SPACE + "warmup_epochs: {choices: [0, 1]}\n")
+    options = TuneOptions(
+        flags={**flags, "epochs": 4}, trials=6, space=str(tmp_path / "short.yaml"), prune=True
+    )
+    folder = open_search(options, ALONE).folder
+    study = open_search(TuneOptions(resume=str(folder)), ALONE).study()
+    for _ in range(5):
+        better = study.claim("another job")
+        assert better is not None and not any(better.judge(epoch, 0.9) for epoch in range(1, 5))
+        study.end(better, "done")
+
+    def job(comm: WorldCommunicator) -> tuple[Outcome, bool]:
+        return tune(open_search(TuneOptions(resume=str(folder)), comm), comm, StopRequest(), shown=False)
+
+    for outcome, tells in run_world(2, job):
+        last = outcome.trials[5]
+        assert tells and last.state == "pruned" and set(last.values) == {1, 2, 3}
+    state = checkpoint(folder / last.folder)
+    assert state["epoch"] == 3 and not (folder / last.folder / "results.json").exists()
+
+
 def test_a_run_is_given_up_on_all_ranks_alike_and_has_its_checkpoint(flags: dict[str, Any]) -> None:
     def job(comm: WorldCommunicator) -> Path:
         run = new_run(settings_of({**flags, "epochs": 3, "noplots": True}), comm)
