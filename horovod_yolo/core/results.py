@@ -74,6 +74,9 @@ class TrainResults(TypedDict):
         parameters: how many it has.
         world_size: ranks at the end.
         global_batch: images of a step, over all ranks.
+        slices: parts of a batch with batch norm of their own; 0 with ``--sync-bn``.
+        threads: that each rank computes on.
+        bitwise: ``yes`` where any number of ranks ends with the same bits; else why not.
         epochs: that were completed.
         steps: of the optimizer.
         skipped_steps: those left out, as a gradient was not finite.
@@ -93,6 +96,9 @@ class TrainResults(TypedDict):
     parameters: int
     world_size: int
     global_batch: int
+    slices: int
+    threads: int
+    bitwise: str
     epochs: int
     steps: int
     skipped_steps: int

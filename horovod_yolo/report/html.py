@@ -19,7 +19,10 @@ FACTS = {
     "teacher": "teacher",
     "world_size": "ranks",
     "global_batch": "global batch",
+    "slices": "slices of a batch",
     "slices_of_ranks": "slices of the ranks",
+    "threads": "threads of a rank",
+    "bitwise": "same bits on any ranks",
     "epochs": "epochs",
     "steps": "steps",
     "seed": "seed",
@@ -56,11 +59,13 @@ def write_report(
         names: of the classes, where the entries of ``per_class`` carry none.
     """
     metrics = results.get("metrics") or {}
-    given = {**metrics, **results}
+    bits, _, unlike = str(results.get("bitwise", "")).partition(": ")
+    given = {**metrics, **results, **({"bitwise": bits} if bits else {})}
     config = run / "config.yaml"
     sections = [
         cards({name: metrics[name] for name in SCORES if name in metrics}, "metrics"),
         cards({title: given[key] for key, title in FACTS.items() if key in given}, "facts"),
+        line(unlike and f"On another number of ranks this run may have other bits: {unlike}"),
         *(line(fault["words"]) for fault in results.get("faults") or ()),
         line(results.get("advice", "")),
         *(figure(title, run / name, wide=True) for name, title in FIGURES.items() if (run / name).is_file()),

@@ -32,8 +32,10 @@ def run_folder(folder: Path, map50: float, lr0: float, **changes: Any) -> Path:
 
 
 def test_two_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = run_folder(tmp_path / "runs" / "a", 0.5, 0.01)
-    second = run_folder(tmp_path / "runs" / "b", 0.625, 0.02, model=EVIL, world_size=7)
+    first = run_folder(tmp_path / "runs" / "a", 0.5, 0.01, slices=4, threads=2, bitwise="yes")
+    second = run_folder(
+        tmp_path / "runs" / "b", 0.625, 0.02, model=EVIL, world_size=7, bitwise="no: --sync-bn"
+    )
     out = tmp_path / "page.html"
     assert main(["report", str(first), str(second), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
@@ -42,6 +44,8 @@ def test_two_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = out.read_text(encoding="utf-8")
     assert '<td>mAP50</td><td>0.5</td><td class="best">0.625</td>' in text
     assert "<td>hyp.lr0</td><td>0.01</td><td>0.02</td>" in text
+    assert "<td>slices of a batch</td><td>4</td><td>–</td>" in text
+    assert "<td>same bits on any ranks</td><td>yes</td><td>no: --sync-bn</td>" in text
     assert "hyp.mosaic" not in text and "batch_size" not in text  # they are the same
 
 

@@ -88,6 +88,19 @@ def test_the_page_says_which_head_gave_the_numbers(tmp_path: Path) -> None:
     assert "one2one" in Page(write_report(tmp_path, results(metrics=metrics), ROWS)).text
 
 
+@pytest.mark.parametrize("why", ["", f"torch 2.4.0 on a, {EVIL} on b"])
+def test_the_page_says_whether_any_number_of_ranks_makes_the_same_bits(tmp_path: Path, why: str) -> None:
+    found = results(slices=8, threads=3, bitwise=f"no: {why}" if why else "yes")
+    page = Page(write_report(tmp_path, found, ROWS))
+    for expected in (
+        f"same bits on any ranks{'no' if why else 'yes'}",
+        "slices of a batch8",
+        "threads of a rank3",
+    ):
+        assert expected in page.text, expected
+    assert ("may have other bits" in page.text) == bool(why) and why in page.text
+
+
 def test_the_page_says_what_bound_the_run(tmp_path: Path) -> None:
     line = "bound by data (61% of the time; compute 39%, network 0%): try more --workers"
     assert line in Page(write_report(tmp_path, results(advice=line), ROWS)).text
