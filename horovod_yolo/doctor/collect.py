@@ -53,7 +53,7 @@ class Questions:
             "cwd": str(Path.cwd()),
             "pythonpath": os.environ.get("PYTHONPATH", ""),
             "data": self.data,
-            "data_seconds": self.seconds,
+            "seconds": self.seconds,
             "folders": dict(self.folders),
         }
         return json.dumps(asked)

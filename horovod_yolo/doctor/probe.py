@@ -3,7 +3,8 @@ standard library and needs nothing of ours there.
 
 Prints a line of JSON a section, as ``{"section": ..., "facts": {...}}``: where it hangs, the sections before
 it have arrived. What may hang (drivers, network file systems) comes last. Versions are read from the files of
-the packages: importing torch takes seconds.
+the packages, as importing torch takes seconds: only `imports` tries one that may not load. Nothing here needs
+it, so it comes last of all, in what is left of the time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ Facts = dict[str, Any]
 _GET_FLAGS, _GET_ADDRESS, _GET_NETMASK = 0x8913, 0x8915, 0x891B
 _UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40
 _DRIVER_SECONDS = 15
-_IMPORT_SECONDS = 30
+_IMPORT_SECONDS = 30.0
+_OF_THE_TIME = 0.8  # that is left may a program take: a host that does not end in time counts as silent
 # Packages whose version can change results, beside torch and horovod.
 _OTHERS = ("numpy", "opencv-python-headless", "albumentations", "pillow", "scipy", "PyYAML")
 # As in `process.portable_bits`.
@@ -205,20 +207,26 @@ def _ours() -> Facts | None:
 
 
 def imports(asked: Facts) -> Facts:
-    """Why torchvision is not imported, empty where it is, None where it is not installed.
+    """Why torchvision is not imported, empty where it is, None where it is not installed or takes too long.
 
     One of the right version fails too where it is for CUDA and torch is not.
     """
     if _version("torchvision") is None:
         return {"torchvision": None}
     try:
-        done = _own_python(asked, ["-c", "import torchvision"], _IMPORT_SECONDS)
+        seconds = min(_IMPORT_SECONDS, _seconds_for_one(asked))
+        done = _own_python(asked, ["-c", "import torchvision"], seconds)
     except subprocess.TimeoutExpired:
-        return {"torchvision": f"no answer within {_IMPORT_SECONDS} s"}
+        return {"torchvision": None}
     if done.returncode == 0:
         return {"torchvision": ""}
     last = done.stderr.strip().splitlines()[-1:]
     return {"torchvision": last[0] if last else f"exit code {done.returncode}"}
+
+
+def _seconds_for_one(asked: Facts) -> float:
+    """For how long a program may run now."""
+    return max(0.1, _OF_THE_TIME * (asked["ends"] - time.monotonic()))
 
 
 def _own_python(asked: Facts, words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -287,11 +295,13 @@ def _space(path: str) -> Facts | None:
 
 def data(asked: Facts) -> Facts:
     """The keys of the data set's splits, by the package that is on this host."""
-    words = ["-m", "horovod_yolo.doctor.data_key", asked["data"]]
+    if not Path(asked["data"]).is_absolute() and not _is_here(asked["cwd"]):
+        return {"error": "the job's folder is not there"}  # in another one a built-in set would be made
+    seconds = _seconds_for_one(asked)
     try:
-        done = _own_python(asked, words, asked["data_seconds"])
+        done = _own_python(asked, ["-m", "horovod_yolo.doctor.data_key", asked["data"]], seconds)
     except subprocess.TimeoutExpired:
-        return {"error": f"its files were not listed within {asked['data_seconds']:.0f} s"}
+        return {"error": f"its files were not listed within {seconds:.0f} s"}
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
         return {"fault": last[0] if last else f"exit code {done.returncode}"}
@@ -299,9 +309,18 @@ def data(asked: Facts) -> Facts:
     return facts
 
 
+def _is_here(folder: str) -> bool:
+    """Whether it is the current one."""
+    try:
+        return Path(folder).samefile(Path.cwd())
+    except OSError:
+        return False
+
+
 def main() -> None:
     """Answer section by section."""
     asked = json.loads(sys.argv[1])
+    asked["ends"] = time.monotonic() + asked["seconds"]
     sections: list[Callable[[Facts], Facts]] = [
         hello,
         python,
@@ -311,10 +330,9 @@ def main() -> None:
         packages,
         gpus,
         disks,
+        *([data] if asked["data"] else []),
         imports,
     ]
-    if asked["data"]:
-        sections.append(data)
     for section in sections:
         sys.stdout.write(json.dumps({"section": section.__name__, "facts": section(asked)}) + "\n")
         sys.stdout.flush()

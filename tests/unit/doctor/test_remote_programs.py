@@ -51,6 +51,7 @@ def test_this_host_answers(answer: Report) -> None:
 
     assert answer.complete and answer.errors == ""
     assert answer.facts.keys() == FACTS.keys()
+    assert list(answer.facts)[-1] == "imports"  # whatever it takes, all else has arrived
     facts = answer.facts["packages"]
     assert facts["torch"] == {"version": str(torch.__version__), "cuda": torch.version.cuda}
     assert facts["horovod_yolo"]["folder"] == str(Path(collect.__file__).parents[1])
@@ -177,6 +178,27 @@ def test_the_data_set_is_known_by_its_content(answer: Report, digits: Path, tmp_
     changed = describe(copy / "data.yaml")["splits"]
     assert changed["train"] == expected["splits"]["train"] and changed["val"] != expected["splits"]["val"]
     assert "none.yaml" in describe(tmp_path / "none.yaml")["error"]
+
+
+def test_no_set_is_made_in_the_folder_that_ssh_starts_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a host that lacks the job's folder."""
+    monkeypatch.chdir(tmp_path)
+    asked = {"cwd": str(tmp_path / "job"), "data": "digits", "pythonpath": "", "ends": time.monotonic() + 60}
+    assert probe.data(asked) == {"error": "the job's folder is not there"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slow_package_that_nothing_needs_costs_a_host_no_answer(
+    broken_torchvision: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (broken_torchvision / "torchvision/__init__.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(sys, "path", [str(broken_torchvision), *sys.path])
+    began = time.monotonic()
+    asked = {"pythonpath": str(broken_torchvision), "ends": began + 2}
+    assert probe.imports(asked) == {"torchvision": None}
+    assert time.monotonic() - began < 10
 
 
 def test_a_host_that_hangs_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
