@@ -28,13 +28,14 @@ from horovod_yolo.telemetry.redaction import redacted
 
 log = logging.getLogger(__name__)
 NAME = "wandb"
-KEY, MODE = "WANDB_API_KEY", "WANDB_MODE"
-SECONDS_TO_ANSWER = 90.0  # longer than whatever the process may wait for itself
+KEY, MODE, PATIENCE = "WANDB_API_KEY", "WANDB_MODE", "WANDB_INIT_TIMEOUT"
+SECONDS_TO_ANSWER = 90.0  # longer than whatever the process may wait for itself, by default
 SECONDS_TO_CHECK = 120.0  # from a cold disk
 SECONDS_TO_END = 5.0
+MOST_PATIENCE_S = 86400.0
 # What the user has set counts. System metrics of one host of many, lists of packages and the state of the
 # folder's git say little of a run, and nothing is told to others than the server. The client's own patience
-# is minutes at the begin and endless at the end.
+# is minutes at the begin.
 _DEFAULTS = {
     "WANDB_X_DISABLE_STATS": "true",
     "WANDB_X_SAVE_REQUIREMENTS": "false",
@@ -42,13 +43,17 @@ _DEFAULTS = {
     "WANDB_DISABLE_CODE": "true",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_PROGRAM": "horovod-yolo train",
-    "WANDB_INIT_TIMEOUT": "20",
-    "WANDB_FINISH_TIMEOUT": "14",  # `delivery` waits a little longer
-    "WANDB_FINISH_TIMEOUT_RAISES": "true",
+    PATIENCE: "20",
     "WANDB_STOP_ON_FATAL_ERROR": "true",
 }
-_ALWAYS = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}  # nobody reads what the process prints
+_ALWAYS = {
+    "WANDB_SILENT": "true",  # nobody reads what the process prints
+    "WANDB_CONSOLE": "off",
+    "WANDB_FINISH_TIMEOUT": "14",  # `delivery` waits a little longer; the client itself, for ever
+    "WANDB_FINISH_TIMEOUT_RAISES": "true",
+}
 _NEVER = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SERVICE")  # the run and the process are ours
+_ENDED = "its client's process has ended"
 _BOOT = (
     "import json, sys; told = json.loads(sys.stdin.buffer.raw.readline()); sys.path[:] = told['path']; "
     "from horovod_yolo.telemetry.wandb_process import main; main(told['pid'], told['folder'])"
@@ -85,6 +90,7 @@ class WandbLogger:
         self._is_whole = False
         told = self._process.ask(
             "open",
+            SECONDS_TO_ANSWER + _own_patience(),
             uid=run.uid,
             folder=str(run.folder),
             name=run.folder.name,
@@ -125,43 +131,65 @@ def require_key() -> None:
     Raises:
         UserError: it does not.
     """
-    process = _Process()
     where = f"where rank 0 runs, or set {MODE}=offline: then it stays in the run's folder"
+    process = None
     try:
+        process = _Process()
         has_key = process.ask("check", SECONDS_TO_CHECK)["has_key"]
     except (WandbError, OSError) as error:
         said = one_line(redacted(str(error)))
         raise UserError(f"--log-to wandb: {said}", fix=f"put that right {where}") from None
     finally:
-        process.end()
+        if process is not None:
+            process.end()
     if not has_key:
         raise UserError("--log-to wandb: there is no API key", fix=f"set {KEY} {where}")
 
 
+def _own_patience() -> float:
+    """For how long the user lets the client wait for its server, seconds; it waits less for other things."""
+    try:
+        return min(max(0.0, float(os.environ.get(PATIENCE) or 0)), MOST_PATIENCE_S)
+    except ValueError:
+        return 0.0  # the client itself says what is wrong with it
+
+
 class _Process:
-    """The client's process. It ends with this one, whichever way that ends."""
+    """The client's process. It ends with this one, whichever way that ends.
+
+    Raises:
+        OSError: it cannot be started; nothing of it stays.
+    """
 
     def __init__(self) -> None:
-        # What it leaves there ends with it, also where it is killed.
+        # What it leaves there ends with it, also where one of the two is killed.
         self._folder = folder = tempfile.mkdtemp(prefix="wandb-")
         variables = {name: value for name, value in os.environ.items() if name not in _NEVER}
-        # A session of its own: what is meant for the rank, such as Ctrl-C, must not end it first.
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", _BOOT],
-            env={**_DEFAULTS, "WANDB_CACHE_DIR": folder, **variables, **_ALWAYS, "TMPDIR": folder},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._write({"path": sys.path, "pid": os.getpid(), "folder": folder})
+        try:
+            # A session of its own: what is meant for the rank, such as Ctrl-C, must not end it first.
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", _BOOT],
+                env={**_DEFAULTS, "WANDB_CACHE_DIR": folder, **variables, **_ALWAYS, "TMPDIR": folder},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        try:
+            self._write({"path": sys.path, "pid": os.getpid(), "folder": folder})
+        except OSError:
+            self.end()
+            raise
 
     def ask(self, what: str, seconds: float = SECONDS_TO_ANSWER, **details: Any) -> dict[str, Any]:
         """Let it do something, and wait for its answer.
 
         Raises:
             WandbError: the client has failed at it.
-            OSError: the process has ended or does not answer.
+            OSError: the process has ended or does not answer as it should.
         """
         assert self._child.stdout is not None
         self._write({"do": what, **details})
@@ -169,8 +197,11 @@ class _Process:
             raise TimeoutError(f"its client does not answer within {seconds:g} s")
         line = self._child.stdout.readline()
         if not line:
-            raise ConnectionError("its client's process has ended")
-        told: dict[str, Any] = json.loads(line)
+            raise ConnectionError(_ENDED)
+        try:
+            told: dict[str, Any] = json.loads(line)
+        except ValueError:  # of what Python itself does as it starts, such as a .pth file that prints
+            raise ConnectionError(f"its client's process says {line[:80]!r}") from None
         if "error" in told:
             raise WandbError(told["error"], stopped=told.get("stopped", False))
         return told
@@ -197,5 +228,8 @@ class _Process:
 
     def _write(self, what: object) -> None:
         assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps(what).encode() + b"\n")
-        self._child.stdin.flush()
+        try:
+            self._child.stdin.write(json.dumps(what).encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            raise ConnectionError(_ENDED) from None

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from horovod_yolo.core.errors import UserError
-from horovod_yolo.telemetry import delivery
+from horovod_yolo.telemetry import delivery, wandb_log
 from horovod_yolo.telemetry.logger import LoggedRun, Point, Sent
 from horovod_yolo.telemetry.wandb_log import WandbLogger, require_key
 from tests.helpers.disk import Disk, why_not
@@ -98,8 +99,10 @@ def test_offline_each_job_goes_on_where_the_files_of_the_others_end(tmp_path: Pa
     assert sent == Sent(UID, 3, 0)
     killed.send(points(4, 600))
     until(lambda: files_of(tmp_path, UID)[-1].stat().st_size > 1 << 15)  # a block; it writes no less
-    for process in reversed(client_processes()):  # first the one that writes
+    processes = client_processes()
+    for process in reversed(processes):  # first the one that writes
         process.kill()
+    processes[0].wait(10)  # the one that answers
     with pytest.raises(OSError, match="its client's process has ended"):
         killed.send(points(601, 601))
     killed.close()
@@ -219,6 +222,40 @@ def test_a_missing_key_is_said_before_anything_begins(
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")  # nothing is asked there
     require_key()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [("none", "No such file"), ("/bin/false", "has ended"), ("/bin/echo", "has ended|says b'-c import json")],
+)
+def test_a_client_that_does_not_start_is_said_too_and_nothing_of_it_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, said: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", program)
+    with pytest.raises(UserError, match=f"^--log-to wandb: .*({said}).*put that right where rank 0 runs"):
+        require_key()
+    assert list(tmp_path.iterdir()) == []
+    assert not client_processes()
+
+
+def test_the_users_own_patience_counts(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client answers later than in no time at all."""
+    monkeypatch.setattr(wandb_log, "SECONDS_TO_ANSWER", 0.0)
+    with pytest.raises(TimeoutError, match="does not answer within 0 s"):
+        opened(tmp_path)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "90")
+    assert opened(tmp_path)[1] == Sent(UID, 0, -1)
+
+
+def test_without_a_folder_for_temporary_files_it_is_said_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"^--log-to wandb: .*No such file"):
+        require_key()
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
