@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 TABLES = ROOT / "docs" / "benchmarks.md"
 QUICK = ROOT / "runs" / "bench-quick"
+SECONDS_TO_END = 30.0
 
 _is_quick = False  # whether this script was called with --quick
 
@@ -103,9 +104,18 @@ def finished(
     except subprocess.TimeoutExpired:
         return None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it with its group; before, it has a while to end what it has started in sessions of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SECONDS_TO_END)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def machine() -> dict[str, Any]:

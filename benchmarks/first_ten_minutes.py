@@ -5,8 +5,8 @@
 Claim: each command of the README works as it stands there, one after the other. The clone of this checkout,
 the home folder and all caches are new, so that packages are installed and Horovod is built; packages come
 from the index that pip is set up for here. Commands that this machine cannot do are listed with the reason.
-For two cores without a GPU, where it takes about half an hour. ``--quick`` leaves out the set-up, uses the
-packages that are here, and makes one step of each training.
+For two cores without a GPU, where it takes about three quarters of an hour. ``--quick`` leaves out the
+set-up, uses the packages that are here, and makes one step of each training.
 """
 
 from __future__ import annotations

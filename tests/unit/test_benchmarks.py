@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -62,3 +64,20 @@ def test_a_quick_table_changes_no_page(
     assert publish() == 9
     assert page.read_text() == "<!-- table: new -->\n9 turns\n<!-- end -->\n"
     assert (tmp_path / "benchmarks" / "results" / "new.json").exists()
+
+
+STARTS_A_SESSION = """
+setsid sleep 600 & child=$!
+echo $child
+trap "kill $child; wait $child; exit 1" TERM
+wait
+"""
+
+
+def test_a_command_that_takes_too_long_ends_what_it_has_started_in_sessions_of_their_own(
+    common: ModuleType, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    with told.open("w") as out:
+        assert common.finished(["sh", "-c", STARTS_A_SESSION], out.fileno(), dict(os.environ), 1.0) is None
+    assert not psutil.pid_exists(int(told.read_text().split()[0]))
