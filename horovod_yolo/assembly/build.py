@@ -20,7 +20,7 @@ from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
 from horovod_yolo.assembly.input_size import require_cells, round_to_stride
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
-from horovod_yolo.assembly.same_bits import compared, lack_of_memory
+from horovod_yolo.assembly.same_bits import compared, full_gpu
 from horovod_yolo.assembly.slicing import balance_of, slices_of, with_slices
 from horovod_yolo.assembly.teaching import teach
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
@@ -383,7 +383,7 @@ def build_trainer(
         early_stopping=EarlyStopping(),
         stop=stop,
         about=_about(config, data, device, resumed, weights, comm) | kept_choice(config, tuned) | teaching,
-        watch=lack_of_memory(device, comm),
+        why_unlike=full_gpu(device, comm),
     )
     trainer.plan = TimePlan.of(config.time, config.epochs)
     trainer.follow(balance_of(config, device, comm))

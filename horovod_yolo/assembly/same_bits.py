@@ -127,19 +127,19 @@ def compared(
     return {"arithmetic": {"kind": dict(kind), "unlike": before.get("unlike") or unlike}}
 
 
-def lack_of_memory(device: torch.device, comm: Communicator) -> Callable[[], str | None] | None:
+def full_gpu(device: torch.device, comm: Communicator) -> Callable[[], str | None] | None:
     """What says, when it is called, that a GPU has been full since now; *collective*. None on CPUs.
 
     Then cuDNN has perhaps taken a kernel that needs less, and adds otherwise.
     """
     if device.type == "cpu":
         return None
-    before = refusals(device)
+    before = _refusals(device)
     full = "a GPU was full, and cuDNN may have taken other kernels"
-    return lambda: agree(comm, full if refusals(device) > before else None)
+    return lambda: agree(comm, full if _refusals(device) > before else None)
 
 
-def refusals(device: torch.device) -> int:
+def _refusals(device: torch.device) -> int:
     """How often PyTorch could not have memory of this device; only of CUDA's it is counted."""
     return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
 

@@ -128,11 +128,13 @@ class DoubleCheck:
         if one is None or other is None or one == other:
             return
         different = [name for name, a, b in zip(tensors, one, other, strict=True) if a != b]
+        if not others:
+            raise self._found(different, [owner], "done again, it has something else")
         for judge in others[1:]:
             third = self._done_again_by([judge], again)[judge]
             if third is not None:
                 raise self._found(different, *self._by_majority(one, other, judge, third))
-        more = self._done_again_by([owner, *others[:1]], again)
+        more = self._done_again_by([owner, second], again)
         raise self._found(different, *self._by_repetition(one, other, more))
 
     def _done_again_by(self, ranks: Sequence[int], again: Callable[[Batch], Digests]) -> list[Digests]:
@@ -149,11 +151,9 @@ class DoubleCheck:
         return [owner, second, judge], "each of the three has another"
 
     def _by_repetition(self, one: Digests, other: Digests, more: Sequence[Digests]) -> tuple[list[int], str]:
-        """The same with two ranks, or one."""
-        owner, *others = self.ranks
-        if not others:
-            return [owner], "done again, it has something else"
-        pair = (owner, one), (others[0], other)
+        """The same where no third rank can do it."""
+        owner, second, *others = self.ranks
+        pair = (owner, one), (second, other)
         wrong = [rank for rank, before in pair if more[rank] not in (None, before)]
         unable = [str(rank) for rank, _ in pair if more[rank] is None]
         if len(wrong) == 1:
@@ -161,8 +161,8 @@ class DoubleCheck:
         said = "neither repeats what it had" if wrong else "each repeats what it had"
         if unable:
             said = f"rank {' and rank '.join(unable)} cannot do it again"
-        third = "no third rank can do it" if others[1:] else "there is no third rank of the same kind"
-        return [owner, others[0]], f"{said}, and {third}"
+        third = "no third rank can do it" if others else "there is no third rank of the same kind"
+        return [owner, second], f"{said}, and {third}"
 
     def _found(self, tensors: Sequence[str], wrong: Sequence[int], why: str) -> FaultyRankError:
         batch, number = self.at

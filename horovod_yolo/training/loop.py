@@ -71,8 +71,8 @@ class Trainer:
     lost_images: dict[int, int] = field(default_factory=dict)  # by position, the step since when
     lost_in_validation: dict[int, int] = field(default_factory=dict)  # the same, the step after which
     keep: Callable[[dict[str, Any]], None] | None = None  # elastic: gets each commit, on every rank
-    # Collective, before each commit: why a device may have computed otherwise since it was last asked.
-    watch: Callable[[], str | None] | None = None
+    # Collective, before each commit: why a device may have computed otherwise since the run began here.
+    why_unlike: Callable[[], str | None] | None = None
     # Of a search, collective: gets number (from 1) and score of an epoch, and says whether to end here.
     judge: Callable[[int, float], bool] | None = None
 
@@ -215,7 +215,7 @@ class Trainer:
         *Collective*: an elastic run may leave from here, and begin anew in another world.
         """
         self._read_all_but(0)
-        if self.watch is not None and (why := self.watch()):
+        if self.why_unlike is not None and (why := self.why_unlike()):
             self.note_unlike(why)
         if self.callbacks or self.keep:
             state = {**self.state(), "stopped": stopped}

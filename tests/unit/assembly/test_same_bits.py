@@ -17,8 +17,8 @@ from horovod_yolo.assembly.same_bits import (
     Kind,
     compared,
     differences,
+    full_gpu,
     kind_of,
-    lack_of_memory,
     require_promise,
 )
 from horovod_yolo.config.schema import TrainConfig
@@ -111,9 +111,9 @@ def test_a_full_gpu_is_known_to_the_checkpoint_that_is_written_next(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever then becomes of the job."""
-    assert lack_of_memory(CPU, ALONE) is None
+    assert full_gpu(CPU, ALONE) is None
     refused = {"rank 0": 1, "rank 1": 1}  # while the ranks began; only CUDA counts, which is not here
-    monkeypatch.setattr(same_bits, "refusals", lambda device: refused[current_thread().name])
+    monkeypatch.setattr(same_bits, "_refusals", lambda device: refused[current_thread().name])
     full = "a GPU was full, and cuDNN may have taken other kernels (on rank 1 of 2)"
 
     class Fills(Callback):
@@ -125,7 +125,7 @@ def test_a_full_gpu_is_known_to_the_checkpoint_that_is_written_next(
         recorder = Recorder()
         data = build_data(load_data_yaml(digits), settings, comm)
         trainer = build_trainer(settings, data, comm, [Fills(), recorder], None)
-        trainer.watch = lack_of_memory(torch.device("cuda"), comm)
+        trainer.why_unlike = full_gpu(torch.device("cuda"), comm)
         trainer.fit()
         trainer.close()
         return [state["arithmetic"]["unlike"] for state in recorder.states]
