@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +26,7 @@ from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.text import one_line
 from horovod_yolo.telemetry.logger import End, LoggedRun, Point, Sent, final_numbers
 from horovod_yolo.telemetry.redaction import redacted
+from horovod_yolo.telemetry.wandb_process import remove_folders
 
 log = logging.getLogger(__name__)
 NAME = "wandb"
@@ -83,6 +85,7 @@ class WandbLogger:
         self._is_whole = False  # whether the end of the run has arrived too
         self._ignores_stops = False
         self._was_open = False
+        self._made: list[str] = []  # folders with what an earlier try may not have sent
 
     def open(self, run: LoggedRun) -> Sent:
         """Start the process; let it find the run or make it."""
@@ -100,6 +103,8 @@ class WandbLogger:
         if not self._was_open:
             log.info("wandb: %s", redacted(told["where"]))
         self._was_open = True
+        remove_folders(map(Path, self._made))  # the server has said what it lacks: that is sent anew
+        self._made = told["made"]
         return Sent(run.uid, told["step"], told["epoch"])
 
     def send(self, points: Sequence[Point]) -> None:
@@ -117,6 +122,7 @@ class WandbLogger:
         assert self._process is not None
         self._process.ask("finish", end=end, results=dict(final_numbers(results)))
         self._is_whole = True
+        self._made = []
 
     def close(self) -> None:
         """End the process and what it has started."""

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -68,22 +68,28 @@ class Client:
             self._wait_for_the_last(root / "wandb", uid)
         self._run_of = (root, uid) if is_offline else None
         before = _rows_in_files(root, uid) if is_offline else {}
-        self._run = run = wandb.init(
-            dir=root,
-            id=uid,
-            resume="allow",
-            project=given.project or PROJECT,
-            name=given.run_name or name,
-            config=settings,
-            settings=wandb.Settings(stop_fn=(lambda: None) if ignores_stops else self._stopped.set),
-        )
+        earlier = _online_folders(root, uid)
+        try:
+            self._run = run = wandb.init(
+                dir=root,
+                id=uid,
+                resume="allow",
+                project=given.project or PROJECT,
+                name=given.run_name or name,
+                config=settings,
+                settings=wandb.Settings(stop_fn=(lambda: None) if ignores_stops else self._stopped.set),
+            )
+        except Exception:  # in a night without a server there would be hundreds
+            remove_folders(_online_folders(root, uid) - earlier)
+            raise
         there = before if is_offline else run.summary
         self._row = max(run.starting_step, before.get("_step", -1) + 1)
         for axis in ("step", "epoch"):
             run.define_metric(axis, hidden=True)
         step, epoch = int(there.get("step", 0)), int(there.get("epoch", -1))
         where = f"offline; 'wandb sync {root / 'wandb'}' uploads it" if is_offline else run.url or given.mode
-        return {"step": step, "epoch": epoch, "where": where}
+        made = sorted(str(path) for path in _online_folders(root, uid) - earlier)
+        return {"step": step, "epoch": epoch, "where": where, "made": made}
 
     def send(self, points: list[dict[str, Any]]) -> dict[str, Any]:
         """Add rows, each against its own axis."""
@@ -137,6 +143,20 @@ class Client:
                 return  # a file system without locks; whoever was killed there has had seconds by now
             else:
                 return
+
+
+def _online_folders(root: Path, uid: str) -> set[Path]:
+    """Of this run, one for each time that it was begun; in offline mode they have other names."""
+    return set(root.glob(f"*wandb/run-*-{uid}"))
+
+
+def remove_folders(folders: Iterable[Path]) -> None:
+    """Remove these, and the links beside them that then lead nowhere."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in folder.parent.iterdir():
+            if path.is_symlink() and not path.exists():
+                path.unlink(missing_ok=True)
 
 
 def _rows_in_files(root: Path, uid: str) -> dict[str, int]:

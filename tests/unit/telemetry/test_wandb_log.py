@@ -18,7 +18,7 @@ import pytest
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.telemetry import delivery, wandb_log
 from horovod_yolo.telemetry.logger import LoggedRun, Point, Sent
-from horovod_yolo.telemetry.wandb_log import WandbLogger, require_key
+from horovod_yolo.telemetry.wandb_log import WandbError, WandbLogger, require_key
 from tests.helpers.disk import Disk, why_not
 from tests.helpers.wandb_files import files_of, rows_in
 from tests.helpers.wandb_server import KEY, WandbServer, clients, forget_the_user, serving
@@ -67,6 +67,12 @@ def points(first: int, last: int) -> list[Point]:
     return [
         Point("step", n, 1e9 + n, {"step/lr": 0.5, "step/loss": float("nan")}) for n in range(first, last + 1)
     ]
+
+
+def run_folders(folder: Path, uid: str) -> list[Path]:
+    """That the client has made; all its links lead somewhere."""
+    assert not [path for path in folder.glob("wandb/*") if not path.exists()]
+    return list(folder.glob(f"wandb/run-*-{uid}"))
 
 
 def epoch(number: int) -> Point:
@@ -313,6 +319,22 @@ def test_a_server_that_does_not_take_it_costs_one_warning_and_no_step(
     assert last.endswith(f"; --resume {tmp_path} sends what is missing")
 
 
+def test_tries_that_fail_leave_no_folders(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = opened(tmp_path)
+    first.finish("broken off", {})
+    first.close()
+    (kept,) = run_folders(tmp_path, UID)  # of an earlier job
+    server.refuses = 500
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    for _ in range(2):
+        with pytest.raises(WandbError):
+            opened(tmp_path)
+        _open.pop().close()
+    assert run_folders(tmp_path, UID) == [kept]
+
+
 def test_a_server_that_fails_for_a_while_has_every_row_once(
     tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -334,3 +356,4 @@ def test_a_server_that_fails_for_a_while_has_every_row_once(
     there = server.runs["u"]
     assert [row["step"] for row in there.rows if "step" in row] == list(range(1, run.step + 1))
     assert there.exit_codes == [0]
+    assert len(run_folders(tmp_path, "u")) == 1  # not one for each try
