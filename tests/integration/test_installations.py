@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from packaging.requirements import Requirement
 
 from tests.helpers.fresh import Fresh
+from tests.helpers.ranks import REPOSITORY
 from tests.helpers.resolved import resolved
 from tests.unit.test_packaging import declared
 
 __all__ = ["declared"]  # a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+
+def pinned(name: str) -> str:
+    """The version in constraints.txt."""
+    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    (version,) = [line.removeprefix(f"{name}==") for line in pins if line.startswith(f"{name}==")]
+    return version
+
+
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI's torchvision is for CUDA
+# As `pip install -c constraints.txt` would, where that index is pip's; both are named "+cpu" there.
+PINNED = [
+    "--extra-index-url",
+    CPU_INDEX,
+    *(f"{name}=={pinned(name)}+cpu" for name in ("torch", "torchvision")),
+]
+
+
+def is_there(url: str) -> bool:
+    """Whether its host has an address from here."""
+    try:
+        socket.getaddrinfo(urlsplit(url).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def interpreters(version: str) -> Iterator[str]:
@@ -75,10 +103,12 @@ def test_the_oldest_versions(declared: dict[str, Any], digits: Path, tmp_path: P
     trains(fresh, digits)
 
 
-@pytest.mark.parametrize(("torch", "torchvision"), [("2.14.1", "0.29.1")])
-def test_beside_torchvision(digits: Path, tmp_path: Path, torch: str, torchvision: str) -> None:
+@pytest.mark.parametrize("words", [["torch==2.14.1", "torchvision==0.29.1"], PINNED], ids=["newer", "pinned"])
+def test_beside_torchvision(digits: Path, tmp_path: Path, words: list[str]) -> None:
+    if CPU_INDEX in words and not is_there(CPU_INDEX):
+        pytest.skip(f"LOUD SKIP: {CPU_INDEX} cannot be reached; the pinned torchvision is not installed")
     fresh = Fresh.make(tmp_path)
-    fresh.install(f"torch=={torch}", f"torchvision=={torchvision}")
+    fresh.install(*words)
     fresh.run(fresh.python, "-c", "import torchvision")
     trains(fresh, digits)
 
