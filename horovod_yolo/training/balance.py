@@ -14,8 +14,9 @@ from statistics import median
 
 from horovod_yolo.core.slices import Slices
 
-MEASURED = 5  # steps whose median counts the first time
+MEASURED = 5  # steps whose median may move slices the first time
 LONGER = (1, 2, 4)  # times as many after no, one, more changes: else noise would move slices back and forth
+KEPT = 4  # times as many steps as are needed are in the median at most: as long as shares stay, it gets surer
 WORTH = 0.95  # of a step's time must be left, or ranks keep what they have
 
 
@@ -45,7 +46,7 @@ class Balance:
     pixels: float = 1.0  # of a slice of the full size, in all channels
     seconds: tuple[float, ...] = ()  # that a slice took each rank when that was last known
     changes: int = 0
-    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED * LONGER[0]))
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT * MEASURED))
     _warm: bool = False  # after a first step, which also fills queues and memory
     _measured: dict[tuple[int, ...], float] = field(default_factory=dict)  # seconds of a step, by shares
 
@@ -62,7 +63,7 @@ class Balance:
 
     def message(self) -> list[float]:
         """A number for each rank, of which this one knows its own: their sums over the ranks are `heard`."""
-        own = median(self._recent) if len(self._recent) == self._recent.maxlen else 0.0
+        own = median(self._recent) if len(self._recent) >= self._needed else 0.0
         return [own if rank == self.rank else 0.0 for rank in range(len(self.shares))] if self.adapts else []
 
     def begin_epoch(self) -> None:
@@ -84,8 +85,13 @@ class Balance:
             return False
         self.shares, self._warm = best, False
         self.changes += 1
-        self._recent = deque(maxlen=MEASURED * LONGER[min(self.changes, len(LONGER) - 1)])
+        self._recent = deque(maxlen=KEPT * self._needed)
         return True
+
+    @property
+    def _needed(self) -> int:
+        """Steps that must have been measured with these shares before others are taken."""
+        return MEASURED * LONGER[min(self.changes, len(LONGER) - 1)]
 
     def _slowest(self, shares: Sequence[int]) -> float:
         return max(share * seconds for share, seconds in zip(shares, self.seconds, strict=True))

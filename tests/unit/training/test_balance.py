@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from horovod_yolo.training.balance import MEASURED, Balance, best_shares
+from horovod_yolo.training.balance import KEPT, MEASURED, Balance, best_shares
 
 times = st.floats(0.01, 10)
 
@@ -81,6 +82,55 @@ def test_each_change_needs_more_steps_than_the_one_before() -> None:
         ranks[1]._measured.clear()
         needed.append(steps)
     assert needed == [1 + MEASURED * times for times in (1, 2, 4, 4)]
+
+
+def changed_after(seconds: tuple[float, ...], count: int, noise: float, seed: int) -> list[int]:
+    """Steps, of 200, after which shares changed: each rank's times vary by so much from step to step."""
+    chance, even = random.Random(seed), divmod(count, len(seconds))
+    shares = tuple(even[0] + (rank < even[1]) for rank in range(len(seconds)))
+    ranks = [Balance(rank, shares, adapts=True) for rank in range(len(seconds))]
+    changed = []
+    for step in range(200):
+        for balance in ranks:
+            if step % 50 == 0:
+                balance.begin_epoch()
+            work(balance, seconds[balance.rank] * max(0.2, chance.gauss(1, noise)), 1)
+        if exchange(ranks)[0]:
+            changed.append(step + 1)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "noise", "settled"),
+    [
+        ((3.0, 1.0), 8, 0.05, 6),
+        ((3.0, 1.0), 8, 0.1, 6),
+        ((3.0, 1.0), 16, 0.05, 6),
+        ((1.0, 1.0, 2.0, 2.0), 16, 0.05, 17),
+        ((1.0, 1.0), 8, 0.1, 0),
+    ],
+)
+def test_noise_moves_no_slices_once_the_shares_fit(
+    seconds: tuple[float, ...], count: int, noise: float, settled: int
+) -> None:
+    for seed in range(20):
+        changed = changed_after(seconds, count, noise, seed)
+        assert max(changed, default=0) <= settled, (seed, changed)
+        assert bool(changed) == bool(settled) and changed[:1] in ([], [MEASURED + 1])
+
+
+def test_a_rank_that_becomes_slow_is_given_less_once_half_of_what_counts_is_slow() -> None:
+    ranks, steps = measured((4, 4), (1.0, 1.0), steps=100), 0
+    assert exchange(ranks) == [False, False]
+    while not exchange(ranks)[0]:
+        for balance in ranks:
+            work(balance, 1.0 if balance.rank else 3.0, 1)
+        steps += 1
+    assert steps == KEPT * MEASURED // 2
+    assert ranks[0].shares == (3, 5), "the median is between both then, and the next change needs as long"
+    for balance in ranks:
+        work(balance, 1.0 if balance.rank else 3.0, 2 * MEASURED + 1)
+    assert exchange(ranks) == [True, True] and ranks[0].shares == (2, 6)
 
 
 def test_one_slow_step_is_no_reason() -> None:
