@@ -1,4 +1,4 @@
-"""Training steps on one GPU at 640 px: number formats, compiled or not, against Ultralytics' trainer.
+"""Training steps on one GPU at 640 px: number formats, compiled or not, slices, and Ultralytics' trainer.
 
     PYTHONPATH=. python benchmarks/gpu.py [--quick] [--out gpu.json]
     PYTHONPATH=. python benchmarks/gpu.py --tiny
@@ -64,14 +64,20 @@ class Way(NamedTuple):
     channels_last: bool = True
     compiled: bool = False
     deterministic: bool = False
+    slices: int = 1
+    sums: str = "float"
 
 
 WAYS = (
     *(Way(kind, compiled=compiled) for kind in ("bf16", "fp16") for compiled in (False, True)),
     *(Way("bf16", channels_last=False), Way("tf32"), Way("fp16", deterministic=True)),
+    *(Way("fp16", deterministic=True, slices=4, sums=sums) for sums in ("float", "exact")),
 )
 QUICK_WAYS = (Way("bf16"),)
-TINY_WAYS = (Way("fp32"), Way("bf16", channels_last=False), Way("bf16", compiled=True))
+TINY_WAYS = (
+    *(Way("fp32"), Way("bf16", channels_last=False), Way("bf16", compiled=True)),
+    *(Way("fp32", deterministic=True, slices=2, sums=sums) for sums in ("float", "exact")),
+)
 
 
 def main() -> None:
@@ -140,7 +146,8 @@ def measured(model: str, way: Way, device: torch.device, args: Any) -> dict[str,
         torch.cuda.reset_peak_memory_stats()
     whole = choose_precision(way.precision, device)
     precision = Precision(device=device, dtype=whole.dtype, memory_format=FORMATS[way.channels_last])
-    stepper, images = make_stepper(model, precision, args.batch), random_batch(args.batch, pinned=on_gpu)
+    stepper = make_stepper(model, precision, args.batch, way.slices, way.sums)
+    images = random_batch(args.batch, pinned=on_gpu, slices=way.slices)
     flops = flops_of_step(stepper, precision, images)
     if way.compiled:
         stepper.model.compile(backend=COMPILER)
@@ -158,16 +165,18 @@ def measured(model: str, way: Way, device: torch.device, args: Any) -> dict[str,
     }
 
 
-def make_stepper(name: str, precision: Precision, batch: int) -> Stepper:
+def make_stepper(
+    name: str, precision: Precision, batch: int, slices: int = 1, sums: str = "float"
+) -> Stepper:
     flags = {"data": "none.yaml", "cfg": name, "imgsz": SIZE, "batch_size": batch, "optimizer": "SGD"}
-    config = settings_of(flags)
+    config = settings_of({**flags, "slices": slices, "sums": sums})
     torch.manual_seed(0)
     model = build_model(name, CLASSES).to(precision.device, precision.of_weights)
     criterion = build_criterion(model, config)
     return build_stepper(config, model, criterion, LocalCommunicator(), precision, StopRequest())
 
 
-def random_batch(images: int, *, pinned: bool) -> Batch:
+def random_batch(images: int, *, pinned: bool, slices: int) -> Batch:
     """As the loader gives it: in pinned memory, where there is a GPU."""
     rng = torch.Generator().manual_seed(0)
     count = images * BOXES_AN_IMAGE
@@ -177,7 +186,8 @@ def random_batch(images: int, *, pinned: bool) -> Batch:
         torch.rand(count, 4, generator=rng) * 0.4 + 0.1,
     )
     pixels = torch.randint(256, (images, 3, SIZE, SIZE), generator=rng, dtype=torch.uint8)
-    batch = Batch(pixels, targets, torch.arange(images), [])
+    sizes = tuple(len(part) for part in torch.arange(images).tensor_split(slices)) if slices > 1 else ()
+    batch = Batch(pixels, targets, torch.arange(images), [], slices=sizes)
     return batch.pin_memory() if pinned else batch
 
 
@@ -278,16 +288,17 @@ def waits(stepper: Stepper, batch: Batch) -> int:
 def table_of(found: dict[str, Any]) -> str:
     """For docs/benchmarks.md."""
     lines = [
-        "| model | numbers | channels last | compiled | deterministic | images/s | of the peak "
-        "| loss, share of a step | waits | memory, GiB | bound by data workers "
+        "| model | numbers | channels last | compiled | deterministic | slices | sums | images/s "
+        "| of the peak | loss, share of a step | waits | memory, GiB | bound by data workers "
         "| Ultralytics' trainer, images/s | times as fast |",
-        "|---" * 13 + "|",
+        "|---" * 15 + "|",
     ]
     for row in found["rows"]:
         said = [
             row["model"],
             row["precision"],
             *(_yes(row[w]) for w in ("channels_last", "compiled", "deterministic")),
+            *(str(row["slices"]), row["sums"]),
         ]
         if "failed" in row:
             lines.append(f"| {' | '.join(said)} | {row['failed'].replace('|', '/')} |")

@@ -117,7 +117,7 @@ class Checks:
     def without_horovod(self) -> None:
         """What needs torch alone."""
         tests = ("tests/gpu", "--ignore", "tests/gpu/test_ranks_on_gpu.py")
-        self.check("tests of the GPU", 150, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+        self.check("tests of the GPU", 210, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
         last = self.runs / "from_cpu" / "weights" / "last.pt"
         first = self.train("from_cpu", "--cfg", "yolov5n", "--epochs", "3", device="cpu")
         self.check("a run on the CPU, stopped", 60, *first, until=last)

@@ -54,10 +54,12 @@ def test_the_benchmark_for_one_gpu_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     rows = json.loads(found.read_text())["rows"]
-    assert [(row["precision"], row["compiled"]) for row in rows] == [
-        ("fp32", False),
-        ("bf16", False),
-        ("bf16", True),
+    assert [(row["precision"], row["compiled"], row["slices"], row["sums"]) for row in rows] == [
+        ("fp32", False, 1, "float"),
+        ("bf16", False, 1, "float"),
+        ("bf16", True, 1, "float"),
+        ("fp32", False, 2, "float"),
+        ("fp32", False, 2, "exact"),
     ]
     assert all(row["images_per_s"] > 0 and not row.get("failed") for row in rows)
 
