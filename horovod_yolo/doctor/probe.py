@@ -226,7 +226,8 @@ def imports(asked: Facts) -> Facts:
 
 def _seconds_for_one(asked: Facts) -> float:
     """For how long a program may run now."""
-    return max(0.1, _OF_THE_TIME * (asked["ends"] - time.monotonic()))
+    left: float = asked["ends"] - time.monotonic()
+    return max(0.1, _OF_THE_TIME * left)
 
 
 def _own_python(asked: Facts, words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
