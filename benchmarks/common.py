@@ -68,9 +68,11 @@ def environment(checkout: Path) -> dict[str, str]:
     return {**os.environ, **path, "OMP_NUM_THREADS": "1"}
 
 
-def train(flags: Sequence[str], ranks: int, log: Path, **variables: str) -> None:
-    """Run ``train.py``, alone or under ``horovodrun --gloo``; raise where it fails."""
-    command = [*horovodrun(ranks), sys.executable, "train.py", *flags]
+def train(
+    flags: Sequence[str], ranks: int, log: Path, script: str | Path = "train.py", **variables: str
+) -> None:
+    """Run ``train.py``, or one like it, alone or under ``horovodrun --gloo``; raise where it fails."""
+    command = [*horovodrun(ranks), sys.executable, str(script), *flags]
     print("$", " ".join(command), flush=True)
     environ = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **variables}
     log.parent.mkdir(parents=True, exist_ok=True)
