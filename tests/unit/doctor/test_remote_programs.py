@@ -112,12 +112,14 @@ def test_a_run_beside_a_torchvision_that_fails_trains(digits: Path, tmp_path: Pa
         "--device",
         "cpu",
     ]
-    words = ["-m", "horovod_yolo.cli", "train", "--data", digits, "--project", tmp_path / "runs", *flags]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    words = ["-m", "horovod_yolo.cli", "train", "--data", str(digits), "--project", str(tmp_path / "runs")]
+    done = subprocess.run([sys.executable, *words, *flags], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "runs/exp/weights/best.pt").is_file()
-    done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, check=False)
-    assert b"torchvision::nms" in done.stderr, "the run was beside another one"
+    done = subprocess.run(
+        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False
+    )
+    assert "torchvision::nms" in done.stderr, "the run was beside another one"
 
 
 def test_a_backend_is_told_by_its_symbols(tmp_path: Path) -> None:
