@@ -108,7 +108,7 @@ def test_offline_each_job_goes_on_where_the_files_of_the_others_end(tmp_path: Pa
     processes = client_processes()
     for process in reversed(processes):  # first the one that writes
         process.kill()
-    processes[0].wait(10)  # the one that answers
+    processes[0].wait(60)  # the one that answers; on a busy machine its end takes a while
     with pytest.raises(OSError, match="its client's process has ended"):
         killed.send(points(601, 601))
     killed.close()
