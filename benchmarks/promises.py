@@ -27,7 +27,7 @@ from horovod_yolo.families import zoo
 
 DOCUMENT = ROOT / "docs" / "distributed.md"
 RESULTS = ROOT / "benchmarks" / "results"
-MODELS, SIDE, IMAGES, STEPS = ("yolov5n", "yolov8n", "yolo26n"), 320, 16, 3
+MODELS, SIDE, IMAGES, STEPS = ("yolov5n", "yolov8n"), 320, 16, 3
 NEITHER, SLICES, SYNC = "neither", "slices", "sync-bn"
 WAYS: dict[str, dict[str, Any]] = {
     NEITHER: {**FLOAT, "slices": 1},
@@ -90,11 +90,9 @@ def result(name: str) -> Found:
 def rows_of(cfg: str, found: dict[str, Found]) -> list[list[str]]:
     """Lines of a model: what, and a cell for each way."""
     slices, sync = times(cfg, "slices", "float", "exact"), times(cfg, "sync-bn", "without", "with")
-    sent = times(cfg, "slices", "float", "exact, sent")
     alone = times(cfg, "slices", "one pass", f"{PARTS} slices")
     return [
         [f"{cfg}: time of a step of two ranks", "1", slices, sync],
-        [f"{cfg}: the same, sums sent through the engine as between hosts", "1", sent, ""],
         [f"{cfg}: time of a step of one process, {PARTS} slices", "1", alone, ""],
         [f"{cfg}: memory of a step, MB", *(f"{found[way]['MB']:.0f}" for way in WAYS)],
         [f"{cfg}: bytes on the wire for each gradient", *(f"{found[way]['bytes']:.2f}" for way in WAYS)],

@@ -13,15 +13,16 @@ import torch
 from torch.optim import Optimizer
 
 from horovod_yolo.assembly.auto_optimizer import kept_choice, with_optimizer
+from horovod_yolo.assembly.compiling import compile_network
 from horovod_yolo.assembly.data import Data
-from horovod_yolo.assembly.device import agreed_device, choose_precision, device_kind, pinned
+from horovod_yolo.assembly.device import agreed_device, choose_precision, pinned
 from horovod_yolo.assembly.fitting import fitted, note_search, passes_of, passes_of_evaluation
 from horovod_yolo.assembly.given_weights import shared_weights
 from horovod_yolo.assembly.image_cache import training_images
 from horovod_yolo.assembly.input_size import require_cells, round_to_stride
 from horovod_yolo.assembly.model import build_criterion, model_to_resume, new_model
 from horovod_yolo.assembly.same_bits import compared, full_gpu
-from horovod_yolo.assembly.slicing import balance_of, slices_of, with_slices
+from horovod_yolo.assembly.slicing import balance_of, checks_of, slices_of, with_slices
 from horovod_yolo.assembly.teaching import teach
 from horovod_yolo.checkpoint.state import EarlyStopping, Progress
 from horovod_yolo.config.schema import TrainConfig
@@ -47,7 +48,6 @@ from horovod_yolo.losses.criterion import Criterion
 from horovod_yolo.models.detector import Detector
 from horovod_yolo.models.suppression import Thresholds
 from horovod_yolo.process.stop import StopRequest
-from horovod_yolo.training.double_check import DoubleChecks
 from horovod_yolo.training.ema import Ema
 from horovod_yolo.training.events import Callback
 from horovod_yolo.training.loop import Trainer
@@ -387,10 +387,9 @@ def build_trainer(
     )
     trainer.plan = TimePlan.of(config.time, config.epochs)
     trainer.follow(balance_of(config, device, comm))
-    if config.check_every:
-        kind = device_kind(device, deterministic=config.deterministic)
-        trainer.checks = DoubleChecks(config.check_every, config.seed, comm, kind, trainer.loader.made)
+    trainer.checks = checks_of(config, trainer.loader, device, comm)
     if resumed is None:
         note_search(trainer, asked)
     set_state(trainer, resumed)
+    compile_network(trainer)
     return trainer

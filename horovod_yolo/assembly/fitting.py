@@ -76,7 +76,10 @@ def fitted(
         boxes = most_boxes(config, annotations)
         state = _room(stepper, comm)
         images = largest_pass(
-            lambda count: stepper.lack_of_memory(_sample(count, config.imgsz, boxes, stepper), scale), share
+            lambda count: stepper.lack_of_memory(
+                sample(count, config.imgsz, boxes, slices=len(stepper.slices)), scale
+            ),
+            share,
         )
         del state
         give_back(device)
@@ -155,12 +158,11 @@ def _room(stepper: Stepper, comm: Communicator) -> Tensor | None:
     return room
 
 
-def _sample(images: int, side: int, boxes: int, stepper: Stepper) -> Batch:
+def sample(images: int, side: int, boxes: int, *, slices: int = 1) -> Batch:
     """A slice of black images, which take no memory as long as they are not on the way through the network.
 
     The rank's other slices are empty: they are not in memory at the same time.
     """
-    slices = len(stepper.slices)
     pixel = torch.zeros((1, 1, 1, 1), dtype=torch.uint8)
     places = torch.linspace(0.1, 0.9, boxes).repeat(images)
     return Batch(

@@ -6,10 +6,12 @@ import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from horovod_yolo.assembly.build import build_trainer
+from horovod_yolo.assembly.compiling import require_compiler
 from horovod_yolo.assembly.data import Data, run_data
 from horovod_yolo.assembly.data_state import require_same_images
 from horovod_yolo.assembly.device import arithmetic
@@ -242,7 +244,10 @@ def _replayed(run: Run, found: Found, data: Data, comm: Communicator, stop: Stop
     callbacks: list[Callback] = []
     if comm.rank == 0:
         callbacks = [StepLog(run.folder), ProgressDisplay(alone=comm.size == 1), comparison]
-    trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop)
+    exactly = partial(arithmetic, run.config.precision, deterministic=run.config.deterministic)
+    together(comm, lambda: require_compiler(run.config))
+    with exactly():  # what is compiled is so for this arithmetic
+        trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop)
     if trainer.evaluator is not None and trainer.sampler.weights is None:  # which validations set
         trainer.evaluator.close()
         trainer.evaluator = None
@@ -255,7 +260,7 @@ def _replayed(run: Run, found: Found, data: Data, comm: Communicator, stop: Stop
     if comm.rank == 0:
         write_config(run.folder, trainer.config)
     try:
-        with arithmetic(run.config.precision, deterministic=run.config.deterministic):
+        with exactly():
             trainer.fit()
         _require_read(trainer, comparison)
     except StoppedError:

@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import torch
 
+from horovod_yolo.assembly.compiling import FOLDER, compiler_of
 from horovod_yolo.assembly.device import CUBLAS_SPACE, CUBLAS_WORKSPACE, device_name
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
@@ -69,8 +70,11 @@ def _require_promise(config: TrainConfig, device: torch.device) -> None:
         )
 
 
-def kind_of(device: torch.device, *, portable: bool) -> Kind:
-    """What tells one kind of rank from another; with ``portable`` bits all x86 processors are of one."""
+def kind_of(device: torch.device, *, portable: bool, compiles: bool = False) -> Kind:
+    """What tells one kind of rank from another.
+
+    With ``portable`` bits all x86 processors are of one, and where it ``compiles`` the compiler counts.
+    """
     name, features = processor()
     told = [*_SHORTER, *(() if portable else variables(features))]
     kind = {
@@ -89,6 +93,9 @@ def kind_of(device: torch.device, *, portable: bool) -> Kind:
     }
     if device.type == "cuda":
         kind["cuDNN"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+    if compiles:
+        own = sorted(name for name in os.environ if name.startswith("TORCHINDUCTOR_") and name != FOLDER)
+        kind["compiler"] = " ".join([compiler_of(device), *(f"{name}={os.environ[name]}" for name in own)])
     return kind
 
 
@@ -114,7 +121,7 @@ def compared(
         For the checkpoints: ``kind``, and ``unlike``, which is empty where all are alike and always were.
     """
     before = (resumed or {}).get("arithmetic", {})
-    here = dict(kind_of(device, portable=config.portable_bits))
+    here = dict(kind_of(device, portable=config.portable_bits, compiles=config.compile))
     if resumed:
         here.pop("SciPy", None)  # it fits anchors when a run begins, and the checkpoint has them
     seen = comm.allgather_object((f"on {socket.gethostname()}", here))

@@ -9,15 +9,18 @@ from dataclasses import replace
 
 import torch
 
+from horovod_yolo.assembly.device import device_kind
 from horovod_yolo.assembly.same_bits import require_promise
 from horovod_yolo.config.schema import TrainConfig
 from horovod_yolo.core.errors import UserError
 from horovod_yolo.core.slices import Slices
+from horovod_yolo.data.loader import Loader
 from horovod_yolo.distributed.agreement import together
 from horovod_yolo.distributed.communicator import Communicator
 from horovod_yolo.process.cores import own_cores, share
 from horovod_yolo.process.environment import WEIGHTS, weights_of_hosts
 from horovod_yolo.training.balance import Balance, best_shares
+from horovod_yolo.training.double_check import DoubleChecks
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +88,16 @@ def _threads(config: TrainConfig, comm: Communicator) -> int:
     if threads > least:
         log.warning("%d threads a rank, as the run has them; here are cores for %d", threads, least)
     return threads
+
+
+def checks_of(
+    config: TrainConfig, loader: Loader, device: torch.device, comm: Communicator
+) -> DoubleChecks | None:
+    """What does slices twice on two ranks, where that was asked for."""
+    if not config.check_every:
+        return None
+    kind = device_kind(device, deterministic=config.deterministic)
+    return DoubleChecks(config.check_every, config.seed, comm, kind, loader.made)
 
 
 def balance_of(config: TrainConfig, device: torch.device, comm: Communicator) -> Balance | None:

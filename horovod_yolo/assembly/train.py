@@ -10,6 +10,7 @@ from typing import Any
 
 from horovod_yolo.assembly.anew import say_restarts
 from horovod_yolo.assembly.build import build_trainer
+from horovod_yolo.assembly.compiling import require_compiler
 from horovod_yolo.assembly.data import Data, run_data
 from horovod_yolo.assembly.data_state import data_state, require_same_data
 from horovod_yolo.assembly.device import arithmetic, precision_name
@@ -68,6 +69,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
             on_rank_0(comm, lambda: _take(run))
             if comm.rank != 0:
                 run.lock.drop()
+            together(comm, lambda: require_compiler(run.config))
             say_restarts(run.config.steps_between_commits, run.folder, run.lock, comm)
             with dashboard(run, comm) as watching:
                 return _trained(run, comm, stop, watching)

@@ -18,8 +18,8 @@ OF_TRAINING: Mapping[str, Sequence[str]] = {
     "optimizer": ("optimizer", "cos_lr", "scale_lr", "label_smoothing", "freeze", "noautoanchor", "seed"),
     "ranks": (
         *("np", "hosts", "engine", "device", "sync_bn", "slices", "sums", "balance", "threads"),
-        *("compression", "fusion_mb", "precision", "deterministic", "portable_bits", "check_every"),
-        *("elastic", "elastic_wait"),
+        *("compression", "fusion_mb", "precision", "compile", "deterministic", "portable_bits"),
+        *("check_every", "elastic", "elastic_wait"),
     ),
     "images and labels": (
         *("workers", "cache", "cache_dir", "stage", "class_map", "skip_bad_classes", "single_cls"),

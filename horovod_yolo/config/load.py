@@ -183,6 +183,7 @@ def _add_batch_flags(p: argparse.ArgumentParser) -> None:
 def _add_arithmetic_flags(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--precision", choices=get_args(Precision), help="of the forward pass; auto: fp16 on GPUs")
+    add("--compile", action="store_true", help="compile the network's passes first, which takes minutes")
     add("--deterministic", action="store_true", help="the same bits in every run on a GPU; slower")
     portable = "compute on all x86 processors as those with AVX2 do; slower"
     add("--portable-bits", dest="portable_bits", action="store_true", help=portable)

@@ -89,6 +89,7 @@ class TrainConfig:
     elastic: bool = False
     elastic_wait: float = 300.0
     precision: Precision = "auto"
+    compile: bool = False  # the network's passes in training, by PyTorch's compiler
     deterministic: bool = False
     portable_bits: bool = False
     scale_lr: ScaleLr = "none"
@@ -135,6 +136,7 @@ class TrainConfig:
         _require(0 <= self.fusion_mb <= 128, "--fusion-mb", self.fusion_mb, "from 0 to 128")
         self._check_choices()
         self._check_slices()
+        self._check_compile()
         if self.dashboard:
             Address.parse(self.dashboard, "--dashboard")
         if self.image_weights and self.rect:
@@ -161,6 +163,15 @@ class TrainConfig:
                 f"--sums exact and --compression {self.compression} exclude each other",
                 fix="leave one of them out: what travels as integers is not compressed",
             )
+
+    def _check_compile(self) -> None:
+        for flag, given, why in (
+            ("--sync-bn", self.sync_bn, "what is between two batch norms that wait for others is one layer"),
+            ("--portable-bits", self.portable_bits, "code is made for the processor that is there"),
+        ):
+            if self.compile and given:
+                fix = f"leave one of them out: {why}"
+                raise UserError(f"--compile and {flag} exclude each other", fix=fix)
 
     def _check_freeze(self) -> None:
         numbers = [one for one in self.freeze if isinstance(one, int)]

@@ -104,7 +104,6 @@ _ELSEWHERE: Mapping[str, Collection[str]] = {
 }
 _NOT_HERE: Mapping[str, str] = {
     "auto_augment": "leave it out: it is for classification",
-    "compile": "leave it out: steps run as they are written",
     "copy_paste_mode": "leave it out: it needs masks",
     "embed": "use a hook, as docs/predict.md shows",
     "end2end": "use head=one2one or head=one2many",

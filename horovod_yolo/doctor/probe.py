@@ -22,10 +22,12 @@ import os
 import platform
 import re
 import resource
+import shutil
 import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +194,17 @@ def _backends(extension: Path) -> list[str]:
         return [name for name, symbol in _BACKENDS.items() if content.find(symbol) >= 0]
 
 
+def compilers(_: Facts) -> Facts:
+    """What ``train.py --compile`` needs: a C++ compiler for CPUs, triton and a C compiler for GPUs."""
+    found = {
+        "cxx": [os.environ.get("CXX") or "g++"],
+        "cc": [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"],
+    }
+    there: Facts = {kind: any(map(shutil.which, names)) for kind, names in found.items()}
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return {**there, "headers": headers.exists(), "triton": _version("triton")}
+
+
 def _ours() -> Facts | None:
     folder = _folder("horovod_yolo")
     if folder is None:
@@ -329,6 +342,7 @@ def main() -> None:
         limits,
         processor,
         packages,
+        compilers,
         gpus,
         disks,
         *([data] if asked["data"] else []),

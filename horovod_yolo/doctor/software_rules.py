@@ -76,6 +76,7 @@ def notes(reports: Sequence[Report]) -> Iterator[str]:
     if len(built) == 1 and (why := lacks(*built)):
         yield why
     yield from unlike_processors(reports)
+    yield from without_compiler(reports)
 
 
 def unlike_processors(reports: Sequence[Report]) -> Iterator[str]:
@@ -89,6 +90,22 @@ def unlike_processors(reports: Sequence[Report]) -> Iterator[str]:
             f"the processors are unlike: {listed}. Jobs work, but what one computes is not to the bit what "
             "another does; train with --portable-bits where that matters"
         )
+
+
+def without_compiler(reports: Sequence[Report]) -> Iterator[str]:
+    """Hosts where ``--compile`` ends a job before its first step."""
+    lacking: dict[str, list[str]] = {}
+    for report, facts in hosts_with(reports, "compilers"):
+        on_gpu = bool(report.facts.get("gpus", {}).get("gpus"))
+        needed = {
+            "the package triton": facts["triton"] or not on_gpu,
+            "a C compiler" if on_gpu else "g++": facts["cc" if on_gpu else "cxx"],
+            "Python.h": facts["headers"],
+        }
+        if missing := [name for name, there in needed.items() if not there]:
+            lacking.setdefault(" and ".join(missing), []).append(report.host)
+    for what, hosts in lacking.items():
+        yield f"train.py --compile needs {what} on {', '.join(hosts)}; jobs without it need no compiler"
 
 
 def code(reports: Sequence[Report]) -> Iterator[Finding]:

@@ -81,7 +81,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
         values = input.numel() // self.num_features
-        if not self.training or input.device.type != "cpu" or values < 2:
+        compiled = torch.compiler.is_compiling()  # to code that adds as exactly
+        if not self.training or input.device.type != "cpu" or compiled or values < 2:
             return super().forward(input)  # which refuses to train on a single value
         y, mean, var = _Normalise.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         self.track(mean, var, torch.tensor(values, dtype=torch.float64))

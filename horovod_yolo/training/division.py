@@ -58,6 +58,9 @@ class Division(ABC):
             (2, T) loss terms in parts, each times the global images, and the normalisers.
         """
 
+    def look(self, predictions: Any, matches: Any) -> None:  # noqa: B027  # most have nothing to see
+        """See from a pass through the model as it is written which loss reaches which parameter."""
+
     @abstractmethod
     def source(self, predictions: Any, matches: Any, totals: Totals) -> Tensor:
         """() what a micro-batch goes back from."""
@@ -169,6 +172,10 @@ class LateDivision(Division):
             share.back(total)
         of_passes = (torch.stack(terms) * ratios[:, None]).sum(dim=1)
         return in_parts(of_passes).sum(dim=1), totals
+
+    def look(self, predictions: Any, matches: Any) -> None:
+        """See `Division`."""
+        self._loss(predictions, matches)
 
     def source(self, predictions: Any, matches: Any, totals: Totals) -> Tensor:
         """See `Division`."""

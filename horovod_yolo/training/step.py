@@ -85,6 +85,7 @@ class Stepper:
         self.teacher: Callable[[Batch, float], Targets] | None = None  # of scaled images
         self.digests = False  # of the weights, after each step
         self.model = model
+        self._network: Callable[[Tensor], Any] = model  # that computes what the model does
         self.criterion = criterion
         self.optimizer = optimizer
         self.scaler = scaler
@@ -112,6 +113,16 @@ class Stepper:
         """Let a teacher add to the targets, and the criterion, divided early, have losses of that."""
         self.teacher, self.criterion = teacher, criterion
         self._division = EarlyDivision(criterion)
+
+    def use(self, network: Callable[[Tensor], Any], batch: Batch) -> None:
+        """Let forward passes go through ``network``, which computes what the model does, from now on.
+
+        Which loss reaches which parameter may not be seen in its graph: for that ``batch`` goes through the
+        model as it is.
+        """
+        predictions = self._forward(batch, 1.0, tracks=False)
+        self._division.look(predictions, self._matched(batch, 1.0, predictions))
+        self._network = network
 
     def step(self, batches: Iterator[Batch], scales: Sequence[float]) -> Step:
         """Run one window. *Collective.*
@@ -343,7 +354,7 @@ class Stepper:
         batch = scaled(batch, scale, max(self.model.strides))
         self._training(len(batch) > 0 or self._sync_bn)  # batch norm has no statistics of nothing
         with self.precision.autocast():
-            predictions = self.model(self.precision.images(batch))
+            predictions = self._network(self.precision.images(batch))
         if tracks and len(batch):
             self._statistics.add(len(batch))
         return predictions

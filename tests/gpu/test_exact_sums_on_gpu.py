@@ -28,11 +28,9 @@ FLAGS = (
 
 def train(data: Path, folder: Path, world_size: int, device: str) -> Path:
     """A run of as many processes, which all compute on this device, over torch's Gloo."""
-    flags = [*FLAGS.split(), "--name", "run", "--device", device]
+    arguments = ["train.py", "--data", data, "--project", folder, "--name", "run", *FLAGS.split()]
     variables = {**visible(), "HOROVOD_YOLO_NCCL": "0"}
-    job = ranks.run(
-        ["train.py", "--data", data, "--project", folder, *flags], world_size, "torchrun", 300, **variables
-    )
+    job = ranks.run([*arguments, "--device", device], world_size, "torchrun", **variables)
     assert job.code == 0, job.output
     results = json.loads((folder / "run" / "results.json").read_text())
     assert (results["world_size"], results["slices"], results["bitwise"]) == (world_size, 2, "yes")
@@ -58,8 +56,7 @@ def states(digits: Path, device: str, cfg: str, precision: str) -> list[dict[str
         data = build_data(load_data_yaml(digits), config, comm)
         trainer = build_trainer(config, data, comm, [], None)
         trainer.train_epoch()
-        state: dict[str, object] = copied(trainer.state())
-        return state
+        return copied(trainer.state())
 
     with arithmetic(precision, deterministic=True):
         return [*run_world(1, epoch), *run_world(2, epoch)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from horovod_yolo.assembly import build
+from horovod_yolo.assembly import slicing
 from horovod_yolo.assembly.run import resumed_run
 from horovod_yolo.assembly.train import train
 from horovod_yolo.core.errors import FaultyRankError, UserError
@@ -128,7 +128,7 @@ def test_ranks_of_other_kinds_are_not_paired(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
 ) -> None:
     kinds = iter("abca" * 3)
-    monkeypatch.setattr(build, "device_kind", lambda *_, **__: next(kinds))
+    monkeypatch.setattr(slicing, "device_kind", lambda *_, **__: next(kinds))
     run_world(3, job(config_of(digits, tmp_path), tmp_path / "run"))
     assert counted == [place(step, 3)[1] for step in range(1, 7)], "each slice by its own rank"
 

@@ -53,9 +53,8 @@ def test_ranks_of_another_kind_are_named(
     assert alike == [{"kind": here, "unlike": ""}] * 2 and not caplog.records
     other = "avx512" if here["instruction set"] == "avx2" else "avx2"
     kinds = iter([here, {**here, "instruction set": other}])
-    monkeypatch.setattr(
-        same_bits, "kind_of", lambda device, portable: next(kinds)
-    )  # no such processor is here
+    # No such processor is here.
+    monkeypatch.setattr(same_bits, "kind_of", lambda device, portable, compiles: next(kinds))
     first, second = run_world(2, job)
     assert first == second
     assert first["unlike"].startswith("instruction set ") and f"{other} on " in first["unlike"]
@@ -83,7 +82,7 @@ def test_ranks_with_another_version_are_named(package: str, monkeypatch: pytest.
     here = kind_of(CPU, portable=False)
     assert here[package][0].isdigit()
     kinds = iter([here, {**here, package: "0.1"}])
-    monkeypatch.setattr(same_bits, "kind_of", lambda device, portable: next(kinds))  # one environment is here
+    monkeypatch.setattr(same_bits, "kind_of", lambda device, portable, compiles: next(kinds))
     found = run_world(2, lambda comm: compared(config(), CPU, None, comm)["arithmetic"]["unlike"])
     assert found[0] == found[1] and found[0].startswith(f"{package} ") and "0.1 on " in found[0]
 

@@ -35,6 +35,7 @@ FACTS: dict[str, Any] = {
         "horovod_yolo": {"version": "0.1.0", "digest": "abcdef012345", "folder": "/job/horovod_yolo"},
         "others": {"numpy": "2.2.6", "pillow": "12.2.0"},
     },
+    "compilers": {"cxx": True, "cc": True, "headers": True, "triton": None},
     "gpus": {"gpus": [], "error": "", "infiniband": []},
     "disks": {
         "run": {**SPACE, "path": "runs/train", "identity": "7 1000"},

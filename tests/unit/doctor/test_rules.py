@@ -154,6 +154,24 @@ def test_unlike_processors_are_a_note() -> None:
     assert "--portable-bits" in said
 
 
+def test_hosts_that_cannot_compile_are_a_note() -> None:
+    """A CPU needs a C++ compiler, a GPU triton and a C compiler."""
+    reports = cluster()
+    change(reports[1], "compilers.cxx", False)
+    change(reports[2], "compilers.cc", False)
+    with_gpus(reports[3:])
+    change(reports[3], "compilers.cxx", False)
+    assert [note.partition(";")[0] for note in notes(reports)] == [
+        "train.py --compile needs g++ on host2",
+        "train.py --compile needs the package triton on host4",
+    ]
+    change(reports[3], "compilers.triton", "3.4.0")
+    change(reports[1], "compilers.headers", False)
+    assert [note.partition(";")[0] for note in notes(reports)] == [
+        "train.py --compile needs g++ and Python.h on host2",
+    ]
+
+
 FAILED: list[tuple[dict[str, Any], str, str]] = [
     ({"code": 255, "errors": "root@host3: Permission denied (publickey)."}, "ssh-key", "refuses the key"),
     ({"code": 255, "errors": "Host key verification failed."}, "host-key", "unknown here"),
