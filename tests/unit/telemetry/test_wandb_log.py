@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -103,18 +104,23 @@ def test_offline_each_job_goes_on_where_the_files_of_the_others_end(tmp_path: Pa
 
     killed, sent = opened(tmp_path)
     assert sent == Sent(UID, 3, 0)
-    killed.send(points(4, 600))
+    killed.send(points(4, 400))
     until(lambda: files_of(tmp_path, UID)[-1].stat().st_size > 1 << 15)  # a block; it writes no less
     processes = client_processes()
-    for process in reversed(processes):  # first the one that writes
-        process.kill()
-    processes[0].wait(60)  # the one that answers; on a busy machine its end takes a while
+    processes[-1].suspend()  # the one that writes: what is sent from here on is not in the file
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(killed.send, points(401, 600))
+        for process in reversed(processes):
+            process.kill()
+        processes[0].wait(60)  # the one that answers; on a busy machine its end takes a while
+    with pytest.raises(OSError, match="its client's process has ended"):
+        rest.result()
     with pytest.raises(OSError, match="its client's process has ended"):
         killed.send(points(601, 601))
     killed.close()
 
     last, sent = opened(tmp_path)
-    assert 3 < sent.step <= 600 and sent.epoch == 0  # whole blocks of the file, all where it is killed late
+    assert 3 < sent.step < 600 and sent.epoch == 0  # whole blocks of the file
     last.send(points(sent.step + 1, 600))
     last.finish("finished", RESULTS)
     last.close()
