@@ -148,6 +148,13 @@ def wait_until_gone(pids: Sequence[int], seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
+def kill_ranks(job: subprocess.Popen[str]) -> Finished:
+    """SIGKILL the ranks, and wait for their launcher."""
+    for pid in rank_processes(job):
+        os.kill(pid, signal.SIGKILL)
+    return finish(job, 60)
+
+
 def kill(job: subprocess.Popen[str]) -> None:
     """SIGKILL the whole job."""
     for pid in reversed(processes(job)):

@@ -15,20 +15,12 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.helpers.fresh import Fresh
-from tests.helpers.ranks import REPOSITORY
 from tests.helpers.resolved import resolved
-from tests.unit.test_packaging import declared
+from tests.unit.test_packaging import declared, read_pins
 
 __all__ = ["declared"]  # a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
-
-
-def pinned(name: str) -> str:
-    """The version in constraints.txt."""
-    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    (version,) = [line.removeprefix(f"{name}==") for line in pins if line.startswith(f"{name}==")]
-    return version
 
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI's torchvision is for CUDA
@@ -36,7 +28,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI's torchvision is for 
 PINNED = [
     "--extra-index-url",
     CPU_INDEX,
-    *(f"{name}=={pinned(name)}+cpu" for name in ("torch", "torchvision")),
+    *(f"{name}=={read_pins()[name]}+cpu" for name in ("torch", "torchvision")),
 ]
 
 

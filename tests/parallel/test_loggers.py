@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -63,12 +61,6 @@ def made(run: Path) -> int:
     return len(steps(run)) if (run / "steps.csv").exists() else 0
 
 
-def kill_ranks(job: ranks.subprocess.Popen[str]) -> str:
-    for pid in ranks.rank_processes(job):
-        os.kill(pid, signal.SIGKILL)
-    return ranks.finish(job, 60).output
-
-
 @pytest.mark.slow  # minutes: the server is started twice, and takes long for it
 def test_every_step_arrives_once_over_a_killed_server_and_a_killed_run(
     digits: Path, tmp_path: Path, server: MlflowServer
@@ -84,12 +76,12 @@ def test_every_step_arrives_once_over_a_killed_server_and_a_killed_run(
     server.start()
     until(lambda: step_there() >= at_kill + 20, job)
     until(lambda: "loggers" in checkpoint(run) and checkpoint(run)["loggers"]["mlflow"] != "", job)
-    first = kill_ranks(job)
+    first = ranks.kill_ranks(job).output
     before = step_there()
 
     again = ranks.start(["train.py", "--resume", run, "--log-to", "mlflow"], 2)
     until(lambda: step_there() >= before + 10, again)
-    second = kill_ranks(again)
+    second = ranks.kill_ranks(again).output
 
     (there,) = runs_there()
     history = MlflowClient().get_metric_history(there.info.run_id, "step")

@@ -91,9 +91,7 @@ def test_stopped_or_killed_anywhere_and_resumed_equals_undisturbed(data: Path, t
 
     job = ranks.start(["train.py", "--resume", run], 3)
     wait_until(job, lambda: checkpoint(run)["step"] > of_first_epoch, "a commit in the second epoch")
-    for pid in ranks.rank_processes(job):
-        os.kill(pid, signal.SIGKILL)
-    killed = ranks.finish(job, 60)
+    killed = ranks.kill_ranks(job)
     assert killed.code != 0
     assert "2 slices on 3 ranks: some have none, and wait for the others" in killed.output
     assert checkpoint(run)["sampler"]["batch"] > 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -56,12 +54,8 @@ def test_killed_and_resumed_equals_uninterrupted(
 
     job = ranks.start([*arguments(digits, tmp_path, "killed", model), *flags], WORLD_SIZE)
     wait_for_commit(job, tmp_path / "killed", 6)  # five steps an epoch: in the middle of the second
-    victims = ranks.rank_processes(job)
-    assert len(victims) == WORLD_SIZE
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
-    killed = ranks.finish(job, 60)
-    assert killed.code != 0
+    assert len(ranks.rank_processes(job)) == WORLD_SIZE
+    assert ranks.kill_ranks(job).code != 0
     before = checkpoint(tmp_path / "killed")
     assert before["sampler"]["batch"] > 0, "the newest checkpoint is of the middle of an epoch"
 
@@ -82,9 +76,7 @@ def test_killed_on_four_ranks_goes_on_on_one_and_then_on_three(
     for size, arrived in ((4, 3), (1, 7)):
         job = ranks.start(fresh if size == 4 else ["train.py", "--resume", tmp_path / "killed"], size)
         wait_for_commit(job, tmp_path / "killed", arrived)
-        for pid in ranks.rank_processes(job):
-            os.kill(pid, signal.SIGKILL)
-        assert ranks.finish(job, 60).code != 0
+        assert ranks.kill_ranks(job).code != 0
     resumed = ranks.run(["train.py", "--resume", tmp_path / "killed"], 3)
     assert resumed.code == 0, resumed.output
     assert ranks.results(tmp_path / "killed")["slices"] == 4

@@ -12,7 +12,7 @@ from tests.helpers import ranks
 from tests.helpers.runs import checkpoint, steps
 from tests.helpers.wandb_files import files_of, rows_in
 from tests.helpers.wandb_server import KEY, WandbServer, clients, forget_the_user, serving
-from tests.parallel.test_loggers import flags, kill_ranks, made, until
+from tests.parallel.test_loggers import flags, made, until
 
 STEPS = 80  # more than there are until the client is up
 
@@ -48,7 +48,7 @@ def test_every_step_is_logged_once_over_a_kill_and_a_resume(
     )
     started = clients_of(job)
     assert len(started) == 2  # of rank 0 alone
-    first = kill_ranks(job)
+    first = ranks.kill_ranks(job).output
     ranks.wait_until_gone(started)
     uid = checkpoint(run)["loggers"]["uid"]
     before = logged(run, uid)
