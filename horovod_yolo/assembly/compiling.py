@@ -59,14 +59,20 @@ _SETTLED = {
 }
 
 
-def require_compiler(config: TrainConfig) -> None:
-    """Raise where this host cannot compile, as far as that is known before there are data and a model.
+def require_compiler(config: TrainConfig, comm: Communicator) -> None:
+    """Raise where a host cannot compile, as far as that is known before there are data and a model.
+
+    *Collective* where the run's settings ask for it; all others begin without a meeting.
 
     Raises:
-        UserError: says what is missing.
+        UserError: says what is missing; on all ranks alike.
     """
-    if not config.compile:
-        return
+    if config.compile:
+        together(comm, lambda: _require_here(config))
+
+
+def _require_here(config: TrainConfig) -> None:
+    """Raise `UserError` where this host cannot."""
     if not hasattr(torch.compiler, "set_stance"):
         raise _unable(f"torch 2.6 or newer is needed, this is {torch.__version__}", "update it")
     if not torch._dynamo.eval_frame.is_dynamo_supported():

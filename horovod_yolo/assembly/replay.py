@@ -245,7 +245,7 @@ def _replayed(run: Run, found: Found, data: Data, comm: Communicator, stop: Stop
     if comm.rank == 0:
         callbacks = [StepLog(run.folder), ProgressDisplay(alone=comm.size == 1), comparison]
     exactly = partial(arithmetic, run.config.precision, deterministic=run.config.deterministic)
-    together(comm, lambda: require_compiler(run.config))
+    require_compiler(run.config, comm)
     with exactly():  # what is compiled is so for this arithmetic
         trainer = build_trainer(run.config, data, comm, callbacks, run.state, stop)
     if trainer.evaluator is not None and trainer.sampler.weights is None:  # which validations set

@@ -69,7 +69,7 @@ def train(run: Run, comm: Communicator, stop: StopRequest | None = None) -> dict
             on_rank_0(comm, lambda: _take(run))
             if comm.rank != 0:
                 run.lock.drop()
-            together(comm, lambda: require_compiler(run.config))
+            require_compiler(run.config, comm)
             say_restarts(run.config.steps_between_commits, run.folder, run.lock, comm)
             with dashboard(run, comm) as watching:
                 return _trained(run, comm, stop, watching)

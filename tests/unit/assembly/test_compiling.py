@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 def test_this_host_compiles_and_names_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("TORCHINDUCTOR_")]:
         monkeypatch.delenv(name)
-    require_compiler(COMPILES)
+    require_compiler(COMPILES, LocalCommunicator())
     assert compiler_of(CPU).startswith("g++")
     assert "compiler" not in kind_of(CPU, portable=False)
     assert kind_of(CPU, portable=False, compiles=True)["compiler"] == compiler_of(CPU)
@@ -62,14 +62,14 @@ def test_what_is_missing_is_said(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"--compile on .*: {what}.*or leave --compile out"):
-        require_compiler(replace(COMPILES, device=device))
-    require_compiler(replace(COMPILES, device=device, compile=False))
+        require_compiler(replace(COMPILES, device=device), LocalCommunicator())
+    require_compiler(replace(COMPILES, device=device, compile=False), LocalCommunicator())
 
 
 def test_python_without_headers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(compiling.sysconfig, "get_path", lambda _: str(tmp_path))
     with pytest.raises(UserError, match=r"Python\.h.*python3-dev"):
-        require_compiler(COMPILES)
+        require_compiler(COMPILES, LocalCommunicator())
 
 
 @pytest.mark.parametrize(
